@@ -1,0 +1,8 @@
+"""FedCLIP as a feature-cache pipeline.
+
+Stage one, `fedclip.extract`, runs a frozen CLIP once and keeps its features in
+`fedclip.cache`; stage two, `fedclip.federate`, trains and federates small adapters
+over the features alone (Lu et al. 2023, arXiv:2302.13485).
+"""
+
+__version__ = "0.1.0"
