@@ -1,0 +1,24 @@
+"""Where both stages compute."""
+
+import torch
+
+from .errors import FedclipError
+
+
+def resolve_device(device: str) -> torch.device:
+    """Turn ``auto`` or a torch device's name into a device that is there.
+
+    Raises:
+        FedclipError: there is no such device here.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        resolved = torch.device(device)
+        torch.empty(1, device=resolved)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).split("\n")[0].rstrip(".")
+        raise FedclipError(
+            f"--device {device}: cannot be used here ({reason}); use auto, cpu or cuda"
+        ) from None
+    return resolved

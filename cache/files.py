@@ -1,0 +1,86 @@
+"""Files that are either whole or absent, and names that are safe as file names."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import FedclipError
+
+TEMPORARY_PREFIX = ".tmp-"
+_SAFE_NAME = re.compile(r"[^\W_][\w.+-]{0,199}")
+
+
+def check_name(name: str, what: str) -> str:
+    """Return `name` if it can be a file's name on any system.
+
+    Raises:
+        FedclipError: it is empty, starts with a dot or holds a separator, say.
+    """
+    if not _SAFE_NAME.fullmatch(name):
+        raise FedclipError(
+            f"{what} {name!r} cannot name a file: use letters, digits, '_', '-', '+' and '.', "
+            "starting with a letter or a digit"
+        )
+    return name
+
+
+def slug(text: str) -> str:
+    """Turn free text into a name that `check_name` accepts, or into an empty string."""
+    return re.sub(r"[^\w.+-]+", "-", text).strip("-._+")[:100]
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it takes `path`'s place.
+
+    The content is fsynced before the rename, so a reader, a crash or a full disk
+    finds the old file or the new one, whole.
+    """
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        with temporary.open("r+b") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; on success it becomes `path`, new or empty."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
+    temporary.mkdir()
+    try:
+        yield temporary
+        temporary.replace(path)
+        sync_folder(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def to_json(value: Any) -> str:
+    """Format `value` for people: sorted keys, indented, no NaN."""
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON in place of `path`, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(to_json(value), encoding="utf-8")

@@ -1,0 +1,186 @@
+"""What a client's cache file holds: names, shapes, dtypes, versions.
+
+The first 512 bytes are HDF5's user block, which HDF5 leaves to the application:
+a magic, the format version and the SHA-256 of every byte after the block. The
+HDF5 part is described by `ATTRIBUTES` and `DATASETS`, in memory by `FeatureCache`.
+"""
+
+import hashlib
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from io import BufferedRandom, BufferedReader
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import CacheError
+from .files import check_name
+from .key import image_key
+
+ENCODING_TYPE = "fedclip-features"
+FORMAT_VERSION = 1
+
+BLOCK_SIZE = 512
+MAGIC = b"\x89FEDCLIP\r\n\x1a\n"
+_BLOCK = struct.Struct(f"<{len(MAGIC)}sI32s")
+
+DIGEST_SIZE = 16
+ROWS_PER_CHUNK = 256
+
+ATTRIBUTES = (
+    "encoding-type",
+    "encoding-version",
+    "dataset",
+    "client",
+    "key",
+    "embed_dim",
+    "logit_scale",
+    "normalized",
+    "encoder",
+)
+
+# name -> (dtypes it may have, number of dimensions); "S" is fixed-length UTF-8.
+DATASETS: Mapping[str, tuple[tuple[str, ...], int]] = {
+    "image/features": (("<f4", "<f2"), 2),
+    "image/labels": (("<i4",), 1),
+    "image/ids": (("S",), 1),
+    "image/digests": (("|u1",), 2),
+    "text/class_names": (("S",), 1),
+    "text/templates": (("S",), 1),
+    "text/features": (("<f4",), 3),
+}
+
+
+def content_digest(content: bytes) -> bytes:
+    """Identify the bytes of an image or of a row: BLAKE2b, 128 bits."""
+    return hashlib.blake2b(content, digest_size=DIGEST_SIZE).digest()
+
+
+def body_sha256(file: BufferedReader | BufferedRandom) -> bytes:
+    """Hash everything after the user block of an open cache file."""
+    file.seek(BLOCK_SIZE)
+    return hashlib.file_digest(file, "sha256").digest()
+
+
+def pack_block(sha256: bytes) -> bytes:
+    """Build the user block: magic, version, hash, zeros."""
+    return _BLOCK.pack(MAGIC, FORMAT_VERSION, sha256).ljust(BLOCK_SIZE, b"\0")
+
+
+def unpack_block(block: bytes) -> bytes:
+    """Read the hash from a user block.
+
+    Raises:
+        CacheError: not a cache file, another format version, or an altered block.
+    """
+    if len(block) < BLOCK_SIZE or not block.startswith(MAGIC):
+        raise CacheError("is not a fedclip cache file, or its beginning is damaged")
+    _, version, sha256 = _BLOCK.unpack_from(block)
+    if version != FORMAT_VERSION:
+        raise CacheError(
+            f"has cache format version {version}, and this fedclip reads version {FORMAT_VERSION}"
+        )
+    if any(block[_BLOCK.size :]):
+        raise CacheError("is damaged: its first block was altered")
+    return bytes(sha256)
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureCache:
+    """One client's features, as stage one leaves them and stage two takes them.
+
+    Attributes:
+        dataset: Name of the data set.
+        client: Name of the client, unique within a cache.
+        encoder: What made the vectors; `key` is computed from it.
+        logit_scale: The encoder's ``exp(logit_scale)``, positive.
+        normalized: Whether the image features have norm 1; raw ones have not.
+        image_features: (N, D) float32, as the encoder gave them.
+        labels: (N,) int32, indices into `class_names`.
+        ids: N strings, the images' paths below the data set's root.
+        digests: (N, 16) uint8, `content_digest` of each image.
+        class_names: C strings.
+        templates: P prompt templates such as ``a picture of a {}``.
+        text_features: (C, P, D) float32, as the encoder gave them.
+
+    Raises:
+        CacheError: on construction, where the parts contradict each other.
+    """
+
+    dataset: str
+    client: str
+    encoder: Mapping[str, Any]
+    logit_scale: float
+    normalized: bool
+    image_features: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int32]
+    ids: tuple[str, ...]
+    digests: npt.NDArray[np.uint8]
+    class_names: tuple[str, ...]
+    templates: tuple[str, ...]
+    text_features: npt.NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        check_name(self.dataset, "data set")
+        check_name(self.client, "client")
+        self._check_shapes()
+        self._check_values()
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of the features, D."""
+        return int(self.image_features.shape[1])
+
+    @cached_property
+    def key(self) -> str:
+        """The image key: equal keys, comparable features."""
+        return image_key(self.encoder)
+
+    def _check_shapes(self) -> None:
+        rows, width = self.image_features.shape
+        classes, templates = len(self.class_names), len(self.templates)
+        expected = {
+            "image/labels": (self.labels.shape, (rows,)),
+            "image/ids": ((len(self.ids),), (rows,)),
+            "image/digests": (self.digests.shape, (rows, DIGEST_SIZE)),
+            "text/features": (self.text_features.shape, (classes, templates, width)),
+        }
+        for name, (shape, wanted) in expected.items():
+            if shape != wanted:
+                raise CacheError(f"has {name} of shape {shape} where {wanted} belongs")
+        if 0 in (rows, width, classes, templates):
+            raise CacheError(
+                f"holds {rows} rows of {width} features, {classes} classes and {templates} "
+                "templates, and none of these may be 0"
+            )
+
+    def _check_values(self) -> None:
+        for what, names in (("class", self.class_names), ("template", self.templates)):
+            if len(set(names)) < len(names):
+                raise CacheError(f"names a {what} twice")
+        if len(set(self.ids)) < len(self.ids):
+            raise CacheError("names an image twice")
+        if not (np.isfinite(self.logit_scale) and self.logit_scale > 0):
+            raise CacheError(f"has logit_scale {self.logit_scale}, which must be positive")
+        outside = np.flatnonzero((self.labels < 0) | (self.labels >= len(self.class_names)))
+        if outside.size:
+            row = int(outside[0])
+            raise CacheError(
+                f"has label {self.labels[row]} in row {row} ({self.ids[row]}), outside its "
+                f"{len(self.class_names)} classes"
+            )
+        bad = np.flatnonzero(~np.isfinite(self.image_features).all(axis=1))
+        if bad.size:
+            row = int(bad[0])
+            raise CacheError(
+                f"has NaN or Inf in the image features of {bad.size} rows, the first is row "
+                f"{row} ({self.ids[row]})"
+            )
+        bad = np.flatnonzero(~np.isfinite(self.text_features).all(axis=(1, 2)))
+        if bad.size:
+            raise CacheError(
+                f"has NaN or Inf in the text features of class {self.class_names[int(bad[0])]!r}"
+            )

@@ -1,0 +1,169 @@
+"""The folder of caches: find, list, load, verify and remove them.
+
+A cache is a folder ``<cache-dir>/<dataset>/<variant>/`` that holds a
+``<client>.h5`` per client; ``manifest.json`` beside them says how they came about
+and holds nothing that a file needs.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import CacheError
+from .files import TEMPORARY_PREFIX, write_json
+from .key import differing_facts
+from .reader import read_cache
+from .schema import FeatureCache
+
+MANIFEST = "manifest.json"
+SUFFIX = ".h5"
+
+
+@dataclass(frozen=True)
+class CacheFolder:
+    """Where one cache lies, whether or not it is there yet."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """What `--cache` calls it: ``<dataset>/<variant>``."""
+        return f"{self.path.parent.name}/{self.path.name}"
+
+    @property
+    def files(self) -> list[Path]:
+        """The clients' files, in alphabetical order."""
+        return sorted(path for path in self.path.glob(f"[!.]*{SUFFIX}") if path.is_file())
+
+    @property
+    def bytes(self) -> int:
+        """Size of the clients' files."""
+        return sum(path.stat().st_size for path in self.files)
+
+    @property
+    def made(self) -> float:
+        """When it was last extracted or imported, in seconds since the epoch."""
+        manifest = self.path / MANIFEST
+        files = [manifest] if manifest.is_file() else self.files
+        return max(path.stat().st_mtime for path in files)
+
+    def file(self, client: str) -> Path:
+        """Path of a client's file."""
+        return self.path / f"{client}{SUFFIX}"
+
+    def read_manifest(self) -> dict[str, Any]:
+        """Read the manifest; an absent or unreadable one is empty, as nothing needs it."""
+        try:
+            manifest = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return manifest if isinstance(manifest, dict) else {}
+
+    def write_manifest(self, manifest: dict[str, Any]) -> None:
+        """Write the manifest, whole or not at all."""
+        write_json(self.path / MANIFEST, manifest)
+
+
+def find_caches(cache_dir: Path) -> list[CacheFolder]:
+    """Find every cache below `cache_dir`, in alphabetical order."""
+    folders = [CacheFolder(path) for path in sorted(cache_dir.glob("[!.]*/[!.]*")) if path.is_dir()]
+    return [folder for folder in folders if folder.files]
+
+
+def resolve_cache(cache_dir: Path, name: str) -> CacheFolder:
+    """Find the one cache that `name` means: its full name, its data set or a beginning.
+
+    Raises:
+        CacheError: none or several do; the message lists what there is.
+    """
+    found = find_caches(cache_dir)
+    exact = [folder for folder in found if folder.name == name]
+    dataset = [folder for folder in found if folder.name.split("/")[0] == name]
+    matches = exact or dataset or [folder for folder in found if folder.name.startswith(name)]
+    if len(matches) == 1:
+        return matches[0]
+    if not found:
+        raise CacheError(
+            f"there is no cache below {cache_dir}; make one with 'fedclip extract' or "
+            "'fedclip cache import', or say where with --cache-dir"
+        )
+    listed = ", ".join(folder.name for folder in matches or found)
+    if matches:
+        raise CacheError(f"cache {name!r} could be any of {listed}; give one of these names")
+    raise CacheError(f"there is no cache {name!r} below {cache_dir}; there is {listed}")
+
+
+def latest_cache(cache_dir: Path) -> CacheFolder:
+    """Find the cache extracted or imported last.
+
+    Raises:
+        CacheError: there is none.
+    """
+    found = find_caches(cache_dir)
+    return max(found, key=lambda folder: folder.made) if found else resolve_cache(cache_dir, "")
+
+
+def load_cache(folder: CacheFolder) -> list[FeatureCache]:
+    """Read every client of a cache, in alphabetical order of their names.
+
+    Raises:
+        CacheError: a file is damaged, or the clients do not belong together.
+    """
+    paths = folder.files
+    if not paths:
+        raise CacheError(f"{folder.path}: there is no client's file in this folder")
+    clients = [read_cache(path) for path in paths]
+    check_same(paths, clients)
+    return sorted(clients, key=lambda cache: cache.client)
+
+
+def check_same(paths: Sequence[Path], clients: Sequence[FeatureCache]) -> None:
+    """Check that clients can be federated: one encoder, the same classes and templates.
+
+    Raises:
+        CacheError: they differ; the message names two files and what differs.
+    """
+    first_path, first = paths[0], clients[0]
+    seen: dict[str, Path] = {}
+    for path, cache in zip(paths, clients, strict=True):
+        if cache.client in seen:
+            raise CacheError(
+                f"{path} and {seen[cache.client]} both hold the client {cache.client!r}; "
+                "keep one of them"
+            )
+        seen[cache.client] = path
+        differing = [
+            name
+            for name in (
+                "key",
+                "dataset",
+                "logit_scale",
+                "normalized",
+                "class_names",
+                "templates",
+            )
+            if getattr(cache, name) != getattr(first, name)
+        ]
+        if differing[:1] == ["key"]:
+            facts = ", ".join(differing_facts(first.encoder, cache.encoder))
+            raise CacheError(
+                f"{first_path} and {path} are of different encoders ({facts}), so their features "
+                "cannot be compared; keep them in different folders"
+            )
+        if differing:
+            raise CacheError(
+                f"{first_path} and {path} differ in {', '.join(differing)}; "
+                "extract them again with the same options"
+            )
+
+
+def remove_cache(folder: CacheFolder) -> None:
+    """Delete a cache's files, and its folders where nothing else is left in them."""
+    leftovers = folder.path.glob(f"{TEMPORARY_PREFIX}*")
+    for path in (*folder.files, folder.path / MANIFEST, *leftovers):
+        path.unlink(missing_ok=True)
+    for path in (folder.path, folder.path.parent):
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()

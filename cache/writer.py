@@ -1,0 +1,80 @@
+"""Writes a client's features as one finished file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from .errors import CacheError
+from .files import replacing
+from .key import canonical_json
+from .schema import (
+    BLOCK_SIZE,
+    DATASETS,
+    ENCODING_TYPE,
+    FORMAT_VERSION,
+    ROWS_PER_CHUNK,
+    FeatureCache,
+    body_sha256,
+    pack_block,
+)
+
+
+def _fixed_length(strings: Sequence[str]) -> tuple[npt.NDArray[np.bytes_], Any]:
+    """Encode as fixed-length UTF-8: variable-length strings can flip bits unnoticed."""
+    encoded = [string.encode() for string in strings]
+    if any(b"\0" in string for string in encoded):
+        raise CacheError("holds a name with a NUL character, which a cache cannot keep")
+    dtype = h5py.string_dtype("utf-8", max(1, *map(len, encoded)))
+    return np.array(encoded, dtype=dtype), dtype
+
+
+def write_cache(cache: FeatureCache, path: Path) -> None:
+    """Write `cache` in place of `path`: whole, checksummed and fsynced, or not at all.
+
+    Equal caches give equal bytes: no clock time goes into a file.
+    """
+    with replacing(path) as temporary:
+        with h5py.File(temporary, "w", userblock_size=BLOCK_SIZE) as file:
+            _write_attributes(file, cache)
+            _write_datasets(file, cache)
+        with temporary.open("r+b") as raw:
+            block = pack_block(body_sha256(raw))
+            raw.seek(0)
+            raw.write(block)
+
+
+def _write_attributes(file: h5py.File, cache: FeatureCache) -> None:
+    strings = {
+        "encoding-type": ENCODING_TYPE,
+        "encoding-version": str(FORMAT_VERSION),
+        "dataset": cache.dataset,
+        "client": cache.client,
+        "key": cache.key,
+        "encoder": canonical_json(dict(cache.encoder)),
+    }
+    for name, string in strings.items():
+        array, dtype = _fixed_length([string])
+        file.attrs.create(name, array[0], dtype=dtype)
+    file.attrs["embed_dim"] = np.int64(cache.embed_dim)
+    file.attrs["logit_scale"] = np.float64(cache.logit_scale)
+    file.attrs["normalized"] = np.bool_(cache.normalized)
+
+
+def _write_datasets(file: h5py.File, cache: FeatureCache) -> None:
+    arrays = {
+        "image/features": cache.image_features,
+        "image/labels": cache.labels,
+        "image/ids": _fixed_length(cache.ids)[0],
+        "image/digests": cache.digests,
+        "text/class_names": _fixed_length(cache.class_names)[0],
+        "text/templates": _fixed_length(cache.templates)[0],
+        "text/features": cache.text_features,
+    }
+    for name in DATASETS:
+        array = arrays[name]
+        chunks = (min(len(array), ROWS_PER_CHUNK), *array.shape[1:])
+        file.create_dataset(name, data=array, chunks=chunks, fletcher32=True, track_times=False)
