@@ -1,0 +1,325 @@
+"""Frozen encoders: what identifies them, images and texts to vectors."""
+
+import difflib
+import hashlib
+import logging
+import pickle
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import open_clip
+import torch
+from open_clip.pretrained import download_pretrained_from_hf
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from ..cache import FedclipError
+from .images import Transform
+from .names import HF_HUB, LOCAL_DIR, RANDOM, EncoderName, is_file
+
+CONFIG_FILE = "open_clip_config.json"
+
+# open_clip's own order of preference among several weight files of a folder.
+_WEIGHT_NAMES = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+    "model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.pth",
+    "model.pth",
+)
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth")
+
+# What open_clip, torch and the hub's client raise on weights that cannot be had or loaded.
+_LOAD_ERRORS = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    pickle.UnpicklingError,
+    SafetensorError,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """A frozen CLIP on a device.
+
+    Attributes:
+        name: What it was called.
+        facts: What identifies it; `fedclip.cache.image_key` hashes this.
+        sources: The files that it was loaded from; none for random weights.
+        model: The network, in evaluation mode.
+        transform: The model's own: image to (3, H, W) float32.
+        logit_scale: ``exp(logit_scale)``.
+        device: Where it runs.
+    """
+
+    name: EncoderName
+    facts: Mapping[str, Any]
+    sources: tuple[Path, ...]
+    model: nn.Module
+    transform: Transform
+    tokenizer: Callable[[list[str]], Tensor]
+    logit_scale: float
+    device: torch.device
+
+    @property
+    def pixel_shape(self) -> tuple[int, int, int]:
+        """Shape of what `transform` gives: channels, height, width."""
+        height, width = self.facts["image_size"]
+        return 3, height, width
+
+    def encode_images(self, pixels: Tensor) -> npt.NDArray[np.float32]:
+        """Encode (B, 3, H, W) float32 pixels to (B, D) float32 raw features."""
+        dtype = open_clip.get_input_dtype(self.name.precision)
+        with self._inference():
+            features = self.model.encode_image(  # type: ignore[operator]
+                pixels.to(self.device, dtype), normalize=False
+            )
+            return _to_numpy(features)
+
+    def encode_texts(self, prompts: Sequence[str], batch_size: int = 64) -> npt.NDArray[np.float32]:
+        """Encode T prompts to (T, D) float32 raw features, in batches of one shape."""
+        tokens = self.tokenizer(list(prompts))
+        padding = -len(tokens) % batch_size
+        tokens = torch.cat([tokens, tokens[-1:].expand(padding, -1)]).to(self.device)
+        with self._inference():
+            features = [
+                _to_numpy(self.model.encode_text(batch, normalize=False))  # type: ignore[operator]
+                for batch in torch.split(tokens, batch_size)
+            ]
+        return np.concatenate(features)[: len(prompts)]
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        # TF32 and autotuned kernels would make a GPU's float32 differ from a CPU's.
+        precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            with (
+                torch.inference_mode(),
+                torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False),
+            ):
+                yield
+        finally:
+            torch.set_float32_matmul_precision(precision)
+
+
+def _to_numpy(features: Tensor) -> npt.NDArray[np.float32]:
+    array: npt.NDArray[np.float32] = features.float().cpu().numpy()
+    return array
+
+
+def load_encoder(name: EncoderName, device: torch.device) -> Encoder:
+    """Build an encoder, load its weights and record what identifies it.
+
+    Raises:
+        FedclipError: there is no such model or tag, or its weights cannot be had,
+            do not fit or cannot be loaded safely.
+    """
+    config = _model_config(name.model)
+    tag = _tag_config(name)
+    with _quiet(), torch.random.fork_rng(devices=[]):
+        weights = _weights_file(name, tag)
+        torch.manual_seed(0)  # random weights are the same ones each time
+        model = _build(name, weights, quick_gelu=bool(tag.get("quick_gelu")))
+        try:
+            tokenizer = open_clip.get_tokenizer(name.model)
+        except _LOAD_ERRORS as error:
+            raise FedclipError(
+                f"{name.model}: its tokenizer cannot be had ({_first_line(error)})"
+            ) from None
+    if tag.get("quick_gelu"):
+        config["quick_gelu"] = True
+        _check_quick_gelu(name, model)
+    preprocess = PreprocessCfg(**open_clip.get_model_preprocess_cfg(model))
+    shown_model, shown_pretrained = name.shown
+    facts = {
+        "library": "open_clip",
+        "model": shown_model,
+        "pretrained": shown_pretrained,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "weights_sha256": _file_sha256(weights) if weights else _tensors_sha256(model),
+        "random_weights": weights is None,
+        "architecture": config,
+        **_preprocess_facts(preprocess),
+        "decoder": "pillow",
+        "precision": name.precision,
+    }
+    return Encoder(
+        name=name,
+        facts=facts,
+        sources=_sources(name, weights),
+        model=model.eval().requires_grad_(False).to(device),
+        transform=image_transform_v2(preprocess, is_train=False),
+        tokenizer=tokenizer,
+        logit_scale=float(model.logit_scale.exp()),  # type: ignore[operator]
+        device=device,
+    )
+
+
+def _preprocess_facts(preprocess: PreprocessCfg) -> dict[str, Any]:
+    facts = asdict(preprocess)
+    size = facts.pop("size")
+    return {
+        "image_size": [size, size] if isinstance(size, int) else list(size),
+        "mean": list(facts.pop("mean")),
+        "std": list(facts.pop("std")),
+        "resize": facts.pop("resize_mode"),
+        **facts,
+    }
+
+
+def _model_config(model: str) -> dict[str, Any]:
+    """Read the architecture's config as open_clip has it."""
+    try:
+        with _quiet():
+            config = open_clip.get_model_config(model)
+    except FileNotFoundError:
+        raise FedclipError(
+            f"{model}: there is no {CONFIG_FILE} in this folder; "
+            "give a folder as open_clip saves it"
+        ) from None
+    except _LOAD_ERRORS as error:
+        raise FedclipError(f"{model}: its config cannot be had ({_first_line(error)})") from None
+    if config is None:
+        models = open_clip.list_models()
+        similar = difflib.get_close_matches(model, models, n=3, cutoff=0.4)
+        raise FedclipError(
+            f"there is no model {model!r}; "
+            + (f"similar are {', '.join(similar)}" if similar else f"there are {len(models)}")
+            + " (python -c 'import open_clip; print(open_clip.list_models())' lists all)"
+        )
+    return dict(config)
+
+
+def _tag_config(name: EncoderName) -> Mapping[str, Any]:
+    """Read what open_clip knows of a tag; empty for files, places and random weights."""
+    if name.pretrained is None or name.pretrained == RANDOM or is_file(name.pretrained):
+        return {}
+    tag: Mapping[str, Any] = open_clip.get_pretrained_cfg(name.model, name.pretrained)
+    if not tag:
+        tags = open_clip.list_pretrained_tags_by_model(name.model)
+        raise FedclipError(
+            f"{name.model} has no weights {name.pretrained!r} and there is no such file; "
+            f"there is {', '.join([*tags, RANDOM])}"
+        )
+    return tag
+
+
+def _weights_file(name: EncoderName, tag: Mapping[str, Any]) -> Path | None:
+    """Find the weights on this machine, downloading them where they come from a hub."""
+    if name.pretrained == RANDOM:
+        return None
+    if name.model.startswith(LOCAL_DIR):
+        return _weights_in_folder(Path(name.model.removeprefix(LOCAL_DIR)))
+    try:
+        if name.model.startswith(HF_HUB):
+            return Path(download_pretrained_from_hf(name.model.removeprefix(HF_HUB)))
+        if tag:
+            return Path(open_clip.download_pretrained(tag))
+    except _LOAD_ERRORS as error:
+        raise FedclipError(
+            f"{name.model} {name.pretrained or ''}: the weights cannot be downloaded "
+            f"({_first_line(error)}); give a local checkpoint file with --pretrained, or a folder "
+            "with --model local-dir:FOLDER"
+        ) from None
+    assert name.pretrained is not None
+    return Path(name.pretrained)
+
+
+def _sources(name: EncoderName, weights: Path | None) -> tuple[Path, ...]:
+    sources = [weights.absolute()] if weights else []
+    if name.model.startswith(LOCAL_DIR):
+        sources.append(Path(name.model.removeprefix(LOCAL_DIR)).absolute() / CONFIG_FILE)
+    return tuple(sources)
+
+
+def _weights_in_folder(folder: Path) -> Path:
+    files = sorted(path for path in folder.iterdir() if path.suffix in _WEIGHT_SUFFIXES)
+    preferred = [folder / name for name in _WEIGHT_NAMES if folder / name in files]
+    if preferred:
+        return preferred[0]
+    if len(files) != 1:
+        raise FedclipError(
+            f"{folder}: holds {len(files)} weight files ({', '.join(_WEIGHT_SUFFIXES)}); "
+            f"one belongs there, or one named {_WEIGHT_NAMES[0]}"
+        )
+    return files[0]
+
+
+def _build(name: EncoderName, weights: Path | None, *, quick_gelu: bool) -> nn.Module:
+    own = name.pretrained is None
+    try:
+        model: nn.Module = open_clip.create_model(
+            name.model,
+            pretrained=None if own or weights is None else name.pretrained,
+            precision=name.precision,
+            force_quick_gelu=quick_gelu,
+            # A folder's weights are loaded below, so that the file hashed is the file loaded.
+            load_weights=weights is not None and not name.model.startswith(LOCAL_DIR),
+            require_pretrained=weights is not None and not name.model.startswith(LOCAL_DIR),
+            pretrained_text=False,
+        )
+        if weights is not None and name.model.startswith(LOCAL_DIR):
+            open_clip.load_checkpoint(model, str(weights), weights_only=True)
+    except _LOAD_ERRORS as error:
+        raise FedclipError(
+            f"{weights or name.model}: cannot be loaded as weights of {name.model} "
+            f"({_first_line(error)}); give safetensors or a plain state_dict of this architecture"
+        ) from None
+    return model
+
+
+def _check_quick_gelu(name: EncoderName, model: nn.Module) -> None:
+    kinds = {type(module).__name__ for module in model.modules()}
+    if "QuickGELU" not in kinds or "GELU" in kinds:
+        raise FedclipError(
+            f"{name.model} {name.pretrained}: these weights were trained with QuickGELU, and "
+            "this architecture does not use it; choose the model's -quickgelu variant"
+        )
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _tensors_sha256(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[:2]) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep libraries from talking while a model loads: what matters is raised or recorded."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)

@@ -1,0 +1,133 @@
+"""Image files to batches of pixels, in worker processes."""
+
+import signal
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..cache.schema import content_digest
+
+Transform = Callable[[Image.Image], Tensor]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One image file: its pixels and content hash, or why it has none.
+
+    Attributes:
+        pixels: (3, H, W) float32; zeros where there is a `problem`.
+        digest: `content_digest` of the bytes that were decoded.
+        problem: Why the file is no usable image, or an empty string.
+    """
+
+    pixels: Tensor
+    digest: bytes
+    problem: str
+
+
+@dataclass(frozen=True)
+class PixelBatch:
+    """A batch of one shape, whatever the number of images left.
+
+    Attributes:
+        pixels: (B, 3, H, W) float32; rows past the last image are zeros.
+        digests: Content hash of each image, at most B.
+        problems: Why an image is not usable, or an empty string; as many as `digests`.
+    """
+
+    pixels: Tensor
+    digests: tuple[bytes, ...]
+    problems: tuple[str, ...]
+
+
+class _ImageFiles(Dataset[Decoded]):
+    def __init__(
+        self, paths: Sequence[Path], transform: Transform, shape: tuple[int, int, int]
+    ) -> None:
+        self.paths = paths
+        self.transform = transform
+        self.shape = shape
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Decoded:
+        content = b""
+        try:
+            content = self.paths[index].read_bytes()
+            pixels, problem = decode(content, self.transform), ""
+        except Exception as error:  # whatever a decoder makes of a broken file
+            pixels, problem = torch.zeros(self.shape), describe(error, content)
+        return Decoded(pixels, content_digest(content), problem)
+
+
+def decode(content: bytes, transform: Transform) -> Tensor:
+    """Decode an image file's bytes with Pillow and open_clip's transform to (3, H, W) float32.
+
+    Raises:
+        Exception: whatever Pillow raises on bytes that are no usable image.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(BytesIO(content)) as image:
+            return transform(image)
+
+
+def describe(error: Exception, content: bytes) -> str:
+    """Say in a few words why a file could not be decoded."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read: {error.strerror}"
+    if not content:
+        return "is empty"
+    if type(error).__name__ == "UnidentifiedImageError":
+        return "is no image that Pillow knows"
+    return f"cannot be decoded: {' '.join(str(error).split())[:200] or type(error).__name__}"
+
+
+class _Collate:
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+
+    def __call__(self, images: Sequence[Decoded]) -> PixelBatch:
+        pixels = torch.zeros(self.batch_size, *images[0].pixels.shape)
+        for row, image in zip(pixels, images, strict=False):
+            row.copy_(image.pixels)
+        return PixelBatch(
+            pixels,
+            tuple(image.digest for image in images),
+            tuple(image.problem for image in images),
+        )
+
+
+def _ignore_interrupts(_worker: int) -> None:
+    # Ctrl-C reaches the whole process group; the parent ends its workers itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def load_batches(
+    paths: Sequence[Path],
+    transform: Transform,
+    shape: tuple[int, int, int],
+    batch_size: int,
+    workers: int,
+) -> Iterator[PixelBatch]:
+    """Decode `paths` in order, `batch_size` at a time, in `workers` processes (0: in this one).
+
+    The batches do not depend on the number of workers. Memory is bounded: each
+    worker is at most two batches ahead.
+    """
+    yield from DataLoader(
+        _ImageFiles(paths, transform, shape),
+        batch_size=batch_size,
+        num_workers=workers,
+        collate_fn=_Collate(batch_size),
+        worker_init_fn=_ignore_interrupts,
+    )

@@ -1,0 +1,72 @@
+"""What a user calls an encoder; importing this imports no encoder.
+
+Every open_clip model is one: an architecture with a pretrained tag or a checkpoint
+file, a ``local-dir:`` folder or an ``hf-hub:`` repository.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from ..cache import FedclipError
+from ..cache.files import slug
+
+LOCAL_DIR = "local-dir:"
+HF_HUB = "hf-hub:"
+DEFAULT_MODEL = "ViT-B-32"
+DEFAULT_PRETRAINED = "openai"
+RANDOM = "random"
+PRECISIONS = ("fp32", "fp16", "bf16")
+
+
+@dataclass(frozen=True)
+class EncoderName:
+    """What a user calls an encoder.
+
+    Attributes:
+        model: An open_clip architecture, or ``local-dir:`` or ``hf-hub:`` and a place.
+        pretrained: A tag, a checkpoint file or ``random``; None for the weights
+            that a place has beside its config.
+        precision: ``fp32``, ``fp16`` or ``bf16``.
+    """
+
+    model: str
+    pretrained: str | None
+    precision: str = "fp32"
+
+    @classmethod
+    def of(cls, model: str, pretrained: str | None, precision: str) -> Self:
+        """Fill in the default weights: OpenAI's for an architecture, a place's own.
+
+        Raises:
+            FedclipError: weights are named for a place that brings its own.
+        """
+        place = model.startswith((LOCAL_DIR, HF_HUB))
+        if place and pretrained not in (None, RANDOM):
+            raise FedclipError(
+                f"--pretrained {pretrained}: {model} brings its own weights; leave --pretrained out"
+            )
+        return cls(model, pretrained if place else pretrained or DEFAULT_PRETRAINED, precision)
+
+    @property
+    def shown(self) -> tuple[str, str]:
+        """Model and weights as a cache records them: without the folders of this machine."""
+        model, pretrained = self.model, self.pretrained
+        if model.startswith(LOCAL_DIR):
+            model = LOCAL_DIR + Path(model.removeprefix(LOCAL_DIR)).resolve().name
+        if pretrained is None:
+            pretrained = "own"
+        elif is_file(pretrained):
+            pretrained = Path(pretrained).name
+        return model, pretrained
+
+    @property
+    def variant(self) -> str:
+        """The name as part of a folder's name: ``<model>-<tag>``."""
+        model, pretrained = self.shown
+        return slug(f"{model.removeprefix(LOCAL_DIR).removeprefix(HF_HUB)}-{pretrained}")
+
+
+def is_file(pretrained: str) -> bool:
+    """Tell a checkpoint file from a pretrained tag."""
+    return Path(pretrained).is_file()
