@@ -1,0 +1,1 @@
+"""Stage two: features in, adapter out. Needs no encoder and no image library."""

@@ -1,0 +1,51 @@
+"""How often the right class wins."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import nn
+
+from .clients import Client, Federation, Samples
+from .losses import cosine_logits
+
+
+@torch.inference_mode()
+def accuracy(adapter: nn.Module | None, federation: Federation, samples: Samples) -> float:
+    """Share of samples whose own class has the highest logit; NaN where there are none.
+
+    Without an adapter this is zero-shot accuracy.
+    """
+    if not len(samples):
+        return float("nan")
+    image, text = samples.features, federation.text
+    if adapter is not None:
+        image, text = adapter(image, text)
+    predicted = cosine_logits(image, text, federation.logit_scale).argmax(dim=1)
+    return int((predicted == samples.labels).sum()) / len(samples)
+
+
+def test_accuracy(adapter: nn.Module | None, federation: Federation) -> dict[str, float]:
+    """Accuracy by client on the participants' test parts and on the whole target."""
+    return {
+        client.name: accuracy(adapter, federation, client.test) for client in federation.clients
+    }
+
+
+def validation_accuracy(adapter: nn.Module, federation: Federation) -> dict[str, float]:
+    """Accuracy by client on the participants' validation parts."""
+    return {
+        client.name: accuracy(adapter, federation, client.validation)
+        for client in federation.participants
+    }
+
+
+def mean(values: Iterable[float]) -> float:
+    """Unweighted mean; NaN of nothing."""
+    listed = list(values)
+    return sum(listed) / len(listed) if listed else float("nan")
+
+
+def pooled(by_client: Mapping[str, float], clients: Iterable[Client]) -> float:
+    """Accuracy over all test samples together."""
+    sizes = {client.name: len(client.test) for client in clients}
+    return sum(by_client[name] * size for name, size in sizes.items()) / sum(sizes.values())

@@ -1,0 +1,103 @@
+"""Trains many clients' adapters from the server's parameters."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .clients import Client, Federation
+from .losses import LOSSES
+from .seeding import generator
+from .settings import Settings
+
+Parameters = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class ClientUpdate:
+    """What a client sends back after local training.
+
+    Attributes:
+        client: Its name.
+        parameters: Its adapter's parameters.
+        samples: Rows of its training part.
+        loss: Mean training loss over the samples it trained on, NaN if there were none.
+    """
+
+    client: str
+    parameters: Parameters
+    samples: int
+    loss: float
+
+
+def train_clients(
+    adapter: nn.Module,
+    parameters: Parameters,
+    federation: Federation,
+    clients: Sequence[Client],
+    settings: Settings,
+    round_number: int,
+) -> list[ClientUpdate]:
+    """Train each client from the server's parameters, and return their updates in order.
+
+    Args:
+        adapter: The adapter's architecture; its own parameters are overwritten.
+        parameters: The server's.
+        federation: Where the class texts and the logit scale come from.
+        clients: Those that take part in this round.
+        settings: Epochs, batches, loss and optimizer.
+        round_number: Counted from 1; batches are drawn from (seed, round, client).
+    """
+    updates = []
+    for client in clients:
+        adapter.load_state_dict(parameters)
+        loss = _train(adapter, federation, client, settings, round_number)
+        trained = {name: tensor.detach().clone() for name, tensor in adapter.state_dict().items()}
+        updates.append(ClientUpdate(client.name, trained, len(client.train), loss))
+    return updates
+
+
+def draw_batches(
+    samples: int, settings: Settings, round_number: int, client: str
+) -> Iterator[Tensor]:
+    """Draw the minibatches of a client's round as tensors of row indices.
+
+    Every epoch shuffles anew; a batch of one sample is skipped, as it has no negatives.
+    """
+    random = generator("batches", settings.seed, round_number, client)
+    for _ in range(settings.local_epochs):
+        order = torch.from_numpy(random.permutation(samples))
+        yield from (batch for batch in torch.split(order, settings.batch_size) if len(batch) > 1)
+
+
+def _train(
+    adapter: nn.Module,
+    federation: Federation,
+    client: Client,
+    settings: Settings,
+    round_number: int,
+) -> float:
+    """Run a client's local epochs in place, with an optimizer made anew."""
+    loss_function = LOSSES[settings.loss]
+    optimizer = torch.optim.Adam(
+        adapter.parameters(),
+        lr=settings.lr,
+        betas=settings.betas,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+    features, labels = client.train.features, client.train.labels
+    total, rows = torch.zeros((), device=labels.device), 0
+    for batch in draw_batches(len(client.train), settings, round_number, client.name):
+        batch = batch.to(labels.device)
+        image, text = adapter(features[batch], federation.text)
+        loss = loss_function(image, text, labels[batch], federation.logit_scale)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+        total += loss.detach() * len(batch)
+        rows += len(batch)
+    return total.item() / rows if rows else math.nan

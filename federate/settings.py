@@ -1,0 +1,101 @@
+"""What a run can be told, its defaults and its presets."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args
+
+from ..cache import FedclipError
+
+Weighting = Literal["samples", "uniform"]
+LossName = Literal["clip", "class"]
+
+PAPER = "paper"
+
+# `paper` is Lu et al. 2023 to the letter; `tuned` is what gains more on real features.
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    PAPER: {},
+    "tuned": {"loss": "class", "lr": 3e-4, "weight_decay": 0.0},
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that shapes a run's numbers, apart from the cache and the target.
+
+    Attributes:
+        rounds: Rounds of federation.
+        local_epochs: Passes over its training part that a client makes in a round.
+        batch_size: Samples in a minibatch; a last one of a single sample is skipped.
+        lr: Adam's learning rate.
+        weight_decay: Adam's L2 penalty, added to the gradient (not AdamW's).
+        betas: Adam's decay rates.
+        eps: Adam's epsilon.
+        weighting: Whether the server weighs clients by their training samples or equally.
+        loss: `clip`, symmetric cross-entropy inside the minibatch, or `class`,
+            cross-entropy over all class texts.
+        feature_norm: L2 norm that image features are rescaled to; None leaves them raw.
+        prompts: Templates of the class texts, several are averaged; none: the first cached.
+        clients: Clients that each domain's samples are dealt to; None keeps one a domain.
+        alpha: Concentration of the Dirichlet draw that deals them.
+        seed: Of splits, partitions, batches and the adapter's first parameters.
+    """
+
+    rounds: int = 50
+    local_epochs: int = 1
+    batch_size: int = 32
+    lr: float = 5e-5
+    weight_decay: float = 0.2
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-6
+    weighting: Weighting = "samples"
+    loss: LossName = "clip"
+    feature_norm: float | None = None
+    prompts: tuple[str, ...] = ()
+    clients: int | None = None
+    alpha: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        least = {
+            "rounds": 1,
+            "local_epochs": 1,
+            "batch_size": 2,
+            "clients": 1,
+            "seed": 0,
+        }
+        for name, minimum in least.items():
+            value = getattr(self, name)
+            if value is not None and value < minimum:
+                raise FedclipError(f"{name} is {value}; it must be at least {minimum}")
+        for name in ("lr", "alpha", "feature_norm"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise FedclipError(f"{name} is {value}; it must be a positive number")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise FedclipError(f"weight_decay is {self.weight_decay}; it must not be negative")
+        for name, allowed in (
+            ("weighting", get_args(Weighting)),
+            ("loss", get_args(LossName)),
+        ):
+            if getattr(self, name) not in allowed:
+                raise FedclipError(
+                    f"{name} is {getattr(self, name)!r}; it must be {' or '.join(allowed)}"
+                )
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> "Settings":
+        """Take a preset's settings, and override those that are not None.
+
+        Raises:
+            FedclipError: there is no such preset, or a value makes no sense.
+        """
+        if name not in PRESETS:
+            raise FedclipError(f"there is no preset {name!r}; there is {', '.join(PRESETS)}")
+        given = {key: value for key, value in overrides.items() if value is not None}
+        return replace(cls(), **{**PRESETS[name], **given})
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the settings as JSON values."""
+        values = asdict(self)
+        return {**values, "betas": list(self.betas), "prompts": list(self.prompts)}
