@@ -401,13 +401,7 @@ def _describe(experiment: Experiment) -> list[str]:
 def _print_results(results: Sequence[dict[str, Any]], experiment: Experiment) -> None:
     from .federate.tables import cost_line, results_table
 
-    domains = [cache.client for cache in experiment.clients]
-    domain_of = {
-        client: next(d for d in domains if client in (d, f"{d}-{client[len(d) + 1 :]}"))
-        for result in results
-        for client in result["accuracy"]
-    }
-    _print(results_table(results, domain_of))
+    _print(results_table(results))
     print(
         "cost      ",
         cost_line(results[0], experiment.clients[0].encoder.get("parameters")),

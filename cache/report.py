@@ -110,8 +110,9 @@ class LineReport:
 
 
 @contextmanager
-def open_report(stream: TextIO = sys.stderr) -> Iterator[Report]:
-    """Open bars if `stream` is a terminal, else plain lines."""
+def open_report(stream: TextIO | None = None) -> Iterator[Report]:
+    """Open bars if `stream`, by default standard error, is a terminal, else plain lines."""
+    stream = stream or sys.stderr
     console = Console(file=stream)
     if not console.is_terminal:
         yield LineReport(stream)

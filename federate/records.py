@@ -4,6 +4,7 @@ import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from safetensors.torch import save
@@ -69,7 +70,7 @@ class RunFolder:
 
     def append_round(self, current: Round) -> None:
         """Append a line to the rounds, and hand it to the operating system."""
-        line = {
+        line: dict[str, Any] = {
             "round": current.number,
             "seconds": current.seconds,
             "train_loss": current.train_loss,
@@ -78,18 +79,15 @@ class RunFolder:
             "bytes_up": current.bytes_up,
             "bytes_down": current.bytes_down,
         }
-        if not current.finite:
-            nothing = dict.fromkeys
-            line |= {
-                "validation": nothing(current.validation),
-                "test": nothing(current.test),
-            }
+        if not current.finite:  # accuracies of parameters that are no numbers mean nothing
+            for part in ("validation", "test"):
+                line[part] = dict.fromkeys(line[part])
         with (self.path / ROUNDS).open("a", encoding="utf-8") as file:
             file.write(canonical_json(finite_or_null(line)) + "\n")
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write the result, whole or not at all."""
-        write_json(self.path / RESULT, finite_or_null(result))
+        write_json(self.path / RESULT, result)
 
     def write_adapter(self, best: Round, facts: Mapping[str, Any]) -> None:
         """Write the best round's adapter; `facts` become its one metadata entry, as JSON."""
@@ -112,13 +110,16 @@ def finite_or_null(value: Any) -> Any:
 
 
 def result_of(outcome: Outcome, federation: Federation) -> dict[str, Any]:
-    """Sum up a run; accuracies are fractions, those of the best round."""
+    """Sum up a run; accuracies are fractions, those of the best round, null if not finite.
+
+    The seconds are the median round's, as the first one warms up.
+    """
     clients = federation.clients
     best = outcome.best
     accuracy = dict(best.test) if best else dict.fromkeys(outcome.zero_shot, math.nan)
     target = federation.target.name if federation.target else None
     participants = [client.name for client in federation.participants]
-    return {
+    result = {
         "status": outcome.status,
         "rounds": len(outcome.seconds),
         "target": target,
@@ -134,12 +135,14 @@ def result_of(outcome: Outcome, federation: Federation) -> dict[str, Any]:
         "zero_shot_mean": mean(outcome.zero_shot.values()),
         "pooled": pooled(accuracy, clients),
         "zero_shot_pooled": pooled(outcome.zero_shot, clients),
+        "domains": {client.name: client.domain for client in clients},
         "test_samples": {client.name: len(client.test) for client in clients},
         "dropped": dict(federation.dropped),
         "trainable_parameters": outcome.trainable_parameters,
         "bytes_per_round": outcome.parameter_bytes,
-        "seconds_per_round": mean(outcome.seconds),
+        "seconds_per_round": median(outcome.seconds) if outcome.seconds else math.nan,
     }
+    return dict(finite_or_null(result))
 
 
 def summary_of(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -147,7 +150,7 @@ def summary_of(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     statuses = {result["status"] for result in results}
     status = next((s for s in ("failed", "interrupted") if s in statuses), "finished")
     averaged = {name: mean(_number(result[name]) for result in results) for name in _AVERAGED}
-    return {
+    summary = {
         "status": status,
         "target": "all",
         "targets": [result["target"] for result in results],
@@ -158,6 +161,7 @@ def summary_of(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "trainable_parameters": results[0]["trainable_parameters"],
         "bytes_per_round": results[0]["bytes_per_round"],
     }
+    return dict(finite_or_null(summary))
 
 
 def _number(value: float | None) -> float:

@@ -7,64 +7,47 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from .evaluate import mean
+from .records import summary_of
 
 # With more clients than this a table has a column per domain instead.
 CLIENT_COLUMNS = 8
 
+_SUMMARY = ("generalization", "personalization", "mean")
 
-def results_table(results: Sequence[Mapping[str, Any]], domain_of: Mapping[str, str]) -> Table:
+
+def results_table(results: Sequence[Mapping[str, Any]]) -> Table:
     """Lay out one row per target: zero-shot beside adapted accuracy, in percent.
 
     Args:
-        results: As `result.json` has them.
-        domain_of: The domain of each client.
+        results: One or more, as `result.json` has them.
     """
-    clients = sorted({client for result in results for client in result["accuracy"]})
-    groups = {client: [client] for client in clients}
-    if len(clients) > CLIENT_COLUMNS:
-        groups = {}
-        for client in clients:
-            groups.setdefault(domain_of[client], []).append(client)
-    table = Table(
-        box=SIMPLE_HEAD,
-        title="accuracy in %, zero-shot > adapted",
-        title_justify="left",
-    )
+    columns = _columns(results)
+    table = Table(box=SIMPLE_HEAD, title="accuracy in %, zero-shot > adapted", title_justify="left")
     table.add_column("target")
-    headings = [
-        f"{name} ({len(members)})" if len(members) > 1 else name for name, members in groups.items()
-    ]
-    for heading in (*headings, "generalization", "personalization", "mean", "round"):
+    for heading in (*columns, *_SUMMARY, "round"):
         table.add_column(heading, justify="right")
     for result in results:
+        before, after = result["zero_shot"], result["accuracy"]
         cells = [
-            _pair(
-                _mean_of(result["zero_shot"], members),
-                _mean_of(result["accuracy"], members),
-            )
-            for members in groups.values()
+            _pair(_mean(before, members), _mean(after, members)) for members in columns.values()
         ]
-        summary = [
-            _pair(result[f"zero_shot_{name}"], result[name])
-            for name in ("generalization", "personalization", "mean")
-        ]
-        table.add_row(
-            result["target"] or "none",
-            *cells,
-            *summary,
-            str(result["best_round"] or "-"),
-        )
+        best_round = str(result["best_round"] or "-")
+        table.add_row(result["target"] or "none", *cells, *_summary_cells(result), best_round)
     if len(results) > 1:
-        averages = [
-            _pair(
-                mean(result[f"zero_shot_{name}"] for result in results),
-                mean(result[name] for result in results),
-            )
-            for name in ("generalization", "personalization", "mean")
-        ]
         table.add_section()
-        table.add_row("mean", *[""] * len(groups), *averages, "")
+        table.add_row("mean", *[""] * len(columns), *_summary_cells(summary_of(results)), "")
     return table
+
+
+def _columns(results: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Give each column's heading its clients: one each, or a domain's where they are many."""
+    domains = {client: domain for result in results for client, domain in result["domains"].items()}
+    if len(domains) <= CLIENT_COLUMNS:
+        return {client: [client] for client in sorted(domains)}
+    return {
+        f"{domain} (mean)": [client for client in sorted(domains) if domains[client] == domain]
+        for domain in sorted(set(domains.values()))
+    }
 
 
 def cost_line(result: Mapping[str, Any], encoder_parameters: int | None) -> str:
@@ -72,7 +55,7 @@ def cost_line(result: Mapping[str, Any], encoder_parameters: int | None) -> str:
     trainable = result["trainable_parameters"]
     line = (
         f"{trainable:,} trainable parameters, {result['bytes_per_round']:,} bytes per round and "
-        f"client each way, {result['seconds_per_round']:.3f} s per round"
+        f"client each way, {_seconds(result['seconds_per_round'])} per round"
     )
     if encoder_parameters:
         line += (
@@ -82,9 +65,18 @@ def cost_line(result: Mapping[str, Any], encoder_parameters: int | None) -> str:
     return line
 
 
-def _mean_of(by_client: Mapping[str, float], members: Sequence[str]) -> float | None:
-    present = [by_client[member] for member in members if member in by_client]
-    return mean(present) if present else None
+def _seconds(seconds: float | None) -> str:
+    return "no seconds" if seconds is None else f"{seconds:.3f} s"
+
+
+def _mean(by_client: Mapping[str, float | None], members: Sequence[str]) -> float | None:
+    values = [by_client[member] for member in members if member in by_client]
+    known = [value for value in values if value is not None]
+    return mean(known) if known and len(known) == len(values) else None
+
+
+def _summary_cells(result: Mapping[str, Any]) -> list[str]:
+    return [_pair(result[f"zero_shot_{name}"], result[name]) for name in _SUMMARY]
 
 
 def _pair(before: float | None, after: float | None) -> str:

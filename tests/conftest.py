@@ -1,0 +1,177 @@
+"""Caches, images and an encoder small enough to make anew for every test run."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedclip.cache import FeatureCache, write_cache
+from fedclip.cache.schema import content_digest
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+MakeFeatures = Callable[..., FeatureCache]
+MakeCache = Callable[..., Path]
+MakeImages = Callable[..., Path]
+Fedclip = Callable[..., subprocess.CompletedProcess[str]]
+
+# A whole CLIP in miniature: 32x32 images, 16 features, the real tokenizer.
+TINY_CONFIG = {
+    "model_cfg": {
+        "embed_dim": 16,
+        "vision_cfg": {
+            "image_size": 32,
+            "layers": 1,
+            "width": 32,
+            "head_width": 16,
+            "patch_size": 8,
+        },
+        "text_cfg": {
+            "context_length": 16,
+            "vocab_size": 49408,
+            "width": 16,
+            "heads": 2,
+            "layers": 1,
+        },
+    },
+    "preprocess_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.3, 0.3, 0.25]},
+}
+
+
+def features(
+    client: str = "photo",
+    rows: int = 20,
+    width: int = 8,
+    classes: Sequence[str] = ("cat", "dog", "fish"),
+    templates: Sequence[str] = ("a picture of a {}",),
+    seed: int = 0,
+    **changes: Any,
+) -> FeatureCache:
+    """Draw a client's features around its class texts, so that there is something to learn."""
+    random = np.random.default_rng([seed, *client.encode()])
+    texts = np.random.default_rng(seed).normal(size=(len(classes), len(templates), width))
+    labels = np.arange(rows) % len(classes)
+    images = texts[labels, 0] + 1.5 * random.normal(size=(rows, width))
+    values: dict[str, Any] = {
+        "dataset": "tiny",
+        "client": client,
+        "encoder": {"library": "test", "model": "drawn", "parameters": 1_000_000},
+        "logit_scale": 20.0,
+        "normalized": False,
+        "image_features": images.astype(np.float32),
+        "labels": labels.astype(np.int32),
+        "ids": tuple(f"{client}/{index:04d}.png" for index in range(rows)),
+        "digests": np.stack(
+            [np.frombuffer(content_digest(row.tobytes()), np.uint8) for row in images]
+        ),
+        "class_names": tuple(classes),
+        "templates": tuple(templates),
+        "text_features": texts.astype(np.float32),
+    }
+    return FeatureCache(**{**values, **changes})
+
+
+@pytest.fixture
+def make_features() -> MakeFeatures:
+    """Give the function that draws a client's features."""
+    return features
+
+
+@pytest.fixture
+def make_cache(tmp_path: Path) -> MakeCache:
+    """Give a function that writes clients below ``tmp_path/caches`` and returns that folder."""
+
+    def make(clients: Mapping[str, int] | Sequence[FeatureCache], name: str = "tiny/drawn") -> Path:
+        folder = tmp_path / "caches" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        caches = (
+            [features(client, rows) for client, rows in clients.items()]
+            if isinstance(clients, Mapping)
+            else clients
+        )
+        for cache in caches:
+            write_cache(cache, folder / f"{cache.client}.h5")
+        return tmp_path / "caches"
+
+    return make
+
+
+def draw_image(path: Path, seed: int = 0, size: tuple[int, int] = (40, 48)) -> None:
+    """Save noise as an image of `size` (width, height) in the format of its suffix."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def make_images(tmp_path: Path) -> MakeImages:
+    """Give a function that fills ``tmp_path/<name>`` with <domain>/<class>/<image>."""
+
+    def make(
+        name: str = "pets",
+        domains: Sequence[str] = ("photo", "sketch"),
+        classes: Sequence[str] = ("cat", "big_dog"),
+        images: int = 3,
+    ) -> Path:
+        for d, domain in enumerate(domains):
+            for c, class_name in enumerate(classes):
+                for index in range(images):
+                    path = tmp_path / name / domain / class_name / f"{index:02d}.png"
+                    draw_image(path, seed=100 * d + 10 * c + index)
+        return tmp_path / name
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Save a tiny CLIP with seeded weights as open_clip's ``local-dir:`` loads it."""
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("models") / "tinyclip"
+    folder.mkdir()
+    (folder / "open_clip_config.json").write_text(json.dumps(TINY_CONFIG))
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def fedclip(tmp_path: Path) -> Fedclip:
+    """Give a function that runs ``python -m fedclip`` in ``tmp_path`` as a user would."""
+
+    def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("FEDCLIP_")
+        }
+        return subprocess.run(
+            [sys.executable, "-m", "fedclip", *map(str, arguments)],
+            cwd=tmp_path,
+            env={**environment, "HF_HUB_OFFLINE": "1", **options.pop("env", {})},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+            **options,
+        )
+
+    return run
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """Give the folder of real data, or skip where it is not beside the project."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("the real data is not here")
+    return SHARED_DATA

@@ -1,0 +1,340 @@
+"""``fedclip federate``: what it prints, what it leaves on disk, what it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from fedclip.cache import FeatureCache
+from fedclip.cli import run
+
+MakeFeatures = Callable[..., FeatureCache]
+MakeCache = Callable[..., Path]
+
+RUN_FILES = ["adapter.safetensors", "config.json", "result.json", "rounds.jsonl"]
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def lines(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command that must fail on bad input, and return its one line."""
+    capsys.readouterr()
+    assert run(arguments) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert len(errors) == 1
+    assert errors[0].startswith("error: ")
+    return errors[0]
+
+
+def test_a_run_with_one_target_leaves_its_four_files(make_cache: MakeCache) -> None:
+    make_cache({"art": 30, "photo": 40, "sketch": 25})
+    assert run(["federate", "--target", "sketch", "--rounds", "4", "--name", "one"]) == 0
+    folder = Path("runs/one")
+    assert sorted(path.name for path in folder.iterdir()) == RUN_FILES
+
+    rounds = lines(folder / "rounds.jsonl")
+    assert [line["round"] for line in rounds] == [1, 2, 3, 4]
+    assert set(rounds[0]) == {
+        *("round", "seconds", "train_loss", "validation", "test", "bytes_up", "bytes_down")
+    }
+    assert set(rounds[0]["validation"]) == {"art", "photo"}
+    assert set(rounds[0]["test"]) == {"art", "photo", "sketch"}
+
+    result = read(folder / "result.json")
+    best = rounds[result["best_round"] - 1]
+    scores = [sum(line["validation"].values()) / 2 for line in rounds]
+    assert result["best_round"] == 1 + scores.index(max(scores))
+    accuracy = result["accuracy"]
+    assert accuracy == best["test"]
+    assert result["target"] == "sketch"
+    assert result["generalization"] == accuracy["sketch"]
+    assert result["personalization"] == pytest.approx((accuracy["art"] + accuracy["photo"]) / 2)
+    assert result["mean"] == pytest.approx(sum(accuracy.values()) / 3)
+    sizes = {"art": 6, "photo": 8, "sketch": 25}
+    assert result["test_samples"] == sizes
+    pooled = sum(accuracy[name] * size for name, size in sizes.items()) / 39
+    assert result["pooled"] == pytest.approx(pooled)
+    assert result["zero_shot_mean"] == pytest.approx(sum(result["zero_shot"].values()) / 3)
+    parameters = 2 * (8 * 8 + 8)
+    assert result["trainable_parameters"] == parameters
+    assert result["bytes_per_round"] == 4 * parameters
+    assert best["bytes_up"] == best["bytes_down"] == 2 * 4 * parameters
+    assert result["status"] == "finished"
+
+
+def test_the_adapter_says_what_it_belongs_to(
+    make_cache: MakeCache, make_features: MakeFeatures
+) -> None:
+    cache = make_features("photo", 30)
+    make_cache([cache])
+    assert run(["federate", "--rounds", "2", "--name", "one"]) == 0
+    path = Path("runs/one/adapter.safetensors")
+    assert {name: tuple(tensor.shape) for name, tensor in load_file(path).items()} == {
+        "attention.0.weight": (8, 8),
+        "attention.0.bias": (8,),
+        "attention.2.weight": (8, 8),
+        "attention.2.bias": (8,),
+    }
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    assert list(metadata) == ["fedclip"]
+    assert json.loads(metadata["fedclip"]) == {
+        "adapter": "attention",
+        "embed_dim": 8,
+        "encoder": dict(cache.encoder),
+        "key": cache.key,
+    }
+
+
+def test_several_domains_are_left_out_in_turn_with_a_summary_above(
+    make_cache: MakeCache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_cache({"art": 30, "photo": 40, "sketch": 25})
+    assert run(["federate", "--rounds", "2", "--name", "all"]) == 0
+    folder = Path("runs/all")
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("art", "config.json", "photo", "result.json", "sketch")
+    ]
+    results = {}
+    for target in ("art", "photo", "sketch"):
+        assert sorted(path.name for path in (folder / target).iterdir()) == RUN_FILES
+        results[target] = read(folder / target / "result.json")
+        assert results[target]["target"] == target
+        assert read(folder / target / "config.json")["target"] == target
+    summary = read(folder / "result.json")
+    assert summary["targets"] == ["art", "photo", "sketch"]
+    assert summary["accuracy"] == {t: r["generalization"] for t, r in results.items()}
+    for name in ("generalization", "personalization", "mean", "pooled", "zero_shot_pooled"):
+        assert summary[name] == pytest.approx(sum(r[name] for r in results.values()) / 3)
+    printed = capsys.readouterr().out
+    rows = [line.split()[0] for line in printed.splitlines() if " > " in line]
+    assert rows[1:] == ["art", "photo", "sketch", "mean"]
+
+
+def test_a_cache_of_one_domain_federates_without_a_target(make_cache: MakeCache) -> None:
+    make_cache({"photo": 100})
+    arguments = ["federate", "--clients", "4", "--alpha", "1", "--rounds", "2", "--name", "dealt"]
+    assert run(arguments) == 0
+    result = read(Path("runs/dealt/result.json"))
+    assert result["target"] is None
+    assert result["generalization"] is None
+    assert set(result["accuracy"]) == {f"photo-{index:03d}" for index in range(4)}
+    assert result["mean"] == result["personalization"]
+
+
+def test_many_clients_are_shown_by_domain(
+    make_cache: MakeCache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_cache({"art": 200, "photo": 200})
+    arguments = ["federate", "--clients", "6", "--alpha", "100", "--rounds", "1"]
+    assert run([*arguments, "--target", "none"]) == 0
+    printed = capsys.readouterr().out
+    assert "art (mean)" in printed
+    assert "photo (mean)" in printed
+    assert "photo-000" not in printed
+
+
+def test_the_same_command_again_gives_the_same_numbers_and_the_same_adapter_bytes(
+    make_cache: MakeCache,
+) -> None:
+    make_cache({"art": 60, "photo": 70})
+    command = ["federate", "--rounds", "3", "--name", "same", "--clients", "3", "--seed", "4"]
+    seen = []
+    for extra in ([], ["--overwrite"]):
+        assert run([*command, *extra]) == 0
+        results = [read(path) for path in sorted(Path("runs/same").rglob("result.json"))]
+        for result in results:
+            del result["seconds_per_round"]
+        adapters = [p.read_bytes() for p in sorted(Path("runs/same").rglob("*.safetensors"))]
+        seen.append((results, adapters))
+    assert len(seen[0][1]) == 2
+    assert seen[0] == seen[1]
+
+
+def test_the_first_lines_say_which_cache_and_which_settings_are_in_force(
+    make_cache: MakeCache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    caches = make_cache({"photo": 30}, name="old/drawn")
+    make_cache({"photo": 30}, name="new/drawn")
+    os.utime(caches / "old/drawn/photo.h5", (1, 1))
+    assert run(["federate", "--preset", "tuned", "--lr", "0.002", "--rounds", "1"]) == 0
+    first, _, third, fourth, *_ = capsys.readouterr().out.splitlines()
+    assert first.split() == ["cache", "new/drawn", "(the", "one", "extracted", "last)"]
+    assert "preset tuned: lr 0.002, weight decay 0, loss class, batch size 32" in third
+    assert "1 rounds, features raw, prompt 'a picture of a {}', seed 0" in fourth
+
+
+def test_the_cost_line_counts_parameters_bytes_and_the_whole_model(
+    make_cache: MakeCache, make_features: MakeFeatures, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder = {"library": "test", "parameters": 151_277_313}
+    make_cache([make_features("photo", 30, width=512, encoder=encoder)])
+    assert run(["federate", "--rounds", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "525,312 trainable parameters, 2,101,248 bytes per round and client each way" in printed
+    assert "288 times fewer parameters than the encoder's 151,277,313" in printed
+
+
+def test_progress_is_plain_lines_where_there_is_no_terminal(
+    make_cache: MakeCache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_cache({"photo": 30})
+    assert run(["federate", "--rounds", "3"]) == 0
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("target none: 3/3 rounds, ")
+    assert "rounds/s" in last
+    assert "validation" in last
+
+
+def test_a_run_is_named_by_cache_settings_and_seed(make_cache: MakeCache) -> None:
+    make_cache({"photo": 30})
+    for extra in (["--seed", "1"], ["--seed", "2"], ["--seed", "1", "--lr", "0.1"]):
+        assert run(["federate", "--rounds", "1", *extra]) == 0
+    names = sorted(path.name for path in Path("runs").iterdir())
+    assert len(names) == 3
+    assert sum(name.endswith("-seed1") for name in names) == 2
+    assert all(name.startswith("tiny-") for name in names)
+
+
+def test_a_run_that_exists_is_kept_unless_overwritten(
+    make_cache: MakeCache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_cache({"photo": 30})
+    command = ["federate", "--rounds", "1", "--name", "mine"]
+    assert run(command) == 0
+    before = {path.name: path.read_bytes() for path in Path("runs/mine").iterdir()}
+    assert "runs/mine: this run exists; give --overwrite" in refusal(capsys, *command)
+    # Bad input is found out before anything is removed.
+    bad = [*command, "--overwrite", "--prompt", "no such {}"]
+    assert "'no such {}' is not cached" in refusal(capsys, *bad)
+    assert {path.name: path.read_bytes() for path in Path("runs/mine").iterdir()} == before
+    assert run([*command, "--overwrite", "--seed", "1"]) == 0
+    assert read(Path("runs/mine/config.json"))["seed"] == 1
+
+
+def test_a_folder_that_is_no_run_is_never_overwritten(
+    make_cache: MakeCache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_cache({"photo": 30})
+    treasure = Path("runs/mine/thesis.txt")
+    treasure.parent.mkdir(parents=True)
+    treasure.write_text("years of work")
+    command = ["federate", "--rounds", "1", "--name", "mine", "--overwrite"]
+    assert "is no run" in refusal(capsys, *command)
+    assert treasure.read_text() == "years of work"
+
+
+def test_a_run_that_leaves_the_finite_numbers_is_marked_failed(
+    make_cache: MakeCache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_cache({"photo": 60})
+    assert run(["federate", "--rounds", "5", "--lr", "1e38", "--name", "hot"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: training left the finite")
+    result = read(Path("runs/hot/result.json"))
+    assert result["status"] == "failed"
+    last = lines(Path("runs/hot/rounds.jsonl"))[-1]
+    assert last["train_loss"] is None
+    assert last["test"] == {"photo": None}
+    assert "NaN" not in Path("runs/hot/result.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--cache", "none"], "there is no cache 'none' below caches; there is tiny/drawn"),
+        (["--cache-dir", "nowhere"], "there is no cache below nowhere"),
+        (["--target", "art"], "there is no target 'art' in this cache; its domains are photo"),
+        (["--target", "photo"], "no client is left to train"),
+        (["--alpha", "1"], "--alpha 1.0 needs --clients"),
+        (["--clients", "2", "--alpha", "0"], "alpha is 0.0; it must be a positive number"),
+        (["--feature-norm", "big"], "--feature-norm 'big': give raw or a number"),
+        (["--feature-norm", "0"], "feature_norm is 0.0; it must be a positive number"),
+        (["--rounds", "0"], "Invalid value for '--rounds'"),
+        (["--batch-size", "1"], "Invalid value for '--batch-size'"),
+        (["--lr", "fast"], "Invalid value for '--lr'"),
+        (["--preset", "best"], "no preset 'best'; there is paper, tuned"),
+        (["--loss", "mse"], "loss is 'mse'; it must be clip or class"),
+        (["--weighting", "age"], "weighting is 'age'; it must be samples or uniform"),
+        (["--prompt", "a {}"], "prompt 'a {}' is not cached"),
+        (["--device", "abacus"], "--device abacus: cannot be used here"),
+        (["--device", "cuda:99"], "--device cuda:99: cannot be used here"),
+        (["--name", "../up"], "run '../up' cannot name a file"),
+        (["--no-such-option"], "No such option"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    make_cache: MakeCache,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    complaint: str,
+) -> None:
+    make_cache({"photo": 30})
+    assert complaint in refusal(capsys, "federate", *arguments)
+    assert not Path("runs").exists()
+
+
+def test_a_domain_too_small_to_split_is_named(
+    make_cache: MakeCache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_cache({"photo": 30, "sketch": 4})
+    assert "sketch: has 4 rows, too few to split" in refusal(capsys, "federate")
+
+
+def test_dropped_clients_are_named(
+    make_cache: MakeCache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_cache({"photo": 40})
+    command = ["federate", "--clients", "12", "--alpha", "0.2", "--rounds", "1", "--name", "few"]
+    assert run(command) == 0
+    dropped = read(Path("runs/few/result.json"))["dropped"]
+    assert dropped
+    errors = capsys.readouterr().err
+    for client, rows in dropped.items():
+        assert f"warning: {client} was dealt only {rows} rows and is left out" in errors
+
+
+def test_ctrl_c_keeps_what_was_recorded(make_cache: MakeCache) -> None:
+    make_cache({"art": 400, "photo": 400})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fedclip", "federate", "--rounds", "100000", "--name", "long"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    first = Path("runs/long/art/rounds.jsonl")
+    deadline = time.monotonic() + 120
+    while not (first.exists() and len(first.read_text().splitlines()) >= 3):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    recorded = lines(first)
+    result = read(first.with_name("result.json"))
+    assert result["status"] == "interrupted"
+    assert result["rounds"] == len(recorded) >= 3
+    assert result["accuracy"] == recorded[result["best_round"] - 1]["test"]
+    assert (first.parent / "adapter.safetensors").is_file()
+    assert not Path("runs/long/photo").exists()
+    assert read(Path("runs/long/result.json"))["status"] == "interrupted"

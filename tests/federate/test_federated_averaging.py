@@ -1,0 +1,216 @@
+"""The method, compared with a few lines of plain PyTorch."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fedclip.cache import FeatureCache, import_npz
+from fedclip.federate.adapters import AttentionAdapter, make_adapter
+from fedclip.federate.clients import Federation, build_federation
+from fedclip.federate.local import ClientUpdate, draw_batches, train_clients
+from fedclip.federate.records import result_of
+from fedclip.federate.seeding import seed_of
+from fedclip.federate.server import Round, federate, run_rounds
+from fedclip.federate.settings import Settings
+from fedclip.federate.strategies import fedavg
+
+MakeFeatures = Callable[..., FeatureCache]
+CPU = torch.device("cpu")
+
+
+def two_clients(make_features: MakeFeatures, settings: Settings) -> Federation:
+    # 49 and 55 rows: 29 and 33 to train on, so batches of 8 end short and in a single sample.
+    caches = [make_features("photo", 49, width=12), make_features("sketch", 55, width=12)]
+    return build_federation(caches, settings, None, CPU)
+
+
+def plain_loss(loss: str, image: Tensor, text: Tensor, labels: Tensor, scale: float) -> Tensor:
+    image = image / image.norm(dim=1, keepdim=True)
+    if loss == "class":
+        text = text / text.norm(dim=1, keepdim=True)
+        return functional.cross_entropy(scale * image @ text.t(), labels)
+    rows = text[labels] / text[labels].norm(dim=1, keepdim=True)
+    logits = scale * image @ rows.t()
+    own = torch.arange(len(labels))
+    return (functional.cross_entropy(logits, own) + functional.cross_entropy(logits.t(), own)) / 2
+
+
+@pytest.mark.parametrize("loss", ["clip", "class"])
+@pytest.mark.parametrize("weighting", ["samples", "uniform"])
+@pytest.mark.parametrize("local_epochs", [1, 2])
+def test_two_rounds_of_two_clients_equal_plain_pytorch_batch_by_batch(
+    make_features: MakeFeatures, loss: str, weighting: str, local_epochs: int
+) -> None:
+    settings = Settings.preset(
+        "paper",
+        rounds=2,
+        batch_size=8,
+        lr=1e-2,
+        seed=3,
+        loss=loss,
+        weighting=weighting,
+        local_epochs=local_epochs,
+    )
+    federation = two_clients(make_features, settings)
+    adapter = make_adapter(12, seed_of("adapter", settings.seed))
+    names = ["attention.0.weight", "attention.0.bias", "attention.2.weight", "attention.2.bias"]
+    server = [adapter.state_dict()[name].clone() for name in names]
+    rounds = list(run_rounds(adapter, federation, settings))
+
+    for number in (1, 2):
+        trained, sizes = [], []
+        for client in federation.participants:
+            own = [tensor.clone().requires_grad_() for tensor in server]
+            optimizer = torch.optim.Adam(
+                own, lr=1e-2, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2
+            )
+            for batch in draw_batches(len(client.train), settings, number, client.name):
+                image, labels = client.train.features[batch], client.train.labels[batch]
+                hidden = torch.tanh(image @ own[0].t() + own[1])
+                attention = torch.softmax(hidden @ own[2].t() + own[3], dim=1)
+                value = plain_loss(
+                    loss, attention * image, federation.text, labels, federation.logit_scale
+                )
+                optimizer.zero_grad()
+                torch.autograd.backward(value)
+                optimizer.step()
+            trained.append([tensor.detach() for tensor in own])
+            sizes.append(len(client.train) if weighting == "samples" else 1)
+        server = [
+            sum((size * t for size, t in zip(sizes, ts, strict=True)), torch.zeros(())) / sum(sizes)
+            for ts in zip(*trained, strict=True)
+        ]
+        for name, expected in zip(names, server, strict=True):
+            ours = rounds[number - 1].parameters[name]
+            torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
+
+
+def test_the_optimizer_is_made_anew_each_round(make_features: MakeFeatures) -> None:
+    settings = Settings.preset("paper", rounds=2, batch_size=8, lr=1e-2)
+    federation = two_clients(make_features, settings)
+    first, second = run_rounds(make_adapter(12, 0), federation, settings)
+    restarted = make_adapter(12, 1)
+    restarted.load_state_dict(first.parameters)
+    updates = train_clients(
+        restarted, first.parameters, federation, federation.participants, settings, 2
+    )
+    for name, tensor in fedavg.apply(updates, "samples").items():
+        assert torch.equal(tensor, second.parameters[name])
+
+
+def update(client: str, samples: int, *values: float) -> ClientUpdate:
+    return ClientUpdate(client, {"w": torch.tensor(values)}, samples, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("weighting", "expected"), [("samples", [3.25, 7.0]), ("uniform", [2.5, 6.0])]
+)
+def test_fedavg_weighs_by_samples_or_equally(weighting: str, expected: list[float]) -> None:
+    updates = [update("a", 10, 1.0, 4.0), update("b", 30, 4.0, 8.0)]
+    averaged = fedavg.apply(updates, weighting)  # type: ignore[arg-type]
+    assert averaged["w"].tolist() == expected
+
+
+def test_the_adapter_for_512_features_has_525312_parameters() -> None:
+    assert sum(p.numel() for p in AttentionAdapter(512).parameters()) == 525_312
+
+
+def test_the_adapter_weighs_images_and_leaves_texts_alone() -> None:
+    adapter = make_adapter(4, 0)
+    image, text = torch.randn(3, 4), torch.randn(2, 4)
+    with torch.no_grad():
+        adapted, same = adapter(image, text)
+    assert same is text
+    weights = adapted / image
+    torch.testing.assert_close(weights.sum(dim=1), torch.ones(3))
+    assert (weights > 0).all()
+
+
+def test_equal_seeds_make_equal_adapters_and_leave_the_global_generator_alone() -> None:
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    one, two, other = make_adapter(4, 7), make_adapter(4, 7), make_adapter(4, 8)
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, tensor in one.state_dict().items():
+        assert torch.equal(tensor, two.state_dict()[name])
+    assert not torch.equal(
+        one.state_dict()["attention.0.weight"], other.state_dict()["attention.0.weight"]
+    )
+
+
+def rounds_of(federation: Federation, settings: Settings) -> list[Round]:
+    rounds: list[Round] = []
+    federate(federation, settings, rounds.append, lambda done, last: None)
+    return rounds
+
+
+def test_the_best_round_has_the_best_mean_validation_and_the_earlier_of_equals_wins(
+    make_features: MakeFeatures,
+) -> None:
+    settings = Settings.preset("tuned", rounds=8, batch_size=8, lr=1e-3)
+    federation = two_clients(make_features, settings)
+    rounds: list[Round] = []
+    outcome = federate(federation, settings, rounds.append, lambda done, last: None)
+    scores = [current.mean_validation for current in rounds]
+    assert outcome.best is not None
+    assert len(set(scores)) < len(scores)
+    assert outcome.best.number == 1 + scores.index(max(scores))
+    assert [current.number for current in rounds] == list(range(1, 9))
+
+
+def test_training_lowers_the_training_loss(make_features: MakeFeatures) -> None:
+    settings = Settings.preset("tuned", rounds=20, batch_size=16, lr=1e-2)
+    federation = build_federation([make_features("photo", 300, width=12)], settings, None, CPU)
+    losses = [current.train_loss for current in rounds_of(federation, settings)]
+    assert losses[-1] < losses[0] / 3
+
+
+def test_real_features_gain_over_zero_shot(shared_data: Path, tmp_path: Path) -> None:
+    archive = shared_data / "features" / "caltech101-vitb32.npz"
+    clients = import_npz(archive, tmp_path, "caltech101").clients
+    settings = Settings.preset("tuned", rounds=10, clients=5, alpha=0.3, feature_norm=10.0)
+    federation = build_federation(clients, settings, None, CPU)
+    outcome = federate(federation, settings, lambda current: None, lambda done, last: None)
+    result = result_of(outcome, federation)
+    assert result["zero_shot_pooled"] == pytest.approx(0.9677, abs=1e-4)
+    assert 0.003 < result["pooled"] - result["zero_shot_pooled"] < 0.02
+
+
+def test_a_run_that_leaves_the_finite_numbers_ends_as_failed(make_features: MakeFeatures) -> None:
+    settings = Settings.preset("paper", rounds=5, batch_size=8, lr=1e38)
+    rounds: list[Round] = []
+    federation = two_clients(make_features, settings)
+    outcome = federate(federation, settings, rounds.append, lambda done, last: None)
+    assert outcome.status == "failed"
+    assert not rounds[-1].finite
+    assert len(rounds) < 5
+
+
+def test_an_interrupt_ends_a_run_with_what_was_recorded(make_features: MakeFeatures) -> None:
+    settings = Settings.preset("paper", rounds=50, batch_size=8)
+    rounds: list[Round] = []
+
+    def stop_after_three(done: int, last: Round | None) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    federation = two_clients(make_features, settings)
+    outcome = federate(federation, settings, rounds.append, stop_after_three)
+    assert outcome.status == "interrupted"
+    assert len(rounds) == len(outcome.seconds) == 3
+    assert outcome.best is not None
+
+
+def test_the_target_changes_nothing_for_those_who_train(make_features: MakeFeatures) -> None:
+    settings = Settings.preset("paper", rounds=2, batch_size=8)
+    caches = [make_features("photo", 49), make_features("sketch", 55)]
+    alone = rounds_of(build_federation(caches[:1], settings, None, CPU), settings)
+    with_target = rounds_of(build_federation(caches, settings, "sketch", CPU), settings)
+    for one, two in zip(alone, with_target, strict=True):
+        assert one.validation == two.validation
+        assert one.train_loss == two.train_loss
+        assert set(two.test) - set(one.test) == {"sketch"}
