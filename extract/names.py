@@ -39,8 +39,13 @@ class EncoderName:
         """Fill in the default weights: OpenAI's for an architecture, a place's own.
 
         Raises:
-            FedclipError: weights are named for a place that brings its own.
+            FedclipError: weights are named for a place that brings its own, or there is
+                no such precision.
         """
+        if precision not in PRECISIONS:
+            raise FedclipError(
+                f"--precision {precision}: there is no such precision; give {', '.join(PRECISIONS)}"
+            )
         place = model.startswith((LOCAL_DIR, HF_HUB))
         if place and pretrained not in (None, RANDOM):
             raise FedclipError(
