@@ -12,6 +12,7 @@ from .store import (
     load_cache,
     remove_cache,
     resolve_cache,
+    verify_cache,
 )
 from .writer import write_cache
 
@@ -28,5 +29,6 @@ __all__ = [
     "read_cache",
     "remove_cache",
     "resolve_cache",
+    "verify_cache",
     "write_cache",
 ]

@@ -26,11 +26,17 @@ def image_key(encoder: Mapping[str, Any]) -> str:
     A fact that nobody listed as descriptive counts, so a new one can only tell
     caches apart, never mix them.
     """
-    facts = {name: fact for name, fact in encoder.items() if name not in DESCRIPTIVE}
-    return hashlib.sha256(canonical_json(facts).encode()).hexdigest()
+    return hashlib.sha256(canonical_json(_shaping(encoder)).encode()).hexdigest()
 
 
 def differing_facts(encoder: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Name the facts in which two encoders differ, in alphabetical order."""
-    names = sorted({*encoder, *other} - DESCRIPTIVE)
-    return [name for name in names if encoder.get(name) != other.get(name)]
+    """Name the facts in which the keys of two encoders differ, in alphabetical order."""
+    one, two = (
+        {name: canonical_json(fact) for name, fact in _shaping(each).items()}
+        for each in (encoder, other)
+    )
+    return sorted(name for name in {*one, *two} if one.get(name) != two.get(name))
+
+
+def _shaping(encoder: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: fact for name, fact in encoder.items() if name not in DESCRIPTIVE}

@@ -3,13 +3,15 @@
 import hashlib
 import zipfile
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.format import MAGIC_PREFIX
 
-from .errors import CacheError
+from .errors import CacheError, FedclipError
 from .files import check_name, replacing_folder
 from .schema import FeatureCache, content_digest
 from .store import CacheFolder
@@ -51,7 +53,7 @@ def import_npz(path: Path, cache_dir: Path, name: str) -> Import:
     arrays, ignored = _load(path)
     try:
         clients = _clients(arrays, name)
-    except CacheError as error:
+    except FedclipError as error:
         raise CacheError(f"{path}: {error}") from None
     variant = f"imported-{clients[0].key[:8]}"
     manifest = {
@@ -73,26 +75,35 @@ def import_npz(path: Path, cache_dir: Path, name: str) -> Import:
 
 
 def _load(path: Path) -> tuple[dict[str, npt.NDArray[Any]], tuple[str, ...]]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise CacheError(f"{path}: is a single array; save a .npz with named arrays")
-            missing = [name for name in REQUIRED if name not in archive]
-            if missing:
-                raise CacheError(
-                    f"{path}: has no array {missing[0]!r}; it has {', '.join(archive.files)}"
-                )
-            known = [name for name in (*REQUIRED, *OPTIONAL) if name in archive]
-            ignored = tuple(sorted(set(archive.files) - set(known)))
-            return {name: archive[name] for name in known}, ignored
-    except FileNotFoundError:
-        raise CacheError(f"{path}: there is no such file") from None
-    except IsADirectoryError:
-        raise CacheError(f"{path}: is a folder; give the .npz file") from None
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise CacheError(
-            f"{path}: cannot be read as .npz ({error}); save it with numpy.savez and no objects"
-        ) from None
+    if not path.is_file():
+        reason = "is a folder; give the .npz file" if path.is_dir() else "there is no such file"
+        raise CacheError(f"{path}: {reason}")
+    with path.open("rb") as file:
+        if file.read(len(MAGIC_PREFIX)) == MAGIC_PREFIX:
+            raise CacheError(f"{path}: is a single array; save a .npz with named arrays")
+        try:
+            arrays = _arrays(file)
+        except Exception as error:  # whatever zipfile and NumPy make of a broken archive
+            reason = " ".join(str(error).split())[:200]
+            raise CacheError(
+                f"{path}: cannot be read as .npz ({reason}); save it with numpy.savez and "
+                "no objects"
+            ) from None
+    missing = [name for name in REQUIRED if name not in arrays]
+    if missing:
+        raise CacheError(f"{path}: has no array {missing[0]!r}; it has {', '.join(arrays)}")
+    ignored = tuple(sorted(name for name, array in arrays.items() if array is None))
+    return {name: array for name, array in arrays.items() if array is not None}, ignored
+
+
+def _arrays(file: BufferedReader) -> dict[str, npt.NDArray[Any] | None]:
+    """Read the arrays that have a meaning here, and name the others."""
+    with zipfile.ZipFile(file) as archive:
+        names = [Path(name).stem for name in archive.namelist() if name.endswith(".npy")]
+    known = {*REQUIRED, *OPTIONAL}
+    file.seek(0)
+    with np.load(file, allow_pickle=False) as archive:
+        return {name: np.asarray(archive[name]) if name in known else None for name in names}
 
 
 def _clients(arrays: dict[str, npt.NDArray[Any]], name: str) -> list[FeatureCache]:
@@ -153,7 +164,8 @@ def _features(arrays: dict[str, npt.NDArray[Any]], name: str) -> npt.NDArray[np.
             f"has {name} of shape {array.shape} and dtype {array.dtype}; "
             "a filled (rows, width) array of floats belongs there"
         )
-    return np.ascontiguousarray(array, dtype=np.float32)
+    with np.errstate(over="ignore"):  # what is too large becomes Inf, and is refused as such
+        return np.ascontiguousarray(array, dtype=np.float32)
 
 
 def _labels(arrays: dict[str, npt.NDArray[Any]], rows: int, classes: int) -> npt.NDArray[np.int32]:
@@ -179,14 +191,24 @@ def _strings(arrays: dict[str, npt.NDArray[Any]], name: str, length: int) -> tup
             f"has {name} of shape {array.shape} and dtype {array.dtype}; "
             f"({length},) strings belong there"
         )
-    return tuple(
-        string.decode() if isinstance(string, bytes) else str(string) for string in array.tolist()
-    )
+    try:
+        return tuple(
+            string.decode() if isinstance(string, bytes) else str(string)
+            for string in array.tolist()
+        )
+    except UnicodeDecodeError:
+        raise CacheError(f"has a {name} that is not UTF-8") from None
 
 
 def _rows_by_client(domains: tuple[str, ...]) -> dict[str, npt.NDArray[np.intp]]:
-    names = np.array([domain.lower().replace(" ", "_") for domain in domains])
-    return {
-        check_name(client, "domain"): np.flatnonzero(names == client)
-        for client in np.unique(names).tolist()
-    }
+    clients: dict[str, str] = {}
+    for domain in sorted(set(domains)):
+        client = check_name(domain.lower().replace(" ", "_"), "domain")
+        if client in clients:
+            raise CacheError(
+                f"has domains {clients[client]!r} and {domain!r}, which would both be the client "
+                f"{client!r}; rename one"
+            )
+        clients[client] = domain
+    names = np.array(domains)
+    return {client: np.flatnonzero(names == domain) for client, domain in sorted(clients.items())}

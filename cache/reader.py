@@ -36,14 +36,13 @@ def read_cache(path: Path) -> FeatureCache:
     try:
         with path.open("rb") as raw:
             _check_bytes(raw)
-            raw.seek(0)
-            with h5py.File(raw, "r") as file:
-                return _parse(file)
+            return _parse(raw)
     except FileNotFoundError:
         raise CacheError(f"{path}: there is no such file") from None
     except FedclipError as error:
+        reason = " ".join(str(error).split())
         raise CacheError(
-            f"{path}: {error}; remove the cache (fedclip cache rm) or put back a whole copy"
+            f"{path}: {reason}; remove the cache (fedclip cache rm) or put back a whole copy"
         ) from None
 
 
@@ -53,43 +52,54 @@ def _check_bytes(raw: BufferedReader) -> None:
         raise CacheError("is truncated or altered: its bytes do not match its SHA-256")
 
 
-def _parse(file: h5py.File) -> FeatureCache:
-    # A valid hash says that the file is as it was written, not that we wrote it.
+def _parse(raw: BufferedReader) -> FeatureCache:
+    # A valid hash says that the file is as it was written, not that we wrote it; so
+    # whatever HDF5 raises on it is the file's fault.
     try:
-        attributes = {name: _attribute(file, name) for name in ATTRIBUTES}
-        _check_encoding(attributes)
-        budget = file.id.get_filesize()
-        arrays = {name: _dataset(file, name, budget) for name in DATASETS}
-        encoder = json.loads(attributes["encoder"])
-        if not isinstance(encoder, dict) or image_key(encoder) != attributes["key"]:
-            raise CacheError("has a key that is not that of its encoder")
-        cache = FeatureCache(
-            dataset=attributes["dataset"],
-            client=attributes["client"],
-            encoder=encoder,
-            logit_scale=float(attributes["logit_scale"]),
-            normalized=bool(attributes["normalized"]),
-            image_features=arrays["image/features"].astype(np.float32, copy=False),
-            labels=arrays["image/labels"],
-            ids=_decode(arrays["image/ids"]),
-            digests=arrays["image/digests"],
-            class_names=_decode(arrays["text/class_names"]),
-            templates=_decode(arrays["text/templates"]),
-            text_features=arrays["text/features"],
-        )
-        if int(attributes["embed_dim"]) != cache.embed_dim:
-            raise CacheError(
-                f"says embed_dim {attributes['embed_dim']}, and its features have {cache.embed_dim}"
-            )
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        raw.seek(0)
+        with h5py.File(raw, "r") as file:
+            return _features(file)
+    except FedclipError:
+        raise
+    except Exception as error:
         raise CacheError(f"cannot be parsed as a cache ({error})") from None
+
+
+def _features(file: h5py.File) -> FeatureCache:
+    attributes = {name: _attribute(file, name, kinds) for name, kinds in ATTRIBUTES.items()}
+    _check_encoding(attributes)
+    budget = file.id.get_filesize()
+    arrays = {name: _dataset(file, name, budget) for name in DATASETS}
+    encoder = json.loads(attributes["encoder"])
+    if not isinstance(encoder, dict) or image_key(encoder) != attributes["key"]:
+        raise CacheError("has a key that is not that of its encoder")
+    cache = FeatureCache(
+        dataset=attributes["dataset"],
+        client=attributes["client"],
+        encoder=encoder,
+        logit_scale=float(attributes["logit_scale"]),
+        normalized=bool(attributes["normalized"]),
+        image_features=arrays["image/features"].astype(np.float32, copy=False),
+        labels=arrays["image/labels"],
+        ids=_decode(arrays["image/ids"]),
+        digests=arrays["image/digests"],
+        class_names=_decode(arrays["text/class_names"]),
+        templates=_decode(arrays["text/templates"]),
+        text_features=arrays["text/features"],
+    )
+    if attributes["embed_dim"] != cache.embed_dim:
+        raise CacheError(
+            f"says embed_dim {attributes['embed_dim']}, and its features have {cache.embed_dim}"
+        )
     return cache
 
 
-def _attribute(file: h5py.File, name: str) -> Any:
+def _attribute(file: h5py.File, name: str, kinds: type | tuple[type, ...]) -> Any:
     if name not in file.attrs:
         raise CacheError(f"lacks the attribute {name!r}")
     value = file.attrs[name]
+    if not isinstance(value, kinds):
+        raise CacheError(f"has a {type(value).__name__} as its attribute {name!r}")
     return value.decode() if isinstance(value, bytes) else value
 
 
@@ -97,7 +107,7 @@ def _check_encoding(attributes: dict[str, Any]) -> None:
     kind, version = attributes["encoding-type"], attributes["encoding-version"]
     if (kind, version) != (ENCODING_TYPE, str(FORMAT_VERSION)):
         raise CacheError(
-            f"holds {kind} version {version}, and this fedclip reads {ENCODING_TYPE} "
+            f"holds {kind!r} version {version!r}, and this fedclip reads {ENCODING_TYPE!r} "
             f"version {FORMAT_VERSION}"
         )
 
@@ -106,7 +116,9 @@ def _dataset(file: h5py.File, name: str, budget: int) -> Any:
     # Links and storage outside the file would make a cache read other files.
     group, leaf = name.split("/")
     for parent, child in ((file, group), (file[group], leaf)):
-        if not isinstance(parent.get(child, getlink=True), h5py.HardLink):
+        if not isinstance(parent, h5py.Group) or not isinstance(
+            parent.get(child, getlink=True), h5py.HardLink
+        ):
             raise CacheError(f"has no {name} of its own")
     dataset = file[name]
     if not isinstance(dataset, h5py.Dataset) or dataset.is_virtual or dataset.external:

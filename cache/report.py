@@ -98,8 +98,9 @@ class LineReport:
     def progress(self, task: str, done: int, total: int, unit: str, detail: str = "") -> None:
         """Write a line if it is time to."""
         now = time.monotonic()
+        first = task not in self._clocks
         clock = self._clocks.setdefault(task, _Clock(now, now))
-        if done < total and now - clock.shown < SECONDS_BETWEEN_LINES:
+        if not first and done < total and now - clock.shown < SECONDS_BETWEEN_LINES:
             return
         clock.shown = now
         elapsed = now - clock.begun

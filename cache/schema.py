@@ -7,7 +7,7 @@ HDF5 part is described by `ATTRIBUTES` and `DATASETS`, in memory by `FeatureCach
 
 import hashlib
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import BufferedRandom, BufferedReader
@@ -30,17 +30,19 @@ _BLOCK = struct.Struct(f"<{len(MAGIC)}sI32s")
 DIGEST_SIZE = 16
 ROWS_PER_CHUNK = 256
 
-ATTRIBUTES = (
-    "encoding-type",
-    "encoding-version",
-    "dataset",
-    "client",
-    "key",
-    "embed_dim",
-    "logit_scale",
-    "normalized",
-    "encoder",
-)
+# name -> the types that h5py may read it as; strings are written as fixed-length UTF-8.
+_TEXT = (bytes, str)
+ATTRIBUTES: Mapping[str, type | tuple[type, ...]] = {
+    "encoding-type": _TEXT,
+    "encoding-version": _TEXT,
+    "dataset": _TEXT,
+    "client": _TEXT,
+    "key": _TEXT,
+    "embed_dim": np.integer,
+    "logit_scale": np.floating,
+    "normalized": np.bool_,
+    "encoder": _TEXT,
+}
 
 # name -> (dtypes it may have, number of dimensions); "S" is fixed-length UTF-8.
 DATASETS: Mapping[str, tuple[tuple[str, ...], int]] = {
@@ -140,6 +142,18 @@ class FeatureCache:
         return image_key(self.encoder)
 
     def _check_shapes(self) -> None:
+        kinds: dict[str, tuple[npt.NDArray[Any], type, int]] = {
+            "image/features": (self.image_features, np.float32, 2),
+            "image/labels": (self.labels, np.int32, 1),
+            "image/digests": (self.digests, np.uint8, 2),
+            "text/features": (self.text_features, np.float32, 3),
+        }
+        for name, (array, dtype, dimensions) in kinds.items():
+            if array.dtype != dtype or array.ndim != dimensions:
+                raise CacheError(
+                    f"has {name} of shape {array.shape} and dtype {array.dtype}, where "
+                    f"{dimensions} dimensions of {np.dtype(dtype)} belong"
+                )
         rows, width = self.image_features.shape
         classes, templates = len(self.class_names), len(self.templates)
         expected = {
@@ -158,11 +172,12 @@ class FeatureCache:
             )
 
     def _check_values(self) -> None:
-        for what, names in (("class", self.class_names), ("template", self.templates)):
+        named = {"class": self.class_names, "template": self.templates, "image": self.ids}
+        for what, names in named.items():
+            for name in names:
+                _check_text(name, what)
             if len(set(names)) < len(names):
-                raise CacheError(f"names a {what} twice")
-        if len(set(self.ids)) < len(self.ids):
-            raise CacheError("names an image twice")
+                raise CacheError(f"names {what} {_repeated(names)!r} twice")
         if not (np.isfinite(self.logit_scale) and self.logit_scale > 0):
             raise CacheError(f"has logit_scale {self.logit_scale}, which must be positive")
         outside = np.flatnonzero((self.labels < 0) | (self.labels >= len(self.class_names)))
@@ -184,3 +199,17 @@ class FeatureCache:
             raise CacheError(
                 f"has NaN or Inf in the text features of class {self.class_names[int(bad[0])]!r}"
             )
+
+
+def _check_text(name: str, what: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise CacheError(f"has a {what} {name!r} that is not UTF-8") from None
+    if "\0" in name:
+        raise CacheError(f"has a {what} {name!r} with a NUL character, which a cache cannot keep")
+
+
+def _repeated(names: Sequence[str]) -> str:
+    seen: set[str] = set()
+    return next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]

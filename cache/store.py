@@ -57,13 +57,24 @@ class CacheFolder:
         """Read the manifest; an absent or unreadable one is empty, as nothing needs it."""
         try:
             manifest = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
-        return manifest if isinstance(manifest, dict) else {}
+        return manifest if _is_manifest(manifest) else {}
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         """Write the manifest, whole or not at all."""
         write_json(self.path / MANIFEST, manifest)
+
+
+def _is_manifest(value: Any) -> bool:
+    """Tell whether a manifest has the form that its readers take for granted."""
+    if not isinstance(value, dict) or not isinstance(value.get("imported", {}), dict):
+        return False
+    clients = value.get("clients", {})
+    return isinstance(clients, dict) and all(
+        isinstance(entry, dict) and isinstance(entry.get("skipped", []), list)
+        for entry in clients.values()
+    )
 
 
 def find_caches(cache_dir: Path) -> list[CacheFolder]:
@@ -81,7 +92,8 @@ def resolve_cache(cache_dir: Path, name: str) -> CacheFolder:
     found = find_caches(cache_dir)
     exact = [folder for folder in found if folder.name == name]
     dataset = [folder for folder in found if folder.name.split("/")[0] == name]
-    matches = exact or dataset or [folder for folder in found if folder.name.startswith(name)]
+    beginning = [folder for folder in found if name and folder.name.startswith(name)]
+    matches = exact or dataset or beginning
     if len(matches) == 1:
         return matches[0]
     if not found:
@@ -119,6 +131,23 @@ def load_cache(folder: CacheFolder) -> list[FeatureCache]:
     return sorted(clients, key=lambda cache: cache.client)
 
 
+def verify_cache(folder: CacheFolder) -> list[CacheError]:
+    """Check every client of a cache, and return what is wrong: a file each, or all together."""
+    paths = folder.files
+    clients, wrong = [], []
+    for path in paths:
+        try:
+            clients.append(read_cache(path))
+        except CacheError as error:
+            wrong.append(error)
+    if not wrong:
+        try:
+            check_same(paths, clients)
+        except CacheError as error:
+            wrong.append(error)
+    return wrong
+
+
 def check_same(paths: Sequence[Path], clients: Sequence[FeatureCache]) -> None:
     """Check that clients can be federated: one encoder, the same classes and templates.
 
@@ -139,6 +168,7 @@ def check_same(paths: Sequence[Path], clients: Sequence[FeatureCache]) -> None:
             for name in (
                 "key",
                 "dataset",
+                "embed_dim",
                 "logit_scale",
                 "normalized",
                 "class_names",

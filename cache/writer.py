@@ -1,6 +1,8 @@
 """Writes a client's features as one finished file."""
 
+import hashlib
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,6 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from .errors import CacheError
 from .files import replacing
 from .key import canonical_json
 from .schema import (
@@ -18,18 +19,8 @@ from .schema import (
     FORMAT_VERSION,
     ROWS_PER_CHUNK,
     FeatureCache,
-    body_sha256,
     pack_block,
 )
-
-
-def _fixed_length(strings: Sequence[str]) -> tuple[npt.NDArray[np.bytes_], Any]:
-    """Encode as fixed-length UTF-8: variable-length strings can flip bits unnoticed."""
-    encoded = [string.encode() for string in strings]
-    if any(b"\0" in string for string in encoded):
-        raise CacheError("holds a name with a NUL character, which a cache cannot keep")
-    dtype = h5py.string_dtype("utf-8", max(1, *map(len, encoded)))
-    return np.array(encoded, dtype=dtype), dtype
 
 
 def write_cache(cache: FeatureCache, path: Path) -> None:
@@ -37,14 +28,22 @@ def write_cache(cache: FeatureCache, path: Path) -> None:
 
     Equal caches give equal bytes: no clock time goes into a file.
     """
-    with replacing(path) as temporary:
-        with h5py.File(temporary, "w", userblock_size=BLOCK_SIZE) as file:
-            _write_attributes(file, cache)
-            _write_datasets(file, cache)
-        with temporary.open("r+b") as raw:
-            block = pack_block(body_sha256(raw))
-            raw.seek(0)
-            raw.write(block)
+    # In memory first, as HDF5 can crash the process where a disk is full.
+    buffer = BytesIO()
+    with h5py.File(buffer, "w", userblock_size=BLOCK_SIZE) as file:
+        _write_attributes(file, cache)
+        _write_datasets(file, cache)
+    body = buffer.getbuffer()[BLOCK_SIZE:]
+    with replacing(path) as temporary, temporary.open("wb") as raw:
+        raw.write(pack_block(hashlib.sha256(body).digest()))
+        raw.write(body)
+
+
+def _fixed_length(strings: Sequence[str]) -> tuple[npt.NDArray[np.bytes_], Any]:
+    """Encode as fixed-length UTF-8: variable-length strings can flip bits unnoticed."""
+    encoded = [string.encode() for string in strings]
+    dtype = h5py.string_dtype("utf-8", max(1, *map(len, encoded)))
+    return np.array(encoded, dtype=dtype), dtype
 
 
 def _write_attributes(file: h5py.File, cache: FeatureCache) -> None:

@@ -1,0 +1,169 @@
+"""Files are whole or absent, and names are safe."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedclip.cache import FedclipError
+from fedclip.cache.files import (
+    TEMPORARY_PREFIX,
+    check_name,
+    replacing,
+    replacing_folder,
+    slug,
+    to_json,
+    write_json,
+)
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def stop_writing_file(path: Path, error: type[BaseException]) -> None:
+    with replacing(path) as temporary:
+        temporary.write_bytes(b"ne")
+        raise error
+
+
+def stop_writing_folder(path: Path, error: type[BaseException]) -> None:
+    with replacing_folder(path) as temporary:
+        (temporary / "inner").mkdir()
+        (temporary / "inner" / "file").write_bytes(b"content")
+        raise error
+
+
+@pytest.mark.parametrize("name", ["a", "real_world", "ViT-B-32", "1.5", "x+y", "café", "a" * 200])
+def test_a_safe_name_is_returned(name: str) -> None:
+    assert check_name(name, "client") == name
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", ".a", "../x", "/x", "a/b", "a\\b", "a b", "a\n", "a\0", "_a", "a" * 201]
+)
+def test_an_unsafe_name_is_refused_in_one_line_that_shows_it(name: str) -> None:
+    with pytest.raises(FedclipError) as caught:
+        check_name(name, "client")
+    message = str(caught.value)
+    assert message.startswith(f"client {name!r} cannot name a file")
+    assert len(message.splitlines()) == 1
+
+
+@given(st.text())
+def test_a_name_that_passes_stays_in_its_folder(name: str) -> None:
+    try:
+        check_name(name, "client")
+    except FedclipError:
+        return
+    assert Path("caches", name).parts == ("caches", name)
+    assert not name.startswith(".")
+
+
+@given(st.text())
+def test_a_slug_is_a_safe_name_or_empty(text: str) -> None:
+    name = slug(text)
+    assert name == "" or check_name(name, "slug") == name
+
+
+def test_a_slug_keeps_what_can_be_read() -> None:
+    assert slug("  Office Home (2017)/v1.0 ") == "Office-Home-2017-v1.0"
+
+
+def test_a_file_is_replaced_when_the_new_one_is_done(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with replacing(path) as temporary:
+        temporary.write_bytes(b"new")
+        assert path.read_bytes() == b"old"
+        assert temporary.parent == tmp_path
+        assert temporary.name.startswith(TEMPORARY_PREFIX)
+    assert path.read_bytes() == b"new"
+    assert names_in(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, ValueError])
+def test_an_interrupted_write_leaves_the_old_file_alone(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(error):
+        stop_writing_file(path, error)
+    assert path.read_bytes() == b"old"
+    assert names_in(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("stop_writing", [stop_writing_file, stop_writing_folder])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, ValueError])
+def test_an_interrupted_first_write_leaves_nothing(
+    tmp_path: Path,
+    stop_writing: Callable[[Path, type[BaseException]], None],
+    error: type[BaseException],
+) -> None:
+    with pytest.raises(error):
+        stop_writing(tmp_path / "name", error)
+    assert names_in(tmp_path) == []
+
+
+def test_a_folder_in_the_way_of_a_file_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.mkdir()
+    with pytest.raises(IsADirectoryError), replacing(path) as temporary:
+        temporary.write_bytes(b"new")
+    assert names_in(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_folder_appears_when_it_is_done(tmp_path: Path, existing: bool) -> None:
+    path = tmp_path / "deep" / "folder"
+    if existing:
+        path.mkdir(parents=True)
+    with replacing_folder(path) as temporary:
+        (temporary / "file").write_bytes(b"content")
+        assert path.exists() == existing
+    assert (path / "file").read_bytes() == b"content"
+    assert names_in(path.parent) == ["folder"]
+
+
+def test_a_folder_with_content_is_never_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "file").write_bytes(b"old")
+    with pytest.raises(OSError, match="not empty"), replacing_folder(path) as temporary:
+        (temporary / "file").write_bytes(b"new")
+    assert (path / "file").read_bytes() == b"old"
+    assert names_in(tmp_path) == ["folder"]
+
+
+def test_what_a_killed_process_of_the_same_number_left_is_in_nobodys_way(tmp_path: Path) -> None:
+    # In a container the process numbers repeat.
+    left = f"{TEMPORARY_PREFIX}{os.getpid()}-"
+    (tmp_path / f"{left}folder").mkdir()
+    (tmp_path / f"{left}folder" / "stale").touch()
+    (tmp_path / f"{left}file").write_bytes(b"stale and long")
+    with replacing_folder(tmp_path / "folder") as temporary:
+        (temporary / "file").write_bytes(b"content")
+    with replacing(tmp_path / "file") as temporary:
+        temporary.write_bytes(b"new")
+    assert names_in(tmp_path) == ["file", "folder"]
+    assert names_in(tmp_path / "folder") == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"new"
+
+
+def test_json_for_people_is_sorted_and_readable() -> None:
+    assert to_json({"b": "é", "a": [1]}) == '{\n  "a": [\n    1\n  ],\n  "b": "é"\n}\n'
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}])
+def test_what_json_cannot_hold_leaves_the_old_file_alone(tmp_path: Path, value: Any) -> None:
+    path = tmp_path / "manifest.json"
+    write_json(path, {"old": 1})
+    with pytest.raises((ValueError, TypeError)):
+        write_json(path, {"new": value})
+    assert path.read_text() == '{\n  "old": 1\n}\n'
+    assert names_in(tmp_path) == ["manifest.json"]
