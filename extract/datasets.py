@@ -1,5 +1,6 @@
 """The clients, classes and images of a data set on disk."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -133,6 +134,7 @@ def open_dataset(dataset: str, data_dir: Path, name: str | None = None) -> Image
     else:
         root = _find_folder(dataset, data_dir)
         clients = [(_client_name(folder.name), _class_folders(folder)) for folder in _folders(root)]
+    _check_utf8(root)
     filed_as = name or (dataset if dataset in KNOWN else slug(root.name.lower()))
     check_name(filed_as, "data set")
     found = _collect(root, clients)
@@ -192,8 +194,8 @@ def _match_domains(root: Path, known: KnownDataset) -> dict[str, Path]:
 
 
 def _find_folder(dataset: str, data_dir: Path) -> Path:
-    for folder in (Path(dataset).expanduser(), data_dir / dataset):
-        if folder.is_dir():
+    for folder in (Path(os.path.expanduser(dataset)), data_dir / dataset):  # noqa: PTH111
+        if dataset and folder.is_dir():
             return folder.resolve()
     raise FedclipError(
         f"there is no data set or folder {dataset!r}; known data sets are {', '.join(KNOWN)}, "
@@ -251,13 +253,13 @@ def _collect(
 
 
 def _common_classes(root: Path, clients: Sequence[tuple[str, ClassImages]]) -> tuple[str, ...]:
-    everywhere = set.intersection(*(set(classes) for _, classes in clients))
-    somewhere = set.union(*(set(classes) for _, classes in clients))
+    somewhere = {name for _, classes in clients for name, images in classes.items() if images}
+    everywhere = set.intersection(*(set(classes) for _, classes in clients)) & somewhere
     if everywhere != somewhere:
         lacking = "; ".join(
             f"{client} lacks {', '.join(sorted(somewhere - set(classes)))}"
             for client, classes in clients
-            if set(classes) != somewhere
+            if not somewhere <= set(classes)
         )
         raise FedclipError(
             f"{root}: all domains must have the same classes, and {lacking}; "
@@ -278,19 +280,22 @@ def _client(
 
 
 def _image_id(path: Path, root: Path) -> str:
-    identifier = path.relative_to(root).as_posix()
+    _check_utf8(path)
+    return path.relative_to(root).as_posix()
+
+
+def _check_utf8(path: Path) -> None:
     try:
-        identifier.encode()
+        str(path).encode()
     except UnicodeEncodeError:
-        raise FedclipError(f"{str(path)!r}: this name is not UTF-8; rename the file") from None
-    return identifier
+        raise FedclipError(f"{str(path)!r}: this name is not UTF-8; rename it") from None
 
 
 def _size_warnings(dataset: str, clients: Sequence[tuple[str, ClassImages]]) -> tuple[str, ...]:
-    published = {domain.client: domain.images for domain in KNOWN[dataset].domains}
     sizes = {client: sum(map(len, classes.values())) for client, classes in clients}
     return tuple(
-        f"{dataset}: {client} has {sizes[client]} images here, and {published[client]} as published"
-        for client in sizes
-        if sizes[client] != published[client]
+        f"{dataset}: {domain.client} has {sizes.get(domain.client, 0)} images here, and "
+        f"{domain.images} as published"
+        for domain in KNOWN[dataset].domains
+        if sizes.get(domain.client, 0) != domain.images
     )

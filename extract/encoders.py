@@ -1,9 +1,12 @@
-"""Frozen encoders: what identifies them, images and texts to vectors."""
+"""Frozen encoders: what identifies them, images and texts to vectors.
+
+Whatever open_clip, torch or the hub's client raises on weights or configs is the
+fault of these, and becomes one line.
+"""
 
 import difflib
 import hashlib
 import logging
-import pickle
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +20,6 @@ import open_clip
 import torch
 from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..cache import FedclipError
@@ -39,19 +41,6 @@ _WEIGHT_NAMES = (
 )
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth")
 
-# What open_clip, torch and the hub's client raise on weights that cannot be had or loaded.
-_LOAD_ERRORS = (
-    OSError,
-    RuntimeError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    ImportError,
-    pickle.UnpicklingError,
-    SafetensorError,
-)
-
 
 @dataclass(frozen=True, eq=False)
 class Encoder:
@@ -60,7 +49,7 @@ class Encoder:
     Attributes:
         name: What it was called.
         facts: What identifies it; `fedclip.cache.image_key` hashes this.
-        sources: The files that it was loaded from; none for random weights.
+        sources: What it was loaded from, on this machine: if these are unchanged, so is it.
         model: The network, in evaluation mode.
         transform: The model's own: image to (3, H, W) float32.
         logit_scale: ``exp(logit_scale)``.
@@ -138,7 +127,7 @@ def load_encoder(name: EncoderName, device: torch.device) -> Encoder:
         model = _build(name, weights, quick_gelu=bool(tag.get("quick_gelu")))
         try:
             tokenizer = open_clip.get_tokenizer(name.model)
-        except _LOAD_ERRORS as error:
+        except Exception as error:
             raise FedclipError(
                 f"{name.model}: its tokenizer cannot be had ({_first_line(error)})"
             ) from None
@@ -188,12 +177,12 @@ def _model_config(model: str) -> dict[str, Any]:
     try:
         with _quiet():
             config = open_clip.get_model_config(model)
-    except FileNotFoundError:
-        raise FedclipError(
-            f"{model}: there is no {CONFIG_FILE} in this folder; "
-            "give a folder as open_clip saves it"
-        ) from None
-    except _LOAD_ERRORS as error:
+    except Exception as error:
+        if model.startswith(LOCAL_DIR) and isinstance(error, FileNotFoundError):
+            raise FedclipError(
+                f"{model}: there is no {CONFIG_FILE} in this folder; "
+                "give a folder as open_clip saves it"
+            ) from None
         raise FedclipError(f"{model}: its config cannot be had ({_first_line(error)})") from None
     if config is None:
         models = open_clip.list_models()
@@ -231,7 +220,7 @@ def _weights_file(name: EncoderName, tag: Mapping[str, Any]) -> Path | None:
             return Path(download_pretrained_from_hf(name.model.removeprefix(HF_HUB)))
         if tag:
             return Path(open_clip.download_pretrained(tag))
-    except _LOAD_ERRORS as error:
+    except Exception as error:
         raise FedclipError(
             f"{name.model} {name.pretrained or ''}: the weights cannot be downloaded "
             f"({_first_line(error)}); give a local checkpoint file with --pretrained, or a folder "
@@ -244,7 +233,9 @@ def _weights_file(name: EncoderName, tag: Mapping[str, Any]) -> Path | None:
 def _sources(name: EncoderName, weights: Path | None) -> tuple[Path, ...]:
     sources = [weights.absolute()] if weights else []
     if name.model.startswith(LOCAL_DIR):
-        sources.append(Path(name.model.removeprefix(LOCAL_DIR)).absolute() / CONFIG_FILE)
+        # The folder changes when a file comes that would be preferred.
+        folder = Path(name.model.removeprefix(LOCAL_DIR)).absolute()
+        sources += [folder, folder / CONFIG_FILE]
     return tuple(sources)
 
 
@@ -276,7 +267,7 @@ def _build(name: EncoderName, weights: Path | None, *, quick_gelu: bool) -> nn.M
         )
         if weights is not None and name.model.startswith(LOCAL_DIR):
             open_clip.load_checkpoint(model, str(weights), weights_only=True)
-    except _LOAD_ERRORS as error:
+    except Exception as error:
         raise FedclipError(
             f"{weights or name.model}: cannot be loaded as weights of {name.model} "
             f"({_first_line(error)}); give safetensors or a plain state_dict of this architecture"

@@ -10,7 +10,7 @@ from typing import Any
 from ..cache import CacheFolder, FedclipError
 from ..cache.store import MANIFEST
 from .datasets import ClientImages, ImageDataset
-from .names import LOCAL_DIR, EncoderName
+from .names import LOCAL_DIR, EncoderName, is_file
 
 # A new version of these might encode otherwise, so the encoder is loaded and compared.
 _LIBRARIES = ("open_clip_torch", "torch", "pillow")
@@ -29,7 +29,7 @@ def encoder_request(name: EncoderName) -> dict[str, Any]:
     model, pretrained = name.model, name.pretrained
     if model.startswith(LOCAL_DIR):
         model = f"{LOCAL_DIR}{Path(model.removeprefix(LOCAL_DIR)).resolve()}"
-    if pretrained is not None and Path(pretrained).is_file():
+    if pretrained is not None and is_file(pretrained):
         pretrained = str(Path(pretrained).resolve())
     return {"model": model, "pretrained": pretrained, "precision": name.precision}
 

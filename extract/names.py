@@ -73,5 +73,6 @@ class EncoderName:
 
 
 def is_file(pretrained: str) -> bool:
-    """Tell a checkpoint file from a pretrained tag."""
-    return Path(pretrained).is_file()
+    """Tell a checkpoint file from a pretrained tag, which has no suffix and no folder."""
+    path = Path(pretrained)
+    return bool(path.suffix or path.name != pretrained) and path.is_file()

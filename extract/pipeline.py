@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ from ..cache import (
     read_cache,
     write_cache,
 )
+from ..cache.key import differing_facts
 from ..cache.report import Report
 from ..cache.schema import content_digest
 from .datasets import ClientImages, ImageDataset, open_dataset
@@ -134,28 +136,58 @@ def extract(request: Request, report: Report) -> Extraction:
         )
     recalled = recall(request.cache_dir, dataset.name, request.encoder)
     complete = recalled and _complete(recalled, dataset, request.templates)
-    return complete or _encode_missing(request, dataset, report)
+    extraction = complete or _encode_missing(request, dataset, report)
+    wanted = {extraction.folder.file(images.name) for images in dataset.clients}
+    for path in sorted(set(extraction.folder.files) - wanted):
+        report.warn(
+            f"{path} is of a domain that {dataset.root} no longer has; "
+            "delete it if it should not take part"
+        )
+    return extraction
 
 
 def _complete(
     folder: CacheFolder, dataset: ImageDataset, templates: Sequence[str]
 ) -> Extraction | None:
     """Tell whether a cache already holds everything; None if something is to be done."""
-    manifest = folder.read_manifest()
     start = time.perf_counter()
-    results, embed_dim = [], 0
+    manifest = folder.read_manifest()
+    results, caches = [], []
     for images in dataset.clients:
         known, skipped = client_entry(manifest, images.name)
         if not folder.file(images.name).exists() or known != listing(images):
             return None
         cache = read_cache(folder.file(images.name))
-        if cache.class_names != dataset.class_names or not set(templates) <= set(cache.templates):
-            return None
         results.append(ClientResult(images.name, len(cache.labels), 0, skipped))
-        embed_dim = cache.embed_dim
-    folder.write_manifest(manifest)  # its time says which cache was asked for last
-    seconds = time.perf_counter() - start
-    return Extraction(folder, tuple(results), len(dataset.class_names), embed_dim, 0, seconds)
+        caches.append(cache)
+    for cache in caches:
+        if (
+            cache.key != manifest.get("key")
+            or cache.class_names != dataset.class_names
+            or cache.templates != caches[0].templates
+            or not set(templates) <= set(cache.templates)
+        ):
+            return None
+    # Its time says which cache was asked for last, its root where the images are now.
+    folder.write_manifest({**manifest, "root": str(dataset.root)})
+    return _summary(folder, results, caches[0], 0, start)
+
+
+def _summary(
+    folder: CacheFolder,
+    results: Sequence[ClientResult],
+    cache: FeatureCache,
+    encoded_texts: int,
+    start: float,
+) -> Extraction:
+    return Extraction(
+        folder=folder,
+        clients=tuple(results),
+        classes=len(cache.class_names),
+        embed_dim=cache.embed_dim,
+        encoded_texts=encoded_texts,
+        seconds=time.perf_counter() - start,
+    )
 
 
 def _encode_missing(request: Request, dataset: ImageDataset, report: Report) -> Extraction:
@@ -166,17 +198,15 @@ def _encode_missing(request: Request, dataset: ImageDataset, report: Report) -> 
     key = image_key(encoder.facts)
     folder = CacheFolder(request.cache_dir / dataset.name / f"{request.encoder.variant}-{key[:8]}")
     manifest = folder.read_manifest()
-    batch_size = int(manifest.get("batch_size", request.batch_size))
+    batch_size = _batch_size(manifest, request)
     report.note(
         f"encoder    {' '.join(request.encoder.shown)}, {request.encoder.precision} on "
         f"{encoder.device}, batches of {batch_size}"
     )
     if batch_size != request.batch_size:
-        report.note(
-            f"           (this cache was begun with batches of {batch_size}, and keeps to it)"
-        )
+        report.note(f"           (this cache was begun with batches of {batch_size})")
     start = time.perf_counter()
-    previous = [read_cache(path) for path in folder.files]
+    previous = _previous(folder, encoder)
     texts = _Texts.known(previous, dataset.class_names, request.templates)
     encoded_texts = texts.encode_missing(encoder, batch_size)
     vectors = {
@@ -195,47 +225,64 @@ def _encode_missing(request: Request, dataset: ImageDataset, report: Report) -> 
         "batch_size": batch_size,
         "clients": manifest.get("clients", {}),
     }
+    workers = _workers(request.workers, encoder)
     results = []
-    for images in dataset.clients:
-        seen = listing(images)  # before reading, so that a later change is seen as one
-        rows = _encode_client(
-            encoder,
-            images,
-            vectors,
-            batch_size,
-            _workers(request.workers, encoder),
-            report,
-        )
-        cache = _client_cache(encoder, dataset, images, rows, texts)
-        folder.path.mkdir(parents=True, exist_ok=True)
-        write_cache(cache, folder.file(images.name))
-        skipped = tuple(
-            Skipped(image.id, row.problem)
-            for image, row in zip(images.images, rows, strict=True)
-            if row.vector is None
-        )
-        manifest["clients"][images.name] = {
-            "rows": len(cache.labels),
-            "listing": seen,
-            "skipped": [{"id": item.id, "reason": item.reason} for item in skipped],
-        }
-        folder.write_manifest(manifest)
-        encoded = sum(row.encoded for row in rows)
-        results.append(ClientResult(images.name, len(cache.labels), encoded, skipped))
-    stale = {cache.client for cache in previous} - {images.name for images in dataset.clients}
-    for client in sorted(stale):
-        report.warn(
-            f"{folder.file(client)} is of a domain that {dataset.root} no longer has; "
-            "delete it if it should not take part"
-        )
-    return Extraction(
-        folder=folder,
-        clients=tuple(results),
-        classes=len(dataset.class_names),
-        embed_dim=cache.embed_dim,
-        encoded_texts=encoded_texts,
-        seconds=time.perf_counter() - start,
-    )
+    with _kept_if_filled(folder.path):
+        for images in dataset.clients:
+            seen = listing(images)  # before reading, so that a later change is seen as one
+            rows = _encode_client(encoder, images, vectors, batch_size, workers, report)
+            cache = _client_cache(encoder, dataset, images, rows, texts)
+            write_cache(cache, folder.file(images.name))
+            skipped = tuple(
+                Skipped(image.id, row.problem)
+                for image, row in zip(images.images, rows, strict=True)
+                if row.vector is None
+            )
+            encoded = sum(row.encoded for row in rows)
+            results.append(ClientResult(images.name, len(cache.labels), encoded, skipped))
+            manifest["clients"][images.name] = {
+                "rows": len(cache.labels),
+                "listing": seen,
+                "skipped": [{"id": item.id, "reason": item.reason} for item in skipped],
+            }
+            folder.write_manifest(manifest)
+    return _summary(folder, results, cache, encoded_texts, start)
+
+
+def _batch_size(manifest: Mapping[str, Any], request: Request) -> int:
+    """Keep to the batch shape that a cache was begun with: another moves vectors by rounding."""
+    begun = manifest.get("batch_size")
+    return begun if isinstance(begun, int) and begun > 0 else request.batch_size
+
+
+def _previous(folder: CacheFolder, encoder: Encoder) -> list[FeatureCache]:
+    """Read what the cache holds already.
+
+    Raises:
+        CacheError: a file is damaged, or of another encoder.
+    """
+    caches = []
+    for path in folder.files:
+        cache = read_cache(path)
+        if cache.key != image_key(encoder.facts):
+            facts = ", ".join(differing_facts(cache.encoder, encoder.facts))
+            raise CacheError(
+                f"{path}: is of another encoder than this cache ({facts}); move it elsewhere"
+            )
+        caches.append(cache)
+    return caches
+
+
+@contextmanager
+def _kept_if_filled(folder: Path) -> Iterator[None]:
+    """Make a folder, and remove it again if nothing came into it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        for path in (folder, folder.parent):
+            if not any(path.iterdir()):
+                path.rmdir()
 
 
 @dataclass(frozen=True)
@@ -326,7 +373,8 @@ def _encode_client(
         if digest is not None and digest in vectors
     }
     done = skipped = 0
-    report.progress(images.name, done, len(missing), "images")
+    if missing:
+        report.progress(images.name, done, len(missing), "images")
     paths = [images.images[index].path for index in missing]
     indices = iter(missing)
     for batch in load_batches(paths, encoder.transform, encoder.pixel_shape, batch_size, workers):

@@ -1,0 +1,379 @@
+"""Data sets on disk: found in the layouts they are distributed in, or refused in one line."""
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pytest
+
+from fedclip.cache import FedclipError
+from fedclip.extract.datasets import KNOWN, ImageDataset, open_dataset
+
+PACS = ("art_painting", "cartoon", "photo", "sketch")
+PACS_CLASSES = ("dog", "guitar")
+VLCS_CLASSES = ("bird", "car", "chair", "dog", "person")
+
+
+def fill(root: Path, files: Iterable[str]) -> Path:
+    for file in files:
+        path = root / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return root
+
+
+def images(domains: Sequence[str], classes: Sequence[str]) -> list[str]:
+    return [f"{domain}/{name}/1.jpg" for domain in domains for name in classes]
+
+
+def client_names(dataset: ImageDataset) -> list[str]:
+    return [client.name for client in dataset.clients]
+
+
+def ids(dataset: ImageDataset, client: str) -> list[str]:
+    return [image.id for each in dataset.clients if each.name == client for image in each.images]
+
+
+def one_line(error: pytest.ExceptionInfo[FedclipError]) -> str:
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("real_world", ["Real World", "Real_World", "RealWorld"])
+def test_office_home_is_found_however_real_world_is_spelled(
+    tmp_path: Path, real_world: str
+) -> None:
+    root = fill(
+        tmp_path / "OfficeHome",
+        images(("Art", "Clipart", "Product", real_world), ("Alarm_Clock", "Bike")),
+    )
+    dataset = open_dataset("office-home", tmp_path)
+    assert dataset.name == "office-home"
+    assert dataset.root == root
+    assert client_names(dataset) == ["art", "clipart", "product", "real_world"]
+    assert dataset.class_names == ("Alarm_Clock", "Bike")
+    assert ids(dataset, "real_world") == [
+        f"{real_world}/Alarm_Clock/1.jpg",
+        f"{real_world}/Bike/1.jpg",
+    ]
+
+
+@pytest.mark.parametrize("place", ["", "PACS", "PACS/kfold", "a/b/c"])
+def test_pacs_is_found_at_the_data_folder_and_up_to_three_levels_below(
+    tmp_path: Path, place: str
+) -> None:
+    root = fill(tmp_path / place, images(PACS, PACS_CLASSES))
+    dataset = open_dataset("pacs", tmp_path)
+    assert dataset.root == root
+    assert client_names(dataset) == list(PACS)
+    assert dataset.class_names == PACS_CLASSES
+    assert ids(dataset, "sketch") == ["sketch/dog/1.jpg", "sketch/guitar/1.jpg"]
+
+
+def test_a_data_set_four_levels_below_is_not_found(tmp_path: Path) -> None:
+    fill(tmp_path / "a/b/c/d", images(PACS, PACS_CLASSES))
+    with pytest.raises(FedclipError, match="pacs is not below this folder") as error:
+        open_dataset("pacs", tmp_path)
+    assert "--data-dir" in one_line(error)
+    assert "art_painting, cartoon, photo, sketch" in str(error.value)
+
+
+def test_the_nearest_of_two_copies_is_taken_and_among_equals_the_one_of_its_name(
+    tmp_path: Path,
+) -> None:
+    fill(tmp_path / "a/deeper", images(PACS, PACS_CLASSES))
+    fill(tmp_path / "copy", images(PACS, PACS_CLASSES))
+    assert open_dataset("pacs", tmp_path).root == tmp_path / "copy"
+    fill(tmp_path / "my_PACS", images(PACS, PACS_CLASSES))
+    assert open_dataset("pacs", tmp_path).root == tmp_path / "my_PACS"
+
+
+def test_hidden_folders_are_not_searched(tmp_path: Path) -> None:
+    fill(tmp_path / ".trash", images(PACS, PACS_CLASSES))
+    with pytest.raises(FedclipError, match="not below this folder"):
+        open_dataset("pacs", tmp_path)
+
+
+def vlcs_labels(dataset: ImageDataset) -> dict[str, str]:
+    return {
+        image.id: dataset.class_names[image.label]
+        for client in dataset.clients
+        for image in client.images
+    }
+
+
+def test_vlcs_joins_its_splits_and_names_its_numbered_classes(tmp_path: Path) -> None:
+    domains = ("CALTECH", "LABELME", "PASCAL", "SUN")
+    files = [
+        f"{domain}/{split}/{number}/{split}.jpg"
+        for domain in domains
+        for split in ("train", "crossval", "test")
+        for number in range(5)
+    ]
+    fill(tmp_path / "VLCS", files)
+    dataset = open_dataset("vlcs", tmp_path)
+    assert client_names(dataset) == ["caltech", "labelme", "pascal", "sun"]
+    assert dataset.class_names == VLCS_CLASSES
+    assert vlcs_labels(dataset) == {file: VLCS_CLASSES[int(file.split("/")[2])] for file in files}
+
+
+def test_vlcs_with_the_whole_only_takes_the_whole(tmp_path: Path) -> None:
+    files = [
+        f"{domain}/full/{number}/1.jpg"
+        for domain in ("CALTECH", "LABELME", "PASCAL", "SUN")
+        for number in range(5)
+    ]
+    fill(tmp_path, files)
+    dataset = open_dataset("vlcs", tmp_path)
+    assert vlcs_labels(dataset) == {file: VLCS_CLASSES[int(file.split("/")[2])] for file in files}
+
+
+def test_vlcs_takes_the_splits_where_the_whole_is_beside_them(tmp_path: Path) -> None:
+    for split in ("full", "train", "test"):
+        fill(
+            tmp_path,
+            (
+                f"{domain}/{split}/{number}/{split}.jpg"
+                for domain in ("CALTECH", "LABELME", "PASCAL", "SUN")
+                for number in range(5)
+            ),
+        )
+    dataset = open_dataset("vlcs", tmp_path)
+    assert ids(dataset, "sun") == [
+        f"SUN/{split}/{number}/{split}.jpg" for split in ("test", "train") for number in range(5)
+    ]
+
+
+def test_vlcs_is_found_as_domainbed_names_it(tmp_path: Path) -> None:
+    fill(tmp_path, images(("Caltech101", "LabelMe", "SUN09", "VOC2007"), VLCS_CLASSES))
+    dataset = open_dataset("vlcs", tmp_path)
+    assert client_names(dataset) == ["caltech", "labelme", "pascal", "sun"]
+    assert dataset.class_names == VLCS_CLASSES
+    assert ids(dataset, "pascal") == [f"VOC2007/{name}/1.jpg" for name in VLCS_CLASSES]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "total"), [("office-home", 15588), ("pacs", 9991), ("vlcs", 10729)]
+)
+def test_the_published_sizes_add_up(dataset: str, total: int) -> None:
+    assert sum(domain.images for domain in KNOWN[dataset].domains) == total
+
+
+def test_each_domain_of_another_size_than_published_is_warned_of_once(tmp_path: Path) -> None:
+    sizes = {"art_painting": 2048, "cartoon": 2344, "photo": 1669, "sketch": 3930}
+    for domain, size in sizes.items():
+        folder = tmp_path / domain / "dog"
+        folder.mkdir(parents=True)
+        for index in range(size):
+            (folder / f"{index}.jpg").touch()
+    assert open_dataset("pacs", tmp_path).warnings == (
+        "pacs: photo has 1669 images here, and 1670 as published",
+        "pacs: sketch has 3930 images here, and 3929 as published",
+    )
+
+
+def test_a_published_domain_without_an_image_is_not_passed_over_in_silence(tmp_path: Path) -> None:
+    fill(tmp_path, images(PACS[:3], PACS_CLASSES))
+    (tmp_path / "sketch" / "dog").mkdir(parents=True)
+    try:
+        told = "\n".join(open_dataset("pacs", tmp_path).warnings)
+    except FedclipError as error:
+        told = str(error)
+    assert "sketch" in told
+
+
+def test_a_folder_is_not_compared_with_what_was_published(tmp_path: Path) -> None:
+    root = fill(tmp_path / "pacs", images(PACS, PACS_CLASSES))
+    assert open_dataset(str(root), tmp_path).warnings == ()
+
+
+@pytest.mark.parametrize("relative_to", ["data folder", "working folder", "root"])
+def test_any_folder_of_domains_is_a_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, relative_to: str
+) -> None:
+    root = fill(tmp_path / "My Pets", images(("Photo", "Pencil Sketch"), ("cat", "big_dog")))
+    if relative_to == "working folder":
+        monkeypatch.chdir(tmp_path)
+    asked = str(root) if relative_to == "root" else "My Pets"
+    data_dir = tmp_path if relative_to == "data folder" else tmp_path / "elsewhere"
+    dataset = open_dataset(asked, data_dir)
+    assert dataset.name == "my-pets"
+    assert dataset.root == root
+    assert client_names(dataset) == ["pencil_sketch", "photo"]
+    assert dataset.class_names == ("big_dog", "cat")
+    assert [(image.id, image.path, image.label) for image in dataset.clients[1].images] == [
+        ("Photo/big_dog/1.jpg", root / "Photo/big_dog/1.jpg", 0),
+        ("Photo/cat/1.jpg", root / "Photo/cat/1.jpg", 1),
+    ]
+
+
+def test_a_data_set_is_filed_under_the_name_it_is_given(tmp_path: Path) -> None:
+    fill(tmp_path / "pets", images(("photo",), ("cat",)))
+    assert open_dataset("pets", tmp_path, "my.pets-2").name == "my.pets-2"
+    fill(tmp_path / "pacs", images(PACS, PACS_CLASSES))
+    assert open_dataset("pacs", tmp_path, "pacs_small").name == "pacs_small"
+
+
+def test_rows_are_sorted_by_id_across_classes(tmp_path: Path) -> None:
+    root = fill(
+        tmp_path / "pets",
+        ["photo/b/10.png", "photo/b/9.png", "photo/B/1.png", "photo/a b/1.png", "photo/a/2.png"],
+    )
+    dataset = open_dataset(str(root), tmp_path)
+    assert dataset.class_names == ("B", "a", "a b", "b")
+    assert [(image.id, image.label) for image in dataset.clients[0].images] == [
+        ("photo/B/1.png", 0),
+        ("photo/a b/1.png", 2),
+        ("photo/a/2.png", 1),
+        ("photo/b/10.png", 3),
+        ("photo/b/9.png", 3),
+    ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["1.bmp", "1.gif", "1.jpeg", "1.JPG", "1.Png", "1.ppm", "1.tif", "1.tiff", "1.webp", "é ü.png"],
+)
+def test_an_image_is_known_by_its_suffix_in_either_case(tmp_path: Path, name: str) -> None:
+    root = fill(tmp_path / "pets", [f"photo/cat/{name}"])
+    assert ids(open_dataset(str(root), tmp_path), "photo") == [f"photo/cat/{name}"]
+
+
+@pytest.mark.parametrize(
+    "clutter",
+    [
+        "photo/cat/.hidden.png",
+        "photo/cat/._1.png",
+        "photo/cat/Thumbs.db",
+        "photo/cat/notes.txt",
+        "photo/cat/no_suffix",
+        "photo/cat/folder.png/1.txt",
+        "photo/cat/deeper/1.png",
+        "photo/list.png",
+        "photo/.cache/1.png",
+        ".git/objects/1.png",
+        "logs/today/log.txt",
+        "lists/1.png",
+        "README.md",
+        "overview.png",
+    ],
+)
+def test_what_is_no_image_of_a_class_is_ignored(tmp_path: Path, clutter: str) -> None:
+    root = fill(tmp_path / "pets", [*images(("photo", "sketch"), ("cat", "dog")), clutter])
+    dataset = open_dataset(str(root), tmp_path)
+    assert client_names(dataset) == ["photo", "sketch"]
+    assert dataset.class_names == ("cat", "dog")
+    assert ids(dataset, "photo") == ["photo/cat/1.jpg", "photo/dog/1.jpg"]
+
+
+@pytest.mark.parametrize("where", [("photo",), ("photo", "sketch")])
+def test_a_folder_without_an_image_in_any_domain_is_no_class(
+    tmp_path: Path, where: tuple[str, ...]
+) -> None:
+    root = fill(tmp_path / "pets", images(("photo", "sketch"), ("cat", "dog")))
+    for domain in where:
+        (root / domain / "notes").mkdir()
+    assert open_dataset(str(root), tmp_path).class_names == ("cat", "dog")
+
+
+def test_a_class_may_be_empty_in_one_domain_if_its_folder_is_there(tmp_path: Path) -> None:
+    root = fill(tmp_path / "pets", [*images(("photo", "sketch"), ("cat",)), "photo/dog/1.jpg"])
+    (root / "sketch" / "dog").mkdir()
+    dataset = open_dataset(str(root), tmp_path)
+    assert dataset.class_names == ("cat", "dog")
+    assert ids(dataset, "sketch") == ["sketch/cat/1.jpg"]
+
+
+def test_domains_that_differ_in_classes_are_refused_with_what_each_lacks(tmp_path: Path) -> None:
+    root = fill(
+        tmp_path / "pets",
+        [
+            *images(("art",), ("cat", "dog", "fish")),
+            *images(("photo",), ("cat", "dog")),
+            *images(("sketch",), ("cat",)),
+        ],
+    )
+    with pytest.raises(FedclipError) as error:
+        open_dataset(str(root), tmp_path)
+    assert one_line(error) == (
+        f"{root}: all domains must have the same classes, and photo lacks fish; "
+        "sketch lacks dog, fish; add or rename the folders"
+    )
+
+
+@pytest.mark.parametrize(
+    "files", [[], ["photo/cat/notes.txt"], ["photo/1.png", "sketch/2.png"], ["1.png"]]
+)
+def test_a_folder_without_images_in_class_folders_is_refused(
+    tmp_path: Path, files: list[str]
+) -> None:
+    root = fill(tmp_path / "pets", files)
+    root.mkdir(exist_ok=True)
+    with pytest.raises(FedclipError) as error:
+        open_dataset(str(root), tmp_path)
+    assert one_line(error) == (
+        f"{root}: there are no images laid out <domain>/<class>/<image> in this folder"
+    )
+
+
+@pytest.mark.parametrize("dataset", ["pets", "pets/photo", "", "~nobody-of-this-name/pets"])
+def test_a_data_set_that_is_not_there_is_refused_with_the_known_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str
+) -> None:
+    fill(tmp_path, images(("photo",), ("cat",)))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FedclipError) as error:
+        open_dataset(dataset, tmp_path / "data")
+    assert one_line(error).startswith(f"there is no data set or folder {dataset!r}; ")
+    assert "office-home, pacs, vlcs" in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["missing", "file"])
+def test_a_data_folder_that_is_not_there_is_refused(tmp_path: Path, kind: str) -> None:
+    if kind == "file":
+        (tmp_path / "data").touch()
+    with pytest.raises(FedclipError, match="there is no such folder to look for pacs in") as error:
+        open_dataset("pacs", tmp_path / "data")
+    assert str(tmp_path / "data") in one_line(error)
+    assert "--data-dir" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["..", "a/b", ".hidden", "a b", "-x", "a\nb", "x" * 201])
+def test_a_name_that_cannot_be_a_folder_is_refused(tmp_path: Path, name: str) -> None:
+    root = fill(tmp_path / "pets", images(("photo",), ("cat",)))
+    with pytest.raises(FedclipError, match="cannot name a file") as error:
+        open_dataset(str(root), tmp_path, name)
+    assert one_line(error).startswith(f"data set {name!r}")
+
+
+@pytest.mark.parametrize("domain", ["photo:1", "-photo", "photo\n2", "(photo)", "_photo"])
+def test_a_domain_whose_name_cannot_be_a_file_is_refused(tmp_path: Path, domain: str) -> None:
+    root = fill(tmp_path / "pets", images((domain, "sketch"), ("cat",)))
+    with pytest.raises(FedclipError, match="cannot name a file") as error:
+        open_dataset(str(root), tmp_path)
+    assert one_line(error).startswith(f"domain {domain!r}")
+
+
+@pytest.mark.parametrize(("one", "other"), [("Photo", "photo"), ("my photo", "my_photo")])
+def test_two_domains_that_would_be_one_client_are_refused(
+    tmp_path: Path, one: str, other: str
+) -> None:
+    root = fill(tmp_path / "pets", images((one, other), ("cat",)))
+    with pytest.raises(FedclipError) as error:
+        open_dataset(str(root), tmp_path)
+    client = other.replace(" ", "_")
+    assert one_line(error) == f"{root}: two domains would both be the client {client!r}"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such a name themselves")
+@pytest.mark.parametrize("part", range(3))
+def test_a_name_that_is_not_utf_8_is_refused_and_shown_escaped(tmp_path: Path, part: int) -> None:
+    names = [b"photo", b"cat", b"1.png"]
+    names[part] = b"caf\xe9" + names[part]
+    root = fill(tmp_path / "pets", [os.fsdecode(b"/".join(names))])
+    with pytest.raises(FedclipError) as error:
+        open_dataset(str(root), tmp_path)
+    assert "\\udce9" in one_line(error)
+    one_line(error).encode()

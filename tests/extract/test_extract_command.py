@@ -1,0 +1,279 @@
+"""`fedclip extract` as a user meets it: its output, its exit codes, its one-line errors."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedclip.cache import read_cache
+from fedclip.cli import run
+
+MakeImages = Callable[..., Path]
+Fedclip = Callable[..., subprocess.CompletedProcess[str]]
+Command = Callable[..., int]
+
+
+@pytest.fixture
+def extract(tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Give a function that runs the command in this process and in ``tmp_path``."""
+    monkeypatch.chdir(tmp_path)
+    for variable in ("FEDCLIP_CACHE_DIR", "FEDCLIP_DATA_DIR"):
+        monkeypatch.delenv(variable, raising=False)
+
+    def call(*arguments: object) -> int:
+        defaults = ("--model", f"local-dir:{tiny_clip}", "--device", "cpu", "--workers", "0")
+        return run(["extract", *defaults, *map(str, arguments)])
+
+    return call
+
+
+def only_error(text: str) -> str:
+    """Give the one line of `text` that is an error; it is the last."""
+    lines = text.splitlines()
+    assert [line for line in lines if line.startswith("error:")] == lines[-1:]
+    assert "Traceback" not in text
+    return lines[-1]
+
+
+def cache_files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.rglob("*.h5")}
+
+
+def table_rows(output: str) -> list[list[str]]:
+    return [
+        line.split() for line in output.splitlines() if re.match(r" +\w+ +\d+ +\d+ +\d+ *$", line)
+    ]
+
+
+def test_the_summary_says_what_was_encoded_and_where_it_lies(
+    extract: Command,
+    make_images: MakeImages,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = make_images()
+    (root / "photo" / "cat" / "01.png").write_bytes(b"")
+    assert extract("--dataset", root) == 0
+    output = capsys.readouterr().out
+    (folder,) = (tmp_path / "caches" / "pets").iterdir()
+    assert table_rows(output) == [["photo", "5", "5", "1"], ["sketch", "6", "6", "0"]]
+    assert "skipped    photo/cat/01.png: is empty\n" in output
+    assert (
+        f"cache      pets/{folder.name}: 2 files, 11 rows of 16 features, 2 classes, 1 skipped\n"
+    ) in output
+    assert re.search(
+        r"^encoded    11 images and 2 prompts in \d+\.\d s \(\d+\.\d images/s\)$", output, re.M
+    )
+    assert extract("--dataset", root) == 0
+    output = capsys.readouterr().out
+    assert table_rows(output) == [["photo", "5", "0", "1"], ["sketch", "6", "0", "0"]]
+    assert "skipped    photo/cat/01.png: is empty\n" in output
+    assert output.endswith("encoded    nothing: the cache is up to date\n")
+
+
+def test_the_first_ten_skipped_images_are_shown_and_the_rest_counted(
+    extract: Command, make_images: MakeImages, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_images(images=8)
+    for path in [*(root / "photo" / "cat").iterdir(), *(root / "sketch" / "cat").iterdir()][:12]:
+        path.write_bytes(b"")
+    assert extract("--dataset", root) == 0
+    output = capsys.readouterr().out
+    assert len(re.findall(r"^skipped    .*: is empty$", output, re.M)) == 10
+    assert "           and 2 more, listed in manifest.json\n" in output
+    assert "20 rows of 16 features, 2 classes, 12 skipped" in output
+
+
+def test_notes_and_progress_go_to_standard_error_of_the_moment(
+    extract: Command, make_images: MakeImages, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_images()
+    assert extract("--dataset", root, "--pretrained", "random") == 0
+    captured = capsys.readouterr()
+    assert captured.err.splitlines()[0] == (
+        f"data set   pets: 2 clients, 2 classes, 12 images below {root}"
+    )
+    assert "warning: RANDOM WEIGHTS" in captured.err
+    assert "encoder    local-dir:tinyclip random, fp32 on cpu, batches of 64" in captured.err
+    assert "sketch: 6/6 images" in captured.err
+    assert "images below" not in captured.out
+
+
+def test_data_and_caches_are_where_the_working_folder_the_options_or_the_environment_say(
+    extract: Command, make_images: MakeImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_images("data/pets", images=1)
+    assert extract("--dataset", "pets") == 0
+    expected = cache_files(tmp_path / "caches")
+    assert sorted(expected) == ["photo.h5", "sketch.h5"]
+    (tmp_path / "data").rename(tmp_path / "moved")
+    monkeypatch.setenv("FEDCLIP_DATA_DIR", "moved")
+    monkeypatch.setenv("FEDCLIP_CACHE_DIR", "from_environment")
+    assert extract("--dataset", "pets") == 0
+    assert cache_files(tmp_path / "from_environment") == expected
+    assert extract("--dataset", "pets", "--cache-dir", "from_option", "--data-dir", "moved") == 0
+    assert cache_files(tmp_path / "from_option") == expected
+
+
+def test_templates_name_and_batch_size_are_taken_from_the_options(
+    extract: Command, make_images: MakeImages, tmp_path: Path
+) -> None:
+    templates = ["--template", "a {}", "--template", "b {}", "--template", "a {}"]
+    arguments = ["--dataset", make_images(images=1), "--name", "mine", "--batch-size", "3"]
+    assert extract(*arguments, *templates) == 0
+    (folder,) = (tmp_path / "caches" / "mine").iterdir()
+    cache = read_cache(folder / "photo.h5")
+    assert (cache.dataset, cache.templates) == ("mine", ("a {}", "b {}"))
+    assert json.loads((folder / "manifest.json").read_text())["batch_size"] == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("", "Missing option '--dataset'"),
+        ("--dataset", "--dataset"),
+        ("--dataset nowhere", "there is no data set or folder 'nowhere'"),
+        ("--dataset '~nobody-of-this-name/x'", "there is no data set or folder"),
+        ("--dataset ''", "there is no data set or folder ''"),
+        ("--dataset pacs", "data: there is no such folder to look for pacs in"),
+        ("--dataset pacs --data-dir pets", "pacs is not below this folder"),
+        ("--dataset pets/photo", "there are no images laid out"),
+        ("--dataset pets --name ../mine", "data set '../mine' cannot name a file"),
+        ("--dataset pets --template 'a dog'", "needs exactly one {}"),
+        ("--dataset pets --batch-size 0", "--batch-size"),
+        ("--dataset pets --batch-size many", "--batch-size"),
+        ("--dataset pets --workers -1", "--workers"),
+        ("--dataset pets --no-such-option", "--no-such-option"),
+        ("--dataset pets stray", "stray"),
+        ("--dataset pets --model ViT-B-23", "there is no model 'ViT-B-23'"),
+        ("--dataset pets --model ''", "there is no model ''"),
+        ("--dataset pets --model local-dir:pets", "open_clip_config.json"),
+        ("--dataset pets --model local-dir:", "local-dir:"),
+        ("--dataset pets --pretrained openai", "brings its own weights"),
+        ("--dataset pets --model RN50 --pretrained no", "has no weights 'no'"),
+        ("--dataset pets --precision fp8", "--precision"),
+        ("--dataset pets --device nonsense", "--device nonsense: cannot be used here"),
+        ("--dataset pets --device cuda:99", "--device cuda:99: cannot be used here"),
+        ("--dataset pets --device meta", "--device meta: cannot be used here"),
+        ("--dataset pets --cache-dir a_file", "a_file"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    extract: Command,
+    make_images: MakeImages,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: str,
+    expected: str,
+) -> None:
+    make_images(images=1)
+    (tmp_path / "a_file").touch()
+    assert extract(*shlex.split(arguments)) == 2
+    captured = capsys.readouterr()
+    assert expected in only_error(captured.err)
+    assert captured.out == ""
+    assert cache_files(tmp_path) == {}
+
+
+def test_a_damaged_cache_is_one_line_and_exit_code_2(
+    extract: Command, make_images: MakeImages, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_images(images=1)
+    assert extract("--dataset", root) == 0
+    (path,) = (tmp_path / "caches").rglob("sketch.h5")
+    path.write_bytes(path.read_bytes()[:-1])
+    capsys.readouterr()
+    assert extract("--dataset", root) == 2
+    assert only_error(capsys.readouterr().err).startswith(
+        f"error: {path.relative_to(tmp_path)}: is truncated or altered"
+    )
+
+
+def test_bad_input_in_a_process_of_its_own_is_one_line_and_exit_code_2(fedclip: Fedclip) -> None:
+    result = fedclip("extract", "--dataset", "no\nwhere")
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1
+    assert only_error(result.stderr).startswith("error: there is no data set or folder")
+
+
+def test_another_process_makes_the_same_files_byte_for_byte_even_of_random_weights(
+    fedclip: Fedclip, extract: Command, make_images: MakeImages, tiny_clip: Path, tmp_path: Path
+) -> None:
+    root = make_images()
+    weights = ("--model", f"local-dir:{tiny_clip}", "--pretrained", "random", "--device", "cpu")
+    result = fedclip("extract", "--dataset", root, *weights, "--cache-dir", "theirs")
+    assert result.returncode == 0, result.stderr
+    assert "encoded    12 images and 2 prompts" in result.stdout
+    assert "\x1b" not in result.stdout + result.stderr
+    assert [line.split(":")[0] for line in result.stderr.splitlines()] == [
+        "data set   pets",
+        "warning",
+        "encoder    local-dir",
+        *("photo", "photo"),
+        *("sketch", "sketch"),
+    ]
+    assert extract("--dataset", root, "--pretrained", "random", "--cache-dir", "ours") == 0
+    ours = cache_files(tmp_path / "ours")
+    assert len(ours) == 2
+    assert cache_files(tmp_path / "theirs") == ours
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends signals to a process group")
+def test_ctrl_c_ends_at_once_without_a_traceback_and_keeps_the_finished_clients(
+    extract: Command,
+    make_images: MakeImages,
+    tiny_clip: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = make_images(domains=("photo",), classes=("cat",))
+    many = root / "sketch" / "cat"
+    many.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(many / "0.jpg")
+    for index in range(1, 1000):
+        (many / f"{index}.jpg").hardlink_to(many / "0.jpg")
+    command = [sys.executable, "-m", "fedclip", "extract", "--dataset", str(root)]
+    process = subprocess.Popen(
+        [*command, "--model", f"local-dir:{tiny_clip}", "--device", "cpu", "--batch-size", "4"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("caches/*/*/photo.h5")) and time.monotonic() < deadline:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        time.sleep(0.5)
+        os.killpg(process.pid, signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert output == ""
+    left = {path.name for path in (tmp_path / "caches").rglob("*") if path.is_file()}
+    assert left == {"photo.h5", "manifest.json"}
+    shutil.rmtree(many)
+    make_images(domains=("sketch",), classes=("cat",))
+    assert extract("--dataset", root) == 0
+    assert table_rows(capsys.readouterr().out) == [
+        ["photo", "3", "0", "0"],
+        ["sketch", "3", "0", "0"],
+    ]
+    assert errors.splitlines()[-1] == "interrupted; what was finished is kept"

@@ -1,0 +1,91 @@
+"""What a user calls an encoder, and what of that a cache shows."""
+
+from pathlib import Path
+
+import pytest
+
+from fedclip.cache import FedclipError
+from fedclip.cache.files import check_name
+from fedclip.extract.names import EncoderName
+
+
+@pytest.mark.parametrize(
+    ("model", "pretrained", "expected"),
+    [
+        ("ViT-B-32", None, "openai"),
+        ("RN50", None, "openai"),
+        ("ViT-B-32", "laion2b_s34b_b79k", "laion2b_s34b_b79k"),
+        ("ViT-B-32", "random", "random"),
+        ("local-dir:models/tiny", None, None),
+        ("hf-hub:owner/name", None, None),
+        ("local-dir:models/tiny", "random", "random"),
+        ("hf-hub:owner/name", "random", "random"),
+    ],
+)
+def test_weights_default_to_openai_s_or_to_those_of_the_place(
+    model: str, pretrained: str | None, expected: str | None
+) -> None:
+    assert EncoderName.of(model, pretrained, "bf16") == EncoderName(model, expected, "bf16")
+
+
+@pytest.mark.parametrize("model", ["local-dir:models/tiny", "hf-hub:owner/name"])
+def test_weights_named_for_a_place_that_brings_its_own_are_refused(model: str) -> None:
+    with pytest.raises(FedclipError) as error:
+        EncoderName.of(model, "openai", "fp32")
+    assert str(error.value) == (
+        f"--pretrained openai: {model} brings its own weights; leave --pretrained out"
+    )
+
+
+@pytest.mark.parametrize("precision", ["", "FP32", "float32", "fp8", "amp", "pure_fp16"])
+def test_a_precision_that_is_none_of_the_three_is_refused(precision: str) -> None:
+    with pytest.raises(FedclipError, match="fp32, fp16") as error:
+        EncoderName.of("ViT-B-32", None, precision)
+    assert "--precision" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "pretrained", "expected"),
+    [
+        ("ViT-B-32", "openai", "ViT-B-32-openai"),
+        ("ViT-B-32", "laion2b_s34b_b79k", "ViT-B-32-laion2b_s34b_b79k"),
+        ("hf-hub:owner/name", None, "owner-name-own"),
+        ("hf-hub:owner/name", "random", "owner-name-random"),
+        ("local-dir:/home/me/models/tiny clip", None, "tiny-clip-own"),
+        ("local-dir:/home/me/models/tiny/", None, "tiny-own"),
+        ("local-dir:/home/me/models/../tiny", None, "tiny-own"),
+        ("local-dir:/", None, "own"),
+        ("ViT-B-32", "../../etc/passwd.pt", "ViT-B-32-..-..-etc-passwd.pt"),
+        ("../..", "openai", "openai"),
+    ],
+)
+def test_a_variant_is_always_the_name_of_one_folder(
+    model: str, pretrained: str | None, expected: str
+) -> None:
+    variant = EncoderName(model, pretrained).variant
+    assert variant == expected
+    assert check_name(f"{variant}-0123abcd", "variant").count("/") == 0
+
+
+def test_a_checkpoint_file_is_shown_without_its_folder(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "secret-project" / "my weights.pt"
+    checkpoint.parent.mkdir()
+    checkpoint.touch()
+    name = EncoderName.of("ViT-B-32", str(checkpoint), "fp32")
+    assert name.shown == ("ViT-B-32", "my weights.pt")
+    assert name.variant == "ViT-B-32-my-weights.pt"
+
+
+def test_a_local_folder_is_shown_by_its_own_name_from_wherever_it_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "secret-project" / "tiny"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    for model in (
+        f"local-dir:{folder}",
+        f"local-dir:{folder}/",
+        "local-dir:.",
+        "local-dir:../tiny",
+    ):
+        assert EncoderName.of(model, None, "fp32").shown == ("local-dir:tiny", "own")

@@ -1,0 +1,40 @@
+"""Class names to prompts."""
+
+import pytest
+
+from fedclip.cache import FedclipError
+from fedclip.extract.prompts import DEFAULT_TEMPLATE, check_templates, prompt
+
+
+@pytest.mark.parametrize(
+    ("template", "class_name", "expected"),
+    [
+        (DEFAULT_TEMPLATE, "dog", "a picture of a dog"),
+        ("a sketch of a {}.", "alarm_clock", "a sketch of a alarm clock."),
+        ("{}", "a_b_c", "a b c"),
+        ("a {} in {braces} with_underscores", "dog", "a dog in {braces} with_underscores"),
+        ("a {}, 100% {0}", "dog", "a dog, 100% {0}"),
+    ],
+)
+def test_a_prompt_is_the_template_with_the_name_spelled_with_spaces(
+    template: str, class_name: str, expected: str
+) -> None:
+    assert prompt(template, class_name) == expected
+
+
+@pytest.mark.parametrize("class_name", ["{}", "{0}", "{x}", "{0.__class__}", "{{}}", "100%s"])
+def test_a_class_name_is_put_in_and_never_formatted(class_name: str) -> None:
+    assert prompt("a {} here", class_name) == f"a {class_name.replace('_', ' ')} here"
+
+
+@pytest.mark.parametrize("template", ["", "a picture", "{0}", "{ }", "{} and {}", "{}{}"])
+def test_a_template_without_exactly_one_place_for_the_class_is_refused(template: str) -> None:
+    with pytest.raises(FedclipError) as error:
+        check_templates(["a {}", template])
+    assert str(error.value) == (
+        f"template {template!r} needs exactly one {{}} where the class name goes"
+    )
+
+
+def test_repeated_templates_are_dropped_and_the_order_stays() -> None:
+    assert check_templates(["b {}", "a {}", "b {}", "c {}", "a {}"]) == ("b {}", "a {}", "c {}")
