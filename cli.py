@@ -60,13 +60,14 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = app(args=list(arguments), prog_name="fedclip", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        print("interrupted; what was finished is kept", file=sys.stderr)
-        return INTERRUPTED
+        code = INTERRUPTED
     except Exception as error:
         message = _explain(error)
         if message is None:
             raise
         return _complain(message)
+    if code == INTERRUPTED:
+        print("interrupted; what was finished is kept", file=sys.stderr)
     return code if isinstance(code, int) else 0
 
 
@@ -87,7 +88,8 @@ def _explain(error: Exception) -> str | None:
 
 
 def _complain(message: str) -> int:
-    print("error:", " ".join(message.split()), file=sys.stderr)
+    line = "".join(character if character.isprintable() else " " for character in message)
+    print("error:", " ".join(line.split()), file=sys.stderr)
     return BAD_INPUT
 
 
@@ -327,7 +329,7 @@ def federate(
         alpha=alpha,
         seed=seed,
     )
-    folder = resolve_cache(cache_dir, cache) if cache else latest_cache(cache_dir)
+    folder = latest_cache(cache_dir) if cache is None else resolve_cache(cache_dir, cache)
     loaded = load_cache(folder)
 
     from .cache.device import resolve_device
@@ -345,7 +347,7 @@ def federate(
         name=name,
         overwrite=overwrite,
     )
-    print(f"cache      {folder.name}{'' if cache else ' (the one extracted last)'}")
+    print(f"cache      {folder.name}{' (the one extracted last)' if cache is None else ''}")
     for line in _describe(experiment):
         print(line, flush=True)
     with open_report() as report:
@@ -412,6 +414,8 @@ def _print_results(results: Sequence[dict[str, Any]], experiment: Experiment) ->
 @cache_app.command("ls")
 def cache_ls(cache_dir: CacheDir = Path("caches")) -> None:
     """List the caches."""
+    from rich.filesize import decimal
+
     from .cache import FedclipError, find_caches, load_cache
 
     rows: list[tuple[object, ...]] = []
@@ -434,7 +438,7 @@ def cache_ls(cache_dir: CacheDir = Path("caches")) -> None:
                 len(first.class_names),
                 len(first.templates),
                 made,
-                f"{folder.bytes / 1e6:.1f} MB",
+                decimal(folder.bytes),
             )
         )
     if rows:
@@ -498,34 +502,32 @@ def cache_verify(
     cache_dir: CacheDir = Path("caches"),
 ) -> None:
     """Check every byte and every value of a cache, or of all."""
-    from .cache import FedclipError, find_caches, load_cache, resolve_cache
+    from .cache import find_caches, resolve_cache, verify_cache
 
-    folders = [resolve_cache(cache_dir, name)] if name else find_caches(cache_dir)
-    damaged = []
-    for folder in folders:
-        try:
-            clients = load_cache(folder)
-        except FedclipError as error:
-            damaged.append(str(error))
-        else:
-            print(f"{folder.name}: {len(clients)} files are whole")
+    folders = [resolve_cache(cache_dir, name)] if name is not None else find_caches(cache_dir)
     if not folders:
         print(f"there is no cache below {cache_dir}")
-    for complaint in damaged[:-1]:
-        _complain(complaint)
-    if damaged:
-        raise FedclipError(damaged[-1])
+    code = 0
+    for folder in folders:
+        wrong = verify_cache(folder)
+        for error in wrong:
+            code = _complain(str(error))
+        if not wrong:
+            print(f"{folder.name}: {len(folder.files)} files are whole")
+    raise typer.Exit(code)
 
 
 @cache_app.command("rm")
 def cache_rm(name: CacheName, cache_dir: CacheDir = Path("caches")) -> None:
     """Delete a cache."""
+    from rich.filesize import decimal
+
     from .cache import remove_cache, resolve_cache
 
     folder = resolve_cache(cache_dir, name)
     size = folder.bytes
     remove_cache(folder)
-    print(f"removed {folder.name} ({size / 1e6:.1f} MB)")
+    print(f"removed {folder.name} ({decimal(size)})")
 
 
 @cache_app.command("import")
