@@ -2,12 +2,13 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..cache import FedclipError
 from ..cache.files import check_name, slug
+from ..cache.report import Report
 
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -71,13 +72,23 @@ class KnownDataset:
         classes: Names for class folders that are named otherwise, by numbers say.
         splits: Folders between domain and class, all of which belong to the domain.
         whole: The folder to take instead where none of `splits` is there.
+        make: Makes it in a folder, where the package can.
     """
 
     domains: tuple[Domain, ...]
     classes: Mapping[str, str] = field(default_factory=dict)
     splits: tuple[str, ...] = ()
     whole: str = ""
+    make: Callable[[Path, Report], None] | None = None
 
+
+def _draw_demo(folder: Path, report: Report) -> None:
+    from .demo.dataset import draw_dataset
+
+    draw_dataset(folder, report)
+
+
+DEMO = "demo"
 
 KNOWN: Mapping[str, KnownDataset] = {
     # Venkateswara et al. 2017, "Deep Hashing Network for Unsupervised Domain Adaptation".
@@ -110,7 +121,19 @@ KNOWN: Mapping[str, KnownDataset] = {
         splits=("train", "crossval", "test"),
         whole="full",
     ),
+    # Drawn by this package.
+    DEMO: KnownDataset(
+        tuple(Domain(style, (style,), 300) for style in ("cartoon", "neon", "photo", "sketch")),
+        make=_draw_demo,
+    ),
 }
+
+
+def obtain_dataset(dataset: str, data_dir: Path, report: Report) -> None:
+    """Make a data set that the package can make, if it is not below `data_dir` yet."""
+    make = KNOWN[dataset].make if dataset in KNOWN else None
+    if make is not None and not _search(dataset, data_dir):
+        make(data_dir / dataset, report)
 
 
 def open_dataset(dataset: str, data_dir: Path, name: str | None = None) -> ImageDataset:
@@ -167,19 +190,26 @@ def _find_known(dataset: str, known: KnownDataset, data_dir: Path) -> tuple[Path
             f"{data_dir}: there is no such folder to look for {dataset} in; "
             "say where the data is with --data-dir"
         )
-    level = [data_dir]
+    found = _search(dataset, data_dir)
+    if found is None:
+        wanted = ", ".join("/".join(domain.folders) for domain in known.domains)
+        raise FedclipError(
+            f"{data_dir}: {dataset} is not below this folder (no folder holds {wanted}); get it "
+            "and put it there, or say where it is with --data-dir"
+        )
+    return found
+
+
+def _search(dataset: str, data_dir: Path) -> tuple[Path, dict[str, Path]] | None:
+    level = [data_dir.resolve()] if data_dir.is_dir() else []
     for _ in range(SEARCH_DEPTH + 1):
         # Among equals, a folder named like the data set comes first.
         for root in sorted(level, key=lambda path: _plain(dataset) not in _plain(path.name)):
-            folders = _match_domains(root, known)
+            folders = _match_domains(root, KNOWN[dataset])
             if folders:
-                return root.resolve(), folders
+                return root, folders
         level = [child for parent in level for child in _folders(parent)]
-    wanted = ", ".join("/".join(domain.folders) for domain in known.domains)
-    raise FedclipError(
-        f"{data_dir}: {dataset} is not below this folder (no folder holds {wanted}); get it and "
-        "put it there, or say where it is with --data-dir"
-    )
+    return None
 
 
 def _match_domains(root: Path, known: KnownDataset) -> dict[str, Path]:

@@ -121,7 +121,7 @@ def load_encoder(name: EncoderName, device: torch.device) -> Encoder:
     """
     config = _model_config(name.model)
     tag = _tag_config(name)
-    with _quiet(), torch.random.fork_rng(devices=[]):
+    with quiet(), torch.random.fork_rng(devices=[]):
         weights = _weights_file(name, tag)
         torch.manual_seed(0)  # random weights are the same ones each time
         model = _build(name, weights, quick_gelu=bool(tag.get("quick_gelu")))
@@ -175,7 +175,7 @@ def _preprocess_facts(preprocess: PreprocessCfg) -> dict[str, Any]:
 def _model_config(model: str) -> dict[str, Any]:
     """Read the architecture's config as open_clip has it."""
     try:
-        with _quiet():
+        with quiet():
             config = open_clip.get_model_config(model)
     except Exception as error:
         if model.startswith(LOCAL_DIR) and isinstance(error, FileNotFoundError):
@@ -203,8 +203,8 @@ def _tag_config(name: EncoderName) -> Mapping[str, Any]:
     if not tag:
         tags = open_clip.list_pretrained_tags_by_model(name.model)
         raise FedclipError(
-            f"{name.model} has no weights {name.pretrained!r} and there is no such file; "
-            f"there is {', '.join([*tags, RANDOM])}"
+            f"{name.model} has no weights {name.pretrained!r} and there is no such file; there is "
+            f"{', '.join([*tags, RANDOM])} (a file without a suffix is given as ./NAME)"
         )
     return tag
 
@@ -304,7 +304,7 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep libraries from talking while a model loads: what matters is raised or recorded."""
     previous = logging.root.manager.disable
     logging.disable(logging.CRITICAL)

@@ -10,10 +10,12 @@ from typing import Self
 
 from ..cache import FedclipError
 from ..cache.files import slug
+from .datasets import DEMO
 
 LOCAL_DIR = "local-dir:"
 HF_HUB = "hf-hub:"
 DEFAULT_MODEL = "ViT-B-32"
+DEMO_MODEL = f"{LOCAL_DIR}{Path(__file__).parent / 'demo' / 'tinyclip'}"
 DEFAULT_PRETRAINED = "openai"
 RANDOM = "random"
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -51,7 +53,11 @@ class EncoderName:
             raise FedclipError(
                 f"--pretrained {pretrained}: {model} brings its own weights; leave --pretrained out"
             )
-        return cls(model, pretrained if place else pretrained or DEFAULT_PRETRAINED, precision)
+        if pretrained is None and not place:
+            pretrained = DEFAULT_PRETRAINED
+        if pretrained is not None and not is_file(pretrained):
+            pretrained = pretrained.lower().replace("-", "_")  # as open_clip reads tags
+        return cls(model, pretrained, precision)
 
     @property
     def shown(self) -> tuple[str, str]:
@@ -70,6 +76,11 @@ class EncoderName:
         """The name as part of a folder's name: ``<model>-<tag>``."""
         model, pretrained = self.shown
         return slug(f"{model.removeprefix(LOCAL_DIR).removeprefix(HF_HUB)}-{pretrained}")
+
+
+def default_model(dataset: str) -> str:
+    """Name the model for a data set where the user names none."""
+    return DEMO_MODEL if dataset == DEMO else DEFAULT_MODEL
 
 
 def is_file(pretrained: str) -> bool:

@@ -28,7 +28,7 @@ from ..cache import (
 from ..cache.key import differing_facts
 from ..cache.report import Report
 from ..cache.schema import content_digest
-from .datasets import ClientImages, ImageDataset, open_dataset
+from .datasets import ClientImages, ImageDataset, obtain_dataset, open_dataset
 from .manifest import (
     Skipped,
     check_root,
@@ -120,6 +120,7 @@ def extract(request: Request, report: Report) -> Extraction:
     Raises:
         FedclipError: the data set, the encoder or the cache at hand cannot be used.
     """
+    obtain_dataset(request.dataset, request.data_dir, report)
     dataset = open_dataset(request.dataset, request.data_dir, request.name)
     images = sum(len(client.images) for client in dataset.clients)
     report.note(

@@ -83,7 +83,9 @@ def test_a_wheel_installs_nothing_but_fedclip(tmp_path: Path) -> None:
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE", "py.typed"):
         shutil.copy(ROOT / name, source)
-    for path in (*ROOT.glob("*.py"), *(path for name in FOLDERS for path in modules(name))):
+    model = (ROOT / "extract" / "demo" / "tinyclip").iterdir()
+    sources = (path for name in FOLDERS for path in modules(name))
+    for path in (*ROOT.glob("*.py"), *sources, *model):
         target = source / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
@@ -94,7 +96,12 @@ def test_a_wheel_installs_nothing_but_fedclip(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"fedclip"}
-    assert {"fedclip/py.typed", "fedclip/cli.py", "fedclip/federate/strategies/fedavg.py"} <= {
-        *names
-    }
+    assert {
+        "fedclip/py.typed",
+        "fedclip/cli.py",
+        "fedclip/federate/strategies/fedavg.py",
+        "fedclip/extract/demo/tinyclip/open_clip_config.json",
+        "fedclip/extract/demo/tinyclip/open_clip_model.safetensors",
+    } <= {*names}
+    assert wheel.stat().st_size < 6_000_000
     assert not [name for name in names if name.startswith("fedclip/tests")]

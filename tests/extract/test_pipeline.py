@@ -310,10 +310,11 @@ def test_a_changed_image_is_encoded_anew_and_gets_its_own_vector(
     ("old", "new"),
     [
         ("photo/cat/01.png", "photo/cat/zz.png"),
+        ("photo/cat/02.png", "photo/cat/03.png"),
         ("photo/cat/01.png", "photo/big_dog/zz.png"),
         ("photo/cat/01.png", "sketch/big_dog/01a.png"),
     ],
-    ids=["renamed", "of another class", "of another domain"],
+    ids=["renamed", "renamed in its place", "of another class", "of another domain"],
 )
 def test_an_image_that_only_moved_is_not_encoded_again(
     run: Extract, make_images: MakeImages, old: str, new: str
@@ -733,6 +734,22 @@ def test_clients_agree_in_templates_after_a_run_that_was_cut_between_them(
     assert result.encoded == 0
     caches = load_cache(folder)
     assert {cache.templates for cache in caches} == {(TEMPLATE, OTHER_TEMPLATE)}
+
+
+def test_clients_agree_in_classes_after_a_run_that_was_cut_between_them(
+    run: Extract, make_images: MakeImages
+) -> None:
+    root = make_images()
+    shutil.rmtree(root / "sketch" / "cat")
+    (root / "sketch" / "cat").mkdir()
+    folder = run(root).folder
+    old = folder.file("sketch").read_bytes()
+    for domain in ("photo", "sketch"):
+        (root / domain / "cat").rename(root / domain / "wild_cat")
+    run(root)
+    folder.file("sketch").write_bytes(old)
+    assert run(root).encoded == 0
+    assert {cache.class_names for cache in load_cache(folder)} == {("big_dog", "wild_cat")}
 
 
 @pytest.mark.parametrize("something_else_is_new", [True, False])

@@ -1,0 +1,31 @@
+"""Writes the drawn data set as image files, ``<domain>/<class>/<number>.png``."""
+
+from pathlib import Path
+
+from PIL import Image
+
+from ...cache.files import replacing_folder
+from ...cache.report import Report
+from .draw import STYLES, draw_picture
+from .shapes import THINGS
+
+SEED = 0
+IMAGES_PER_CLASS = 30
+
+
+def draw_dataset(
+    folder: Path, report: Report, seed: int = SEED, images: int = IMAGES_PER_CLASS
+) -> None:
+    """Draw `images` pictures of each thing in each style into `folder`, whole or not at all."""
+    total, done = len(STYLES) * len(THINGS) * images, 0
+    report.note(f"drawing    {total} images of {len(THINGS)} things in {folder}")
+    with replacing_folder(folder) as temporary:
+        for style in STYLES:
+            for thing in THINGS:
+                place = temporary / style / thing
+                place.mkdir(parents=True)
+                for index in range(images):
+                    pixels = draw_picture(style, thing, seed, index)
+                    Image.fromarray(pixels).save(place / f"{index:03d}.png")
+                done += images
+                report.progress("drawing", done, total, "images")
