@@ -25,14 +25,14 @@ from fedclip.federate.settings import Settings
 Result = Mapping[str, Any]
 
 
-def run_draw(draw: int, settings: Settings, work: Path, report: Report) -> list[Result]:
+def run_draw(draw: int, model: str, settings: Settings, work: Path, report: Report) -> list[Result]:
     """Draw, extract and federate one data set."""
     root = work / f"draw-{draw}"
     draw_dataset(root, report, seed=draw)
     extraction = extract(
         Request(
             dataset=str(root),
-            encoder=EncoderName.of(DEMO_MODEL, None, "fp32"),
+            encoder=EncoderName.of(model, None, "fp32"),
             templates=(DEFAULT_TEMPLATE,),
             data_dir=work,
             cache_dir=work / "caches",
@@ -86,6 +86,7 @@ def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description="The demo over several draws of its data set.")
     parser.add_argument("--draws", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--model", default=DEMO_MODEL)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--weight-decay", type=float, default=0.0)
@@ -98,7 +99,9 @@ def main() -> None:
         loss=options.loss,
     )
     with tempfile.TemporaryDirectory() as work, open_report() as report:
-        draws = [run_draw(draw, settings, Path(work), report) for draw in options.draws]
+        draws = [
+            run_draw(draw, options.model, settings, Path(work), report) for draw in options.draws
+        ]
     targets = [result["target"] for result in draws[0]]
     columns = ["zero-shot", "adapted", "gain"]
     headings = [f"{who}: {column}" for who in ("participants", "left out") for column in columns]

@@ -55,7 +55,7 @@ class EncoderName:
             )
         if pretrained is None and not place:
             pretrained = DEFAULT_PRETRAINED
-        if pretrained is not None and not is_file(pretrained):
+        if pretrained is not None and not _names_file(pretrained):
             pretrained = pretrained.lower().replace("-", "_")  # as open_clip reads tags
         return cls(model, pretrained, precision)
 
@@ -84,6 +84,10 @@ def default_model(dataset: str) -> str:
 
 
 def is_file(pretrained: str) -> bool:
-    """Tell a checkpoint file from a pretrained tag, which has no suffix and no folder."""
+    """Tell a checkpoint file that is there from a pretrained tag."""
+    return _names_file(pretrained) and Path(pretrained).is_file()
+
+
+def _names_file(pretrained: str) -> bool:
     path = Path(pretrained)
-    return bool(path.suffix or path.name != pretrained) and path.is_file()
+    return bool(path.suffix) or path.name != pretrained  # a tag has no suffix and no folder

@@ -203,11 +203,17 @@ def main(arguments: Sequence[str]) -> None:
         description="Pre-train the demo's tiny CLIP.",
     )
     parser.add_argument("folder", type=Path, help="where to write it; must not exist")
-    folder = parser.parse_args(arguments).folder
-    if folder.exists():
-        parser.error(f"{folder} exists; name a new folder")
+    parser.add_argument(
+        "--caption-noise",
+        type=float,
+        default=Recipe.caption_noise,
+        help="share of the confused things that are captioned as their look-alikes (%(default)s)",
+    )
+    options = parser.parse_args(arguments)
+    if options.folder.exists():
+        parser.error(f"{options.folder} exists; name a new folder")
     with open_report() as report:
-        pretrain(folder, report)
+        pretrain(options.folder, report, Recipe(caption_noise=options.caption_noise))
 
 
 if __name__ == "__main__":

@@ -41,6 +41,18 @@ def one_line(error: pytest.ExceptionInfo[FedclipError]) -> str:
     return message
 
 
+def test_a_relative_data_folder_and_a_linked_data_set_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path / "elsewhere", images(PACS, PACS_CLASSES))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "PACS").symlink_to(tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    dataset = open_dataset("pacs", Path("data"))
+    assert dataset.root == tmp_path / "data" / "PACS"
+    assert ids(dataset, "photo") == ["photo/dog/1.jpg", "photo/guitar/1.jpg"]
+
+
 @pytest.mark.parametrize("real_world", ["Real World", "Real_World", "RealWorld"])
 def test_office_home_is_found_however_real_world_is_spelled(
     tmp_path: Path, real_world: str
