@@ -20,7 +20,7 @@ from . import __version__
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from .extract.pipeline import Extraction
+    from .extract.request import Extraction
     from .federate.experiment import Experiment
 
 BAD_INPUT = 2
@@ -170,9 +170,9 @@ def extract(
     """Encode every image of a data set once, and keep the features: one file per client."""
     from .cache.report import open_report
     from .extract.names import EncoderName, default_model
-    from .extract.pipeline import Request
     from .extract.pipeline import extract as run_extraction
     from .extract.prompts import DEFAULT_TEMPLATE, check_templates
+    from .extract.request import Request
 
     request = Request(
         dataset=dataset,

@@ -17,8 +17,9 @@ from fedclip.cache import load_cache
 from fedclip.cache.report import Report, open_report
 from fedclip.extract.demo.dataset import draw_dataset
 from fedclip.extract.names import DEMO_MODEL, EncoderName
-from fedclip.extract.pipeline import Request, extract
+from fedclip.extract.pipeline import extract
 from fedclip.extract.prompts import DEFAULT_TEMPLATE
+from fedclip.extract.request import Request
 from fedclip.federate.experiment import Experiment, choose_targets, run_experiment
 from fedclip.federate.settings import Settings
 

@@ -30,8 +30,9 @@ from fedclip.extract.demo.pretrain import (
 from fedclip.extract.demo.shapes import THINGS, Draw
 from fedclip.extract.encoders import CONFIG_FILE
 from fedclip.extract.names import DEMO_MODEL, LOCAL_DIR, EncoderName
-from fedclip.extract.pipeline import Request, extract
+from fedclip.extract.pipeline import extract
 from fedclip.extract.prompts import DEFAULT_TEMPLATE
+from fedclip.extract.request import Request
 
 SHIPPED = Path(DEMO_MODEL.removeprefix(LOCAL_DIR))
 CHANCE = 0.1

@@ -22,7 +22,8 @@ from fedclip.cache import FeatureCache, FedclipError, image_key, read_cache
 from fedclip.cache.report import LineReport
 from fedclip.extract.encoders import Encoder, load_encoder
 from fedclip.extract.names import EncoderName
-from fedclip.extract.pipeline import Request, extract
+from fedclip.extract.pipeline import extract
+from fedclip.extract.request import Request
 
 Register = Callable[..., str]
 MakePlace = Callable[..., str]

@@ -33,7 +33,8 @@ from fedclip.cache.report import LineReport
 from fedclip.cache.schema import content_digest
 from fedclip.extract.encoders import Encoder
 from fedclip.extract.names import EncoderName
-from fedclip.extract.pipeline import Extraction, Request, extract
+from fedclip.extract.pipeline import extract
+from fedclip.extract.request import Extraction, Request
 
 MakeImages = Callable[..., Path]
 MakeFeatures = Callable[..., FeatureCache]

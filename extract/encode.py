@@ -1,0 +1,239 @@
+"""Encodes what a cache lacks. Importing this imports torch and open_clip."""
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..cache import (
+    CacheError,
+    CacheFolder,
+    FeatureCache,
+    FedclipError,
+    image_key,
+    read_cache,
+    write_cache,
+)
+from ..cache.device import resolve_device
+from ..cache.key import differing_facts
+from ..cache.report import Report
+from ..cache.schema import content_digest
+from .datasets import ClientImages, ImageDataset
+from .encoders import Encoder, load_encoder
+from .images import load_batches
+from .manifest import Skipped, encoder_request, library_versions, listing, stat_files
+from .request import ClientResult, Extraction, Request
+from .texts import Texts
+
+MAX_WORKERS = 16
+
+Vector = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """An image's vector and content hash, or why it has none."""
+
+    vector: Vector | None
+    digest: bytes
+    problem: str = ""
+    encoded: bool = False
+
+
+def encode_missing(request: Request, dataset: ImageDataset, report: Report) -> Extraction:
+    """Encode what a cache lacks, client by client, and carry over the rest by content.
+
+    Raises:
+        FedclipError: the encoder or the cache at hand cannot be used, or no image of a
+            client can be decoded.
+    """
+    encoder = load_encoder(request.encoder, resolve_device(request.device))
+    key = image_key(encoder.facts)
+    folder = CacheFolder(request.cache_dir / dataset.name / f"{request.encoder.variant}-{key[:8]}")
+    manifest = folder.read_manifest()
+    batch_size = _batch_size(manifest, request)
+    report.note(
+        f"encoder    {' '.join(request.encoder.shown)}, {request.encoder.precision} on "
+        f"{encoder.device}, batches of {batch_size}"
+    )
+    if batch_size != request.batch_size:
+        report.note(f"           (this cache was begun with batches of {batch_size})")
+    start = time.perf_counter()
+    previous = _previous(folder, encoder)
+    texts = Texts.known(previous, dataset.class_names, request.templates)
+    encoded_texts = texts.encode_missing(encoder, batch_size)
+    vectors = {
+        digest.tobytes(): vector
+        for cache in previous
+        for digest, vector in zip(cache.digests, cache.image_features, strict=True)
+    }
+    manifest = {
+        "dataset": dataset.name,
+        "root": str(dataset.root),
+        "request": encoder_request(request.encoder),
+        "weights": stat_files(encoder.sources),
+        "versions": library_versions(),
+        "key": key,
+        "encoder": dict(encoder.facts),
+        "batch_size": batch_size,
+        "clients": manifest.get("clients", {}),
+    }
+    workers = _workers(request.workers, encoder)
+    results = []
+    with _kept_if_filled(folder.path):
+        for images in dataset.clients:
+            seen = listing(images)  # before reading, so that a later change is seen as one
+            rows = _encode_client(encoder, images, vectors, batch_size, workers, report)
+            cache = _client_cache(encoder, dataset, images, rows, texts)
+            write_cache(cache, folder.file(images.name))
+            skipped = tuple(
+                Skipped(image.id, row.problem)
+                for image, row in zip(images.images, rows, strict=True)
+                if row.vector is None
+            )
+            encoded = sum(row.encoded for row in rows)
+            results.append(ClientResult(images.name, len(cache.labels), encoded, skipped))
+            manifest["clients"][images.name] = {
+                "rows": len(cache.labels),
+                "listing": seen,
+                "skipped": [{"id": item.id, "reason": item.reason} for item in skipped],
+            }
+            folder.write_manifest(manifest)
+    return Extraction.of(folder, results, cache, encoded_texts, time.perf_counter() - start)
+
+
+def _batch_size(manifest: Mapping[str, Any], request: Request) -> int:
+    """Keep to the batch shape that a cache was begun with: another moves vectors by rounding."""
+    begun = manifest.get("batch_size")
+    return begun if isinstance(begun, int) and begun > 0 else request.batch_size
+
+
+def _previous(folder: CacheFolder, encoder: Encoder) -> list[FeatureCache]:
+    """Read what the cache holds already.
+
+    Raises:
+        CacheError: a file is damaged, or of another encoder.
+    """
+    caches = []
+    for path in folder.files:
+        cache = read_cache(path)
+        if cache.key != image_key(encoder.facts):
+            facts = ", ".join(differing_facts(cache.encoder, encoder.facts))
+            raise CacheError(
+                f"{path}: is of another encoder than this cache ({facts}); move it elsewhere"
+            )
+        caches.append(cache)
+    return caches
+
+
+@contextmanager
+def _kept_if_filled(folder: Path) -> Iterator[None]:
+    """Make a folder, and remove it again if nothing came into it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        for path in (folder, folder.parent):
+            if not any(path.iterdir()):
+                path.rmdir()
+
+
+def _workers(requested: int | None, encoder: Encoder) -> int:
+    if requested is not None:
+        return requested
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    # On a CPU the encoder itself wants all cores; one process hides the reading.
+    return 1 if encoder.device.type == "cpu" else max(1, min(cores - 1, MAX_WORKERS))
+
+
+def _encode_client(
+    encoder: Encoder,
+    images: ClientImages,
+    vectors: Mapping[bytes, Vector],
+    batch_size: int,
+    workers: int,
+    report: Report,
+) -> list[_Row]:
+    """Give each of a client's images its row: carried over by content, or encoded now."""
+    digests = [_digest(image.path) if vectors else None for image in images.images]
+    missing = [index for index, digest in enumerate(digests) if digest not in vectors]
+    rows = {
+        index: _Row(vectors[digest], digest)
+        for index, digest in enumerate(digests)
+        if digest is not None and digest in vectors
+    }
+    done = skipped = 0
+    if missing:
+        report.progress(images.name, done, len(missing), "images")
+    paths = [images.images[index].path for index in missing]
+    indices = iter(missing)
+    for batch in load_batches(paths, encoder.transform, encoder.pixel_shape, batch_size, workers):
+        features = encoder.encode_images(batch.pixels)
+        for vector, digest, problem in zip(features, batch.digests, batch.problems, strict=False):
+            rows[next(indices)] = (
+                _Row(None, digest, problem) if problem else _Row(vector, digest, encoded=True)
+            )
+        done += len(batch.digests)
+        skipped += sum(map(bool, batch.problems))
+        report.progress(
+            images.name,
+            done,
+            len(missing),
+            "images",
+            f"{skipped} skipped" if skipped else "",
+        )
+    return [rows[index] for index in range(len(images.images))]
+
+
+def _digest(path: Path) -> bytes | None:
+    try:
+        return content_digest(path.read_bytes())
+    except OSError:
+        return None  # decoding will say why
+
+
+def _client_cache(
+    encoder: Encoder,
+    dataset: ImageDataset,
+    images: ClientImages,
+    rows: Sequence[_Row],
+    texts: Texts,
+) -> FeatureCache:
+    kept = [
+        (image, row.digest, row.vector)
+        for image, row in zip(images.images, rows, strict=True)
+        if row.vector is not None
+    ]
+    if not kept:
+        raise FedclipError(
+            f"{images.name}: not one of its {len(rows)} images could be used; the first, "
+            f"{images.images[0].path}, {rows[0].problem}"
+        )
+    try:
+        return FeatureCache(
+            dataset=dataset.name,
+            client=images.name,
+            encoder=encoder.facts,
+            logit_scale=encoder.logit_scale,
+            normalized=False,
+            image_features=np.stack([vector for _, _, vector in kept]),
+            labels=np.array([image.label for image, _, _ in kept], dtype=np.int32),
+            ids=tuple(image.id for image, _, _ in kept),
+            digests=np.stack([np.frombuffer(digest, np.uint8) for _, digest, _ in kept]),
+            class_names=texts.class_names,
+            templates=texts.templates,
+            text_features=texts.features(),
+        )
+    except CacheError as error:
+        raise FedclipError(
+            f"{images.name}: what {encoder.name.model} made of it {error}; "
+            "its weights or --precision do not suit"
+        ) from None

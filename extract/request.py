@@ -1,0 +1,88 @@
+"""What to extract, and what came of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from ..cache import CacheFolder, FeatureCache
+from .manifest import Skipped
+from .names import EncoderName
+
+DEFAULT_BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to extract.
+
+    Attributes:
+        dataset: A published data set's name, or a folder.
+        encoder: The encoder's name.
+        templates: Prompt templates, each with one ``{}``.
+        data_dir: Where data sets are looked for.
+        cache_dir: Where caches are kept.
+        name: What the caches are filed under; None for the data set's own name.
+        batch_size: The one batch shape that the encoder sees.
+        workers: Processes that decode images; None for what suits the device.
+        device: ``auto`` or a torch device.
+    """
+
+    dataset: str
+    encoder: EncoderName
+    templates: tuple[str, ...]
+    data_dir: Path
+    cache_dir: Path
+    name: str | None = None
+    batch_size: int = DEFAULT_BATCH_SIZE
+    workers: int | None = None
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class ClientResult:
+    """What became of a client: rows in its file, how many were encoded now, what was left out."""
+
+    client: str
+    rows: int
+    encoded: int
+    skipped: tuple[Skipped, ...]
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What an extraction left behind.
+
+    Attributes:
+        folder: The cache.
+        clients: What became of each client.
+        classes: Number of classes.
+        embed_dim: Width of the features.
+        encoded_texts: Prompts encoded now.
+        seconds: Wall-clock time of reading, encoding and writing; without loading the encoder.
+    """
+
+    folder: CacheFolder
+    clients: tuple[ClientResult, ...]
+    classes: int
+    embed_dim: int
+    encoded_texts: int
+    seconds: float
+
+    @classmethod
+    def of(
+        cls,
+        folder: CacheFolder,
+        clients: Sequence[ClientResult],
+        cache: FeatureCache,
+        encoded_texts: int,
+        seconds: float,
+    ) -> Self:
+        """Sum up a cache of which one client's file is at hand."""
+        classes = len(cache.class_names)
+        return cls(folder, tuple(clients), classes, cache.embed_dim, encoded_texts, seconds)
+
+    @property
+    def encoded(self) -> int:
+        """Images encoded now."""
+        return sum(client.encoded for client in self.clients)
