@@ -12,7 +12,8 @@ from typing import Any
 from .errors import FedclipError
 
 TEMPORARY_PREFIX = ".tmp-"
-_SAFE_NAME = re.compile(r"[^\W_][\w.+-]{0,199}")
+MAX_NAME_BYTES = 200
+_SAFE_NAME = re.compile(r"[^\W_][\w.+-]*")
 
 
 def check_name(name: str, what: str) -> str:
@@ -21,10 +22,10 @@ def check_name(name: str, what: str) -> str:
     Raises:
         FedclipError: it is empty, starts with a dot or holds a separator, say.
     """
-    if not _SAFE_NAME.fullmatch(name):
+    if not _SAFE_NAME.fullmatch(name) or len(name.encode(errors="replace")) > MAX_NAME_BYTES:
         raise FedclipError(
             f"{what} {name!r} cannot name a file: use letters, digits, '_', '-', '+' and '.', "
-            "starting with a letter or a digit"
+            f"starting with a letter or a digit, {MAX_NAME_BYTES} bytes at most"
         )
     return name
 

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from .errors import CacheError
 from .files import TEMPORARY_PREFIX, write_json
 from .key import differing_facts
@@ -182,11 +185,18 @@ def check_same(paths: Sequence[Path], clients: Sequence[FeatureCache]) -> None:
                 f"{first_path} and {path} are of different encoders ({facts}), so their features "
                 "cannot be compared; keep them in different folders"
             )
+        if not differing and not _close(cache.text_features, first.text_features):
+            differing = ["text features"]
         if differing:
             raise CacheError(
                 f"{first_path} and {path} differ in {', '.join(differing)}; "
                 "extract them again with the same options"
             )
+
+
+def _close(texts: npt.NDArray[np.float32], others: npt.NDArray[np.float32]) -> bool:
+    """Tell whether two sites' class texts differ by no more than their devices' rounding."""
+    return bool(np.linalg.norm(texts - others) <= 0.01 * np.linalg.norm(others))
 
 
 def remove_cache(folder: CacheFolder) -> None:

@@ -213,14 +213,20 @@ def _search(dataset: str, data_dir: Path) -> tuple[Path, dict[str, Path]] | None
 
 
 def _match_domains(root: Path, known: KnownDataset) -> dict[str, Path]:
-    children = {_plain(path.name): path for path in _folders(root)}
-    matches = {
-        domain.client: children[_plain(folder)]
-        for domain in known.domains
-        for folder in domain.folders
-        if _plain(folder) in children
-    }
-    return matches if len(matches) == len(known.domains) else {}
+    children = _folders(root)
+    matches: dict[str, Path] = {}
+    for domain in known.domains:
+        names = {_plain(folder) for folder in domain.folders}
+        found = [child for child in children if _plain(child.name) in names]
+        if not found:
+            return {}
+        if len(found) > 1:
+            raise FedclipError(
+                f"{root}: {' and '.join(child.name for child in found)} would both be the client "
+                f"{domain.client!r}; keep one of them"
+            )
+        matches[domain.client] = found[0]
+    return matches
 
 
 def _find_folder(dataset: str, data_dir: Path) -> Path:

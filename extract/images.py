@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..cache import FedclipError
 from ..cache.schema import content_digest
 
 Transform = Callable[[Image.Image], Tensor]
@@ -124,10 +125,19 @@ def load_batches(
     The batches do not depend on the number of workers. Memory is bounded: each
     worker is at most two batches ahead.
     """
-    yield from DataLoader(
-        _ImageFiles(paths, transform, shape),
-        batch_size=batch_size,
-        num_workers=workers,
-        collate_fn=_Collate(batch_size),
-        worker_init_fn=_ignore_interrupts,
-    )
+    try:
+        yield from DataLoader(
+            _ImageFiles(paths, transform, shape),
+            batch_size=batch_size,
+            num_workers=workers,
+            collate_fn=_Collate(batch_size),
+            worker_init_fn=_ignore_interrupts,
+        )
+    except RuntimeError as error:
+        # DataLoader raises this of a worker that was killed, for want of memory for example.
+        if "DataLoader worker" not in str(error):
+            raise
+        raise FedclipError(
+            "a process that decodes images was killed, probably for want of (shared) memory; "
+            "give --workers 0 or a smaller --batch-size"
+        ) from None

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +227,7 @@ def test_a_damaged_file_is_named_among_whole_ones(make_cache: MakeCache) -> None
 
 def refusal_of(folder: Path, first: FeatureCache, second: FeatureCache) -> str:
     """Write two clients beside each other and give the message that refuses them as one cache."""
+    folder.mkdir(exist_ok=True)
     paths = [folder / "a.h5", folder / "b.h5"]
     write_cache(first, paths[0])
     write_cache(second, paths[1])
@@ -292,6 +294,18 @@ def test_clients_of_different_widths_are_refused(
     make_features: MakeFeatures, tmp_path: Path
 ) -> None:
     refusal_of(tmp_path, make_features("photo", width=8), make_features("sketch", width=6))
+
+
+def test_clients_whose_class_texts_differ_by_more_than_rounding_are_refused(
+    make_features: MakeFeatures, tmp_path: Path
+) -> None:
+    photo, sketch = make_features("photo"), make_features("sketch")
+    rounded = replace(sketch, text_features=sketch.text_features * np.float32(1 + 1e-5))
+    for cache in (photo, rounded):
+        write_cache(cache, tmp_path / f"{cache.client}.h5")
+    assert len(load_cache(CacheFolder(tmp_path))) == 2
+    other = replace(sketch, text_features=sketch.text_features[::-1].copy())
+    assert "differ in text features" in refusal_of(tmp_path / "pair", photo, other)
 
 
 def test_the_same_client_twice_is_refused(make_features: MakeFeatures, tmp_path: Path) -> None:

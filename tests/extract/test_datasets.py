@@ -41,6 +41,23 @@ def one_line(error: pytest.ExceptionInfo[FedclipError]) -> str:
     return message
 
 
+@pytest.mark.parametrize(
+    ("known", "domains"),
+    [
+        ("office-home", ("Art", "Clipart", "Product", "Real World", "RealWorld")),
+        ("vlcs", ("CALTECH", "Caltech101", "LABELME", "PASCAL", "SUN")),
+    ],
+)
+def test_a_domain_that_is_there_twice_is_refused_with_both_folders(
+    tmp_path: Path, known: str, domains: tuple[str, ...]
+) -> None:
+    fill(tmp_path, images(domains, ("bird", "dog")))
+    with pytest.raises(FedclipError) as error:
+        open_dataset(known, tmp_path)
+    one, two = (domains[0], domains[1]) if known == "vlcs" else (domains[3], domains[4])
+    assert f"{one} and {two} would both be the client" in one_line(error)
+
+
 def test_a_relative_data_folder_and_a_linked_data_set_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """Image files to pixel batches: one shape, one order, and a reason for what cannot be used."""
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from io import BytesIO
@@ -12,6 +13,7 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
+from fedclip.cache import FedclipError
 from fedclip.cache.schema import content_digest
 from fedclip.extract.images import PixelBatch, decode, load_batches
 
@@ -143,3 +145,16 @@ def test_an_image_that_pillow_only_warns_of_is_used_without_a_word(
 def test_bytes_are_decoded_whatever_the_file_is_called() -> None:
     image = picture()
     assert torch.equal(decode(encoded(image, "bmp"), TRANSFORM), TRANSFORM(image))
+
+
+def test_a_worker_that_is_killed_is_explained_in_one_line(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{index}.png" for index in range(4)]
+    for index, path in enumerate(paths):
+        picture(index).save(path)
+
+    def deadly(image: Image.Image) -> torch.Tensor:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError(f"alive with {image}")
+
+    with pytest.raises(FedclipError, match=r"was killed.*--workers 0"):
+        list(load_batches(paths, deadly, SHAPE, 2, workers=1))
