@@ -542,7 +542,8 @@ def test_an_unknown_tag_is_refused_with_the_tags_there_are(
 ) -> None:
     model = register(one={"file": str(tiny_clip / WEIGHTS)}, two={"file": "nowhere"})
     assert refusal(model, "three") == (
-        "Toy-8 has no weights 'three' and there is no such file; there is one, two, random"
+        "Toy-8 has no weights 'three' and there is no such file; there is one, two, random "
+        "(a file without a suffix is given as ./NAME)"
     )
 
 
