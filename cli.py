@@ -165,6 +165,11 @@ def extract(
             show_default=False,
         ),
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Encode everything again.")] = False,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Write nothing if there is an image that cannot be used."),
+    ] = False,
     cache_dir: CacheDir = Path("caches"),
 ) -> None:
     """Encode every image of a data set once, and keep the features: one file per client."""
@@ -186,6 +191,8 @@ def extract(
         batch_size=batch_size,
         workers=workers,
         device=device,
+        force=force,
+        strict=strict,
     )
     with open_report() as report:
         extraction = run_extraction(request, report)
@@ -197,7 +204,7 @@ def _print_extraction(extraction: Extraction) -> None:
         ("client", "rows", "encoded now", "skipped"),
         [(c.client, c.rows, c.encoded, len(c.skipped)) for c in extraction.clients],
     )
-    skipped = [item for client in extraction.clients for item in client.skipped]
+    skipped = extraction.skipped
     for item in skipped[:SKIPPED_SHOWN]:
         print(f"skipped    {item.id}: {item.reason}")
     if len(skipped) > SKIPPED_SHOWN:

@@ -5,8 +5,10 @@ A cache is a folder ``<cache-dir>/<dataset>/<variant>/`` that holds a
 and holds nothing that a file needs.
 """
 
+import fcntl
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,12 @@ import numpy.typing as npt
 from .errors import CacheError
 from .files import TEMPORARY_PREFIX, write_json
 from .key import differing_facts
+from .parts import remove_parts
 from .reader import read_cache
 from .schema import FeatureCache
 
 MANIFEST = "manifest.json"
+LOCK = ".lock"
 SUFFIX = ".h5"
 
 
@@ -199,11 +203,41 @@ def _close(texts: npt.NDArray[np.float32], others: npt.NDArray[np.float32]) -> b
     return bool(np.linalg.norm(texts - others) <= 0.01 * np.linalg.norm(others))
 
 
+@contextmanager
+def writing(folder: CacheFolder) -> Iterator[None]:
+    """Make a cache's folder and keep other writers out of it; an empty one goes again.
+
+    The operating system lets go of the lock when its holder ends, however it ends.
+
+    Raises:
+        CacheError: another process is writing this cache.
+    """
+    folder.path.mkdir(parents=True, exist_ok=True)
+    path = folder.path / LOCK
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CacheError(
+                f"{folder.path}: another extraction is writing this cache; wait until it is done"
+            ) from None
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            _remove_empty(folder)
+
+
 def remove_cache(folder: CacheFolder) -> None:
     """Delete a cache's files, and its folders where nothing else is left in them."""
-    leftovers = folder.path.glob(f"{TEMPORARY_PREFIX}*")
-    for path in (*folder.files, folder.path / MANIFEST, *leftovers):
-        path.unlink(missing_ok=True)
+    with writing(folder):
+        remove_parts(folder.path)
+        leftovers = folder.path.glob(f"{TEMPORARY_PREFIX}*")
+        for path in (*folder.files, folder.path / MANIFEST, *leftovers):
+            path.unlink(missing_ok=True)
+
+
+def _remove_empty(folder: CacheFolder) -> None:
     for path in (folder.path, folder.path.parent):
         if path.is_dir() and not any(path.iterdir()):
             path.rmdir()

@@ -3,7 +3,6 @@
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,10 @@ from ..cache import (
 )
 from ..cache.device import resolve_device
 from ..cache.key import differing_facts
+from ..cache.parts import read_parts, remove_parts, write_part
 from ..cache.report import Report
 from ..cache.schema import content_digest
+from ..cache.store import writing
 from .datasets import ClientImages, ImageDataset
 from .encoders import Encoder, load_encoder
 from .images import load_batches
@@ -32,6 +33,9 @@ from .request import ClientResult, Extraction, Request
 from .texts import Texts
 
 MAX_WORKERS = 16
+
+# What a killed extraction loses at most: a dozen seconds on a CPU, none on a GPU.
+PART_ROWS = 256
 
 Vector = npt.NDArray[np.float32]
 
@@ -46,17 +50,32 @@ class _Row:
     encoded: bool = False
 
 
+# A client's images, what was seen of them, and their rows.
+_EncodedClient = tuple[ClientImages, str, list[_Row]]
+
+
 def encode_missing(request: Request, dataset: ImageDataset, report: Report) -> Extraction:
     """Encode what a cache lacks, client by client, and carry over the rest by content.
 
     Raises:
-        FedclipError: the encoder or the cache at hand cannot be used, or no image of a
-            client can be decoded.
+        FedclipError: the encoder or the cache at hand cannot be used, another process
+            is writing the cache, or no image of a client can be decoded (with
+            `strict`, one that cannot).
     """
     encoder = load_encoder(request.encoder, resolve_device(request.device))
     key = image_key(encoder.facts)
     folder = CacheFolder(request.cache_dir / dataset.name / f"{request.encoder.variant}-{key[:8]}")
-    manifest = folder.read_manifest()
+    with writing(folder):
+        return _encode_into(folder, encoder, request, dataset, report)
+
+
+def _encode_into(
+    folder: CacheFolder, encoder: Encoder, request: Request, dataset: ImageDataset, report: Report
+) -> Extraction:
+    start = time.perf_counter()
+    if request.force:
+        remove_parts(folder.path)
+    manifest = {} if request.force else folder.read_manifest()
     batch_size = _batch_size(manifest, request)
     report.note(
         f"encoder    {' '.join(request.encoder.shown)}, {request.encoder.precision} on "
@@ -64,47 +83,48 @@ def encode_missing(request: Request, dataset: ImageDataset, report: Report) -> E
     )
     if batch_size != request.batch_size:
         report.note(f"           (this cache was begun with batches of {batch_size})")
-    start = time.perf_counter()
-    previous = _previous(folder, encoder)
+    previous = [] if request.force else _previous(folder, encoder)
     texts = Texts.known(previous, dataset.class_names, request.templates)
     encoded_texts = texts.encode_missing(encoder, batch_size)
-    vectors = {
-        digest.tobytes(): vector
-        for cache in previous
-        for digest, vector in zip(cache.digests, cache.image_features, strict=True)
-    }
+    vectors = read_parts(folder.path)
+    if vectors:
+        report.note(f"           (taking up {len(vectors)} images that were encoded before)")
+    for cache in previous:
+        vectors |= zip(
+            (digest.tobytes() for digest in cache.digests), cache.image_features, strict=True
+        )
     manifest = {
         "dataset": dataset.name,
         "root": str(dataset.root),
         "request": encoder_request(request.encoder),
         "weights": stat_files(encoder.sources),
         "versions": library_versions(),
-        "key": key,
+        "key": image_key(encoder.facts),
         "encoder": dict(encoder.facts),
         "batch_size": batch_size,
         "clients": manifest.get("clients", {}),
     }
-    workers = _workers(request.workers, encoder)
+    task = _Encoding(folder, encoder, manifest, _workers(request.workers, encoder), report)
+    # What was seen before reading, so that a later change is noticed as one.
+    encoded: Iterator[_EncodedClient] = (
+        (images, listing(images), task.encode(images, vectors)) for images in dataset.clients
+    )
+    if request.strict:
+        encoded = iter(_without_problems(list(encoded)))
     results = []
-    with _kept_if_filled(folder.path):
-        for images in dataset.clients:
-            seen = listing(images)  # before reading, so that a later change is seen as one
-            rows = _encode_client(encoder, images, vectors, batch_size, workers, report)
-            cache = _client_cache(encoder, dataset, images, rows, texts)
-            write_cache(cache, folder.file(images.name))
-            skipped = tuple(
-                Skipped(image.id, row.problem)
-                for image, row in zip(images.images, rows, strict=True)
-                if row.vector is None
-            )
-            encoded = sum(row.encoded for row in rows)
-            results.append(ClientResult(images.name, len(cache.labels), encoded, skipped))
-            manifest["clients"][images.name] = {
-                "rows": len(cache.labels),
-                "listing": seen,
-                "skipped": [{"id": item.id, "reason": item.reason} for item in skipped],
-            }
-            folder.write_manifest(manifest)
+    for images, seen, rows in encoded:
+        cache = _client_cache(encoder, dataset, images, rows, texts)
+        write_cache(cache, folder.file(images.name))
+        skipped = _skipped(images, rows)
+        fresh = sum(row.encoded for row in rows)
+        results.append(ClientResult(images.name, len(cache.labels), fresh, skipped))
+        manifest["clients"][images.name] = {
+            "rows": len(cache.labels),
+            "listing": seen,
+            "skipped": [{"id": item.id, "reason": item.reason} for item in skipped],
+        }
+        folder.write_manifest(manifest)
+    remove_parts(folder.path)
     return Extraction.of(folder, results, cache, encoded_texts, time.perf_counter() - start)
 
 
@@ -132,16 +152,23 @@ def _previous(folder: CacheFolder, encoder: Encoder) -> list[FeatureCache]:
     return caches
 
 
-@contextmanager
-def _kept_if_filled(folder: Path) -> Iterator[None]:
-    """Make a folder, and remove it again if nothing came into it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    finally:
-        for path in (folder, folder.parent):
-            if not any(path.iterdir()):
-                path.rmdir()
+def _skipped(images: ClientImages, rows: Sequence[_Row]) -> tuple[Skipped, ...]:
+    return tuple(
+        Skipped(image.id, row.problem)
+        for image, row in zip(images.images, rows, strict=True)
+        if row.vector is None
+    )
+
+
+def _without_problems(clients: list[_EncodedClient]) -> list[_EncodedClient]:
+    """Let clients pass only if every image of every one could be used."""
+    skipped = [item for images, _, rows in clients for item in _skipped(images, rows)]
+    if skipped:
+        raise FedclipError(
+            f"{len(skipped)} images cannot be used, the first, {skipped[0].id}, "
+            f"{skipped[0].reason}; mend or remove them, or leave out --strict"
+        )
+    return clients
 
 
 def _workers(requested: int | None, encoder: Encoder) -> int:
@@ -154,43 +181,59 @@ def _workers(requested: int | None, encoder: Encoder) -> int:
     return 1 if encoder.device.type == "cpu" else max(1, min(cores - 1, MAX_WORKERS))
 
 
-def _encode_client(
-    encoder: Encoder,
-    images: ClientImages,
-    vectors: Mapping[bytes, Vector],
-    batch_size: int,
-    workers: int,
-    report: Report,
-) -> list[_Row]:
-    """Give each of a client's images its row: carried over by content, or encoded now."""
-    digests = [_digest(image.path) if vectors else None for image in images.images]
-    missing = [index for index, digest in enumerate(digests) if digest not in vectors]
-    rows = {
-        index: _Row(vectors[digest], digest)
-        for index, digest in enumerate(digests)
-        if digest is not None and digest in vectors
-    }
-    done = skipped = 0
-    if missing:
-        report.progress(images.name, done, len(missing), "images")
-    paths = [images.images[index].path for index in missing]
-    indices = iter(missing)
-    for batch in load_batches(paths, encoder.transform, encoder.pixel_shape, batch_size, workers):
-        features = encoder.encode_images(batch.pixels)
-        for vector, digest, problem in zip(features, batch.digests, batch.problems, strict=False):
-            rows[next(indices)] = (
+@dataclass(frozen=True)
+class _Encoding:
+    """An extraction into one cache, whose `manifest` has the batch shape."""
+
+    folder: CacheFolder
+    encoder: Encoder
+    manifest: dict[str, Any]
+    workers: int
+    report: Report
+
+    def encode(self, images: ClientImages, vectors: Mapping[bytes, Vector]) -> list[_Row]:
+        """Give each of a client's images its row: carried over by content, or encoded now."""
+        digests = [_digest(image.path) if vectors else None for image in images.images]
+        missing = [index for index, digest in enumerate(digests) if digest not in vectors]
+        rows = {
+            index: _Row(vectors[digest], digest)
+            for index, digest in enumerate(digests)
+            if digest is not None and digest in vectors
+        }
+        fresh = self._encode_files([images.images[index].path for index in missing], images.name)
+        rows |= zip(missing, fresh, strict=True)
+        return [rows[index] for index in range(len(images.images))]
+
+    def _encode_files(self, paths: Sequence[Path], client: str) -> Iterator[_Row]:
+        """Encode files in order, and keep every few hundred rows as a part."""
+        if not paths:
+            return
+        batch_size = self.manifest["batch_size"]
+        shape, done, skipped = self.encoder.pixel_shape, 0, 0
+        unkept: list[_Row] = []
+        self.report.progress(client, done, len(paths), "images")
+        for batch in load_batches(paths, self.encoder.transform, shape, batch_size, self.workers):
+            features = self.encoder.encode_images(batch.pixels)
+            rows = [
                 _Row(None, digest, problem) if problem else _Row(vector, digest, encoded=True)
-            )
-        done += len(batch.digests)
-        skipped += sum(map(bool, batch.problems))
-        report.progress(
-            images.name,
-            done,
-            len(missing),
-            "images",
-            f"{skipped} skipped" if skipped else "",
-        )
-    return [rows[index] for index in range(len(images.images))]
+                for vector, digest, problem in zip(
+                    features, batch.digests, batch.problems, strict=False
+                )
+            ]
+            yield from rows
+            done += len(rows)
+            skipped += sum(bool(row.problem) for row in rows)
+            unkept += [row for row in rows if row.vector is not None]
+            if len(unkept) >= PART_ROWS:
+                self._keep(unkept)
+                unkept = []
+            detail = f"{skipped} skipped" if skipped else ""
+            self.report.progress(client, done, len(paths), "images", detail)
+
+    def _keep(self, rows: Sequence[_Row]) -> None:
+        self.folder.write_manifest(self.manifest)  # first, as the batch shape goes with the part
+        vectors = [row.vector for row in rows if row.vector is not None]
+        write_part(self.folder.path, [row.digest for row in rows], vectors)
 
 
 def _digest(path: Path) -> bytes | None:

@@ -37,7 +37,7 @@ def extract(request: Request, report: Report) -> Extraction:
         )
     recalled = recall(request.cache_dir, dataset.name, request.encoder)
     complete = recalled and _complete(recalled, dataset, request.templates)
-    if complete:
+    if complete and not request.force and not (request.strict and complete.skipped):
         extraction = complete
     else:
         from .encode import encode_missing

@@ -26,6 +26,8 @@ class Request:
         batch_size: The one batch shape that the encoder sees.
         workers: Processes that decode images; None for what suits the device.
         device: ``auto`` or a torch device.
+        force: Whether to encode everything again.
+        strict: Whether an image that cannot be used is an error.
     """
 
     dataset: str
@@ -37,6 +39,8 @@ class Request:
     batch_size: int = DEFAULT_BATCH_SIZE
     workers: int | None = None
     device: str = "auto"
+    force: bool = False
+    strict: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,3 +90,8 @@ class Extraction:
     def encoded(self) -> int:
         """Images encoded now."""
         return sum(client.encoded for client in self.clients)
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """Images that were left out."""
+        return tuple(item for client in self.clients for item in client.skipped)
