@@ -535,6 +535,24 @@ def cache_show(name: CacheName, cache_dir: CacheDir = Path("caches")) -> None:
     )
 
 
+@cache_app.command("diff")
+def cache_diff(
+    one: Annotated[str, typer.Argument(metavar="A", help="A cache.")],
+    other: Annotated[str, typer.Argument(metavar="B", help="Another cache.")],
+    cache_dir: CacheDir = Path("caches"),
+) -> None:
+    """Say in which facts two caches differ: what shapes their vectors, and what they hold."""
+    from .cache import load_cache, resolve_cache
+    from .cache.store import cache_differences
+
+    folders = [resolve_cache(cache_dir, name) for name in (one, other)]
+    differences = cache_differences(*(load_cache(folder) for folder in folders))
+    for fact, (first, second) in differences.items():
+        print(f"{fact}\n  {folders[0].name}: {first}\n  {folders[1].name}: {second}")
+    if not differences:
+        print("they hold the same clients, classes and templates, and their features compare")
+
+
 @cache_app.command("verify")
 def cache_verify(
     name: Annotated[

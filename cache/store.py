@@ -198,6 +198,25 @@ def check_same(paths: Sequence[Path], clients: Sequence[FeatureCache]) -> None:
             )
 
 
+def cache_differences(
+    one: Sequence[FeatureCache], other: Sequence[FeatureCache]
+) -> dict[str, tuple[Any, Any]]:
+    """Find where two caches differ: facts of the encoder in their keys, then what they hold."""
+    encoders = one[0].encoder, other[0].encoder
+    differences = {
+        f"encoder {fact}": (encoders[0].get(fact), encoders[1].get(fact))
+        for fact in differing_facts(*encoders)
+    }
+    for what in ("dataset", "logit_scale", "normalized", "class_names", "templates"):
+        values = getattr(one[0], what), getattr(other[0], what)
+        if values[0] != values[1]:
+            differences[what] = values
+    rows = [{cache.client: len(cache.labels) for cache in caches} for caches in (one, other)]
+    if rows[0] != rows[1]:
+        differences["rows by client"] = (rows[0], rows[1])
+    return differences
+
+
 def _close(texts: npt.NDArray[np.float32], others: npt.NDArray[np.float32]) -> bool:
     """Tell whether two sites' class texts differ by no more than their devices' rounding."""
     return bool(np.linalg.norm(texts - others) <= 0.01 * np.linalg.norm(others))

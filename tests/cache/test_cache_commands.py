@@ -383,3 +383,30 @@ def test_a_user_sees_one_line_for_an_archive_that_cannot_be_used(
     assert result.stderr.startswith(f"error: {path}: has NaN or Inf in the image features")
     assert result.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_caches_differ_in_the_facts_that_are_named(
+    command: Run, make_cache: MakeCache, make_features: MakeFeatures
+) -> None:
+    encoder = {"library": "test", "model": "drawn", "parameters": 5}
+    make_cache([make_features("photo", encoder=encoder)], "pets/a")
+    other = {"library": "test", "model": "called otherwise", "precision": "bf16"}
+    make_cache([make_features("photo", 7, encoder=other, templates=("a {}",))], "pets/b")
+    assert command("cache", "diff", "pets/a", "pets/b").out == [
+        "encoder precision",
+        "  pets/a: None",
+        "  pets/b: bf16",
+        "templates",
+        "  pets/a: ('a picture of a {}',)",
+        "  pets/b: ('a {}',)",
+        "rows by client",
+        "  pets/a: {'photo': 20}",
+        "  pets/b: {'photo': 7}",
+    ]
+
+
+def test_a_cache_does_not_differ_from_itself(command: Run, make_cache: MakeCache) -> None:
+    make_cache({"photo": 5})
+    assert command("cache", "diff", "tiny", "tiny/drawn").out == [
+        "they hold the same clients, classes and templates, and their features compare"
+    ]
