@@ -240,6 +240,8 @@ def writing(folder: CacheFolder) -> Iterator[None]:
             raise CacheError(
                 f"{folder.path}: another extraction is writing this cache; wait until it is done"
             ) from None
+        for leftover in folder.path.glob(f"{TEMPORARY_PREFIX}*"):  # of a killed writer
+            leftover.unlink()
         try:
             yield
         finally:
@@ -251,8 +253,7 @@ def remove_cache(folder: CacheFolder) -> None:
     """Delete a cache's files, and its folders where nothing else is left in them."""
     with writing(folder):
         remove_parts(folder.path)
-        leftovers = folder.path.glob(f"{TEMPORARY_PREFIX}*")
-        for path in (*folder.files, folder.path / MANIFEST, *leftovers):
+        for path in (*folder.files, folder.path / MANIFEST):
             path.unlink(missing_ok=True)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from ..cache import CacheFolder, read_cache
 from ..cache.report import Report
+from ..cache.store import writing
 from .datasets import ImageDataset, obtain_dataset, open_dataset
 from .manifest import check_root, client_entry, listing, recall
 from .names import RANDOM
@@ -75,5 +76,6 @@ def _complete(
         ):
             return None
     # Its time says which cache was asked for last, its root where the images are now.
-    folder.write_manifest({**manifest, "root": str(dataset.root)})
+    with writing(folder):
+        folder.write_manifest({**manifest, "root": str(dataset.root)})
     return Extraction.of(folder, results, caches[0], 0, time.perf_counter() - start)

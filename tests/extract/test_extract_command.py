@@ -253,6 +253,8 @@ def test_ctrl_c_ends_at_once_without_a_traceback_and_keeps_the_finished_clients(
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell in the background, and so its tests, would ignore the interrupt.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         deadline = time.monotonic() + 120

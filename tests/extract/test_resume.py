@@ -222,6 +222,17 @@ def test_a_second_extraction_into_the_same_cache_is_refused_while_the_first_runs
     assert run(root).encoded == 1
 
 
+def test_what_a_killed_writer_left_is_cleared_away(run: Run, make_images: MakeImages) -> None:
+    root = make_images()
+    folder = run(root).folder.path
+    (folder / ".tmp-123-photo.h5").write_bytes(b"half")
+    Image.new("RGB", (40, 40)).save(root / "photo" / "cat" / "new.png")
+    run(root)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("manifest.json", "photo.h5", "sketch.h5")
+    ]
+
+
 def test_a_cache_that_is_being_written_is_not_removed(run: Run, make_images: MakeImages) -> None:
     folder = run(make_images()).folder
     with writing(folder), pytest.raises(FedclipError, match="another extraction is writing"):

@@ -319,6 +319,8 @@ def test_ctrl_c_keeps_what_was_recorded(make_cache: MakeCache) -> None:
         [sys.executable, "-m", "fedclip", "federate", "--rounds", "100000", "--name", "long"],
         stderr=subprocess.PIPE,
         text=True,
+        # A shell in the background, and so its tests, would ignore the interrupt.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     first = Path("runs/long/art/rounds.jsonl")
     deadline = time.monotonic() + 120
