@@ -74,14 +74,21 @@ def make_jpegs(root: Path, size: tuple[int, int], images: int) -> Path:
     return root
 
 
-def row(name: str, root: Path, encoder: Encoder, bare: Cost, work: Path, report: Report) -> str:
-    """Measure one folder of images, and format a line of the table."""
+def row(name: str, root: Path, encoder: Encoder, work: Path, report: Report) -> str:
+    """Measure one folder of images, and format a line of the table.
+
+    The bare encoder is measured before and after the extraction, as the speed of a
+    machine drifts.
+    """
+    before = measure_encoder(encoder, 4)
     paths = sorted(path for path in root.rglob("*") if path.is_file())
     decoding = measure_decoder(encoder, paths[:: max(1, len(paths) // 128)])
     request = Request(
         str(root), encoder.name, (DEFAULT_TEMPLATE,), work, work / "caches" / name, name="bench"
     )
     extraction = extract(request, report)
+    after = measure_encoder(encoder, 4)
+    bare = Cost((before.wall + after.wall) / 2, (before.cpu + after.cpu) / 2)
     rate = extraction.encoded / extraction.seconds
     cores = os.cpu_count() or 1
     bound = cores / (bare.cpu + decoding.cpu)
@@ -107,10 +114,7 @@ def main() -> None:
         }
         if options.images is not None:
             roots = {options.images.name: options.images, **roots}
-        lines = []
-        for name, root in roots.items():
-            bare = measure_encoder(encoder, 4)
-            lines.append(row(name, root, encoder, bare, work, report))
+        lines = [row(name, root, encoder, work, report) for name, root in roots.items()]
     headings = (
         "images",
         "number",
