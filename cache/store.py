@@ -7,11 +7,12 @@ and holds nothing that a file needs.
 
 import fcntl
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -234,12 +235,10 @@ def writing(folder: CacheFolder) -> Iterator[None]:
     folder.path.mkdir(parents=True, exist_ok=True)
     path = folder.path / LOCK
     with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locked(lock, path):
             raise CacheError(
                 f"{folder.path}: another extraction is writing this cache; wait until it is done"
-            ) from None
+            )
         for leftover in folder.path.glob(f"{TEMPORARY_PREFIX}*"):  # of a killed writer
             leftover.unlink()
         try:
@@ -247,6 +246,15 @@ def writing(folder: CacheFolder) -> Iterator[None]:
         finally:
             path.unlink(missing_ok=True)
             _remove_empty(folder)
+
+
+def _locked(lock: TextIO, path: Path) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # The last holder may have removed the file after it was opened here.
+        return path.stat().st_ino == os.fstat(lock.fileno()).st_ino
+    except (BlockingIOError, FileNotFoundError):
+        return False
 
 
 def remove_cache(folder: CacheFolder) -> None:
