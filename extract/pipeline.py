@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 
 from ..cache import CacheFolder, read_cache
+from ..cache.parts import remove_parts
 from ..cache.report import Report
 from ..cache.store import writing
 from .datasets import ImageDataset, obtain_dataset, open_dataset
@@ -77,5 +78,6 @@ def _complete(
             return None
     # Its time says which cache was asked for last, its root where the images are now.
     with writing(folder):
+        remove_parts(folder.path)  # of a run that was killed after its last file
         folder.write_manifest({**manifest, "root": str(dataset.root)})
     return Extraction.of(folder, results, caches[0], 0, time.perf_counter() - start)

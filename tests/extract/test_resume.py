@@ -233,6 +233,16 @@ def test_what_a_killed_writer_left_is_cleared_away(run: Run, make_images: MakeIm
     ]
 
 
+def test_parts_left_after_the_last_file_are_cleared_by_a_run_with_nothing_to_do(
+    run: Run, make_images: MakeImages
+) -> None:
+    root = make_images()
+    folder = run(root).folder.path
+    write_part(folder, [bytes(16)], [np.zeros(16, dtype=np.float32)])
+    assert run(root).encoded == 0
+    assert not (folder / PARTS).exists()
+
+
 def test_a_cache_that_is_being_written_is_not_removed(run: Run, make_images: MakeImages) -> None:
     folder = run(make_images()).folder
     with writing(folder), pytest.raises(FedclipError, match="another extraction is writing"):
