@@ -38,7 +38,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-cache_app = typer.Typer(help="List, show, verify, remove and import caches of features.")
+cache_app = typer.Typer(help="List, show, compare, verify, remove and import caches of features.")
 app.add_typer(cache_app, name="cache")
 
 CacheDir = Annotated[

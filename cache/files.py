@@ -30,6 +30,15 @@ def check_name(name: str, what: str) -> str:
     return name
 
 
+def client_name(domain: str) -> str:
+    """Name the client of a domain: lower-cased, spaces to underscores.
+
+    Raises:
+        FedclipError: the name cannot be a file's.
+    """
+    return check_name(domain.lower().replace(" ", "_"), "domain")
+
+
 def slug(text: str) -> str:
     """Turn free text into a name that `check_name` accepts, or into an empty string."""
     return re.sub(r"[^\w.+-]+", "-", text).strip("-._+")[:100]

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from numpy.lib.format import MAGIC_PREFIX
 
 from .errors import CacheError, FedclipError
-from .files import check_name, replacing_folder
+from .files import check_name, client_name, replacing_folder
 from .schema import FeatureCache, content_digest
 from .store import CacheFolder
 from .writer import write_cache
@@ -203,7 +203,7 @@ def _strings(arrays: dict[str, npt.NDArray[Any]], name: str, length: int) -> tup
 def _rows_by_client(domains: tuple[str, ...]) -> dict[str, npt.NDArray[np.intp]]:
     clients: dict[str, str] = {}
     for domain in sorted(set(domains)):
-        client = check_name(domain.lower().replace(" ", "_"), "domain")
+        client = client_name(domain)
         if client in clients:
             raise CacheError(
                 f"has domains {clients[client]!r} and {domain!r}, which would both be the client "

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..cache import FedclipError
-from ..cache.files import check_name, slug
+from ..cache.files import check_name, client_name, slug
 from ..cache.report import Report
 
 IMAGE_SUFFIXES = frozenset(
@@ -156,7 +156,7 @@ def open_dataset(dataset: str, data_dir: Path, name: str | None = None) -> Image
         ]
     else:
         root = _find_folder(dataset, data_dir)
-        clients = [(_client_name(folder.name), _class_folders(folder)) for folder in _folders(root)]
+        clients = [(client_name(folder.name), _class_folders(folder)) for folder in _folders(root)]
     _check_utf8(root)
     filed_as = name or (dataset if dataset in KNOWN else slug(root.name.lower()))
     check_name(filed_as, "data set")
@@ -237,10 +237,6 @@ def _find_folder(dataset: str, data_dir: Path) -> Path:
         f"there is no data set or folder {dataset!r}; known data sets are {', '.join(KNOWN)}, "
         "and a folder is laid out <domain>/<class>/<image>"
     )
-
-
-def _client_name(folder: str) -> str:
-    return check_name(folder.lower().replace(" ", "_"), "domain")
 
 
 def _class_folders(domain: Path, known: KnownDataset | None = None) -> ClassFolders:

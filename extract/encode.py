@@ -66,11 +66,16 @@ def encode_missing(request: Request, dataset: ImageDataset, report: Report) -> E
     key = image_key(encoder.facts)
     folder = CacheFolder(request.cache_dir / dataset.name / f"{request.encoder.variant}-{key[:8]}")
     with writing(folder):
-        return _encode_into(folder, encoder, request, dataset, report)
+        return _encode_into(folder, key, encoder, request, dataset, report)
 
 
 def _encode_into(
-    folder: CacheFolder, encoder: Encoder, request: Request, dataset: ImageDataset, report: Report
+    folder: CacheFolder,
+    key: str,
+    encoder: Encoder,
+    request: Request,
+    dataset: ImageDataset,
+    report: Report,
 ) -> Extraction:
     start = time.perf_counter()
     if request.force:
@@ -83,7 +88,7 @@ def _encode_into(
     )
     if batch_size != request.batch_size:
         report.note(f"           (this cache was begun with batches of {batch_size})")
-    previous = [] if request.force else _previous(folder, encoder)
+    previous = [] if request.force else _previous(folder, key, encoder)
     texts = Texts.known(previous, dataset.class_names, request.templates)
     encoded_texts = texts.encode_missing(encoder, batch_size)
     vectors = read_parts(folder.path)
@@ -99,7 +104,7 @@ def _encode_into(
         "request": encoder_request(request.encoder),
         "weights": stat_files(encoder.sources),
         "versions": library_versions(),
-        "key": image_key(encoder.facts),
+        "key": key,
         "encoder": dict(encoder.facts),
         "batch_size": batch_size,
         "clients": manifest.get("clients", {}),
@@ -134,7 +139,7 @@ def _batch_size(manifest: Mapping[str, Any], request: Request) -> int:
     return begun if isinstance(begun, int) and begun > 0 else request.batch_size
 
 
-def _previous(folder: CacheFolder, encoder: Encoder) -> list[FeatureCache]:
+def _previous(folder: CacheFolder, key: str, encoder: Encoder) -> list[FeatureCache]:
     """Read what the cache holds already.
 
     Raises:
@@ -143,7 +148,7 @@ def _previous(folder: CacheFolder, encoder: Encoder) -> list[FeatureCache]:
     caches = []
     for path in folder.files:
         cache = read_cache(path)
-        if cache.key != image_key(encoder.facts):
+        if cache.key != key:
             facts = ", ".join(differing_facts(cache.encoder, encoder.facts))
             raise CacheError(
                 f"{path}: is of another encoder than this cache ({facts}); move it elsewhere"

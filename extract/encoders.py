@@ -253,19 +253,20 @@ def _weights_in_folder(folder: Path) -> Path:
 
 
 def _build(name: EncoderName, weights: Path | None, *, quick_gelu: bool) -> nn.Module:
-    own = name.pretrained is None
+    # A folder's weights are loaded by us, so that the file hashed is the file loaded.
+    ours = weights is not None and name.model.startswith(LOCAL_DIR)
+    theirs = weights is not None and not ours
     try:
         model: nn.Module = open_clip.create_model(
             name.model,
-            pretrained=None if own or weights is None else name.pretrained,
+            pretrained=name.pretrained if theirs else None,
             precision=name.precision,
             force_quick_gelu=quick_gelu,
-            # A folder's weights are loaded below, so that the file hashed is the file loaded.
-            load_weights=weights is not None and not name.model.startswith(LOCAL_DIR),
-            require_pretrained=weights is not None and not name.model.startswith(LOCAL_DIR),
+            load_weights=theirs,
+            require_pretrained=theirs,
             pretrained_text=False,
         )
-        if weights is not None and name.model.startswith(LOCAL_DIR):
+        if ours:
             open_clip.load_checkpoint(model, str(weights), weights_only=True)
     except Exception as error:
         raise FedclipError(

@@ -54,9 +54,14 @@ def train_clients(
     for client in clients:
         adapter.load_state_dict(parameters)
         loss = _train(adapter, federation, client, settings, round_number)
-        trained = {name: tensor.detach().clone() for name, tensor in adapter.state_dict().items()}
+        trained = copy_parameters(adapter)
         updates.append(ClientUpdate(client.name, trained, len(client.train), loss))
     return updates
+
+
+def copy_parameters(adapter: nn.Module) -> Parameters:
+    """Copy an adapter's parameters as they are now."""
+    return {name: tensor.detach().clone() for name, tensor in adapter.state_dict().items()}
 
 
 def draw_batches(

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .adapters import make_adapter
 from .clients import Federation
 from .evaluate import mean, test_accuracy, validation_accuracy
-from .local import Parameters, train_clients
+from .local import Parameters, copy_parameters, train_clients
 from .seeding import seed_of
 from .settings import Settings
 from .strategies import fedavg
@@ -80,7 +80,7 @@ class Outcome:
 
 def run_rounds(adapter: nn.Module, federation: Federation, settings: Settings) -> Iterator[Round]:
     """Federate `adapter` round by round, starting from its parameters as they are."""
-    parameters: Parameters = _copy(adapter)
+    parameters = copy_parameters(adapter)
     for number in range(1, settings.rounds + 1):
         start = time.perf_counter()
         updates = train_clients(
@@ -126,7 +126,7 @@ def federate(
     outcome = Outcome(
         zero_shot=test_accuracy(None, federation),
         trainable_parameters=sum(p.numel() for p in adapter.parameters() if p.requires_grad),
-        parameter_bytes=_bytes(_copy(adapter)),
+        parameter_bytes=_bytes(adapter.state_dict()),
     )
     try:
         progress(0, None)
@@ -142,10 +142,6 @@ def federate(
     except KeyboardInterrupt:
         outcome.status = "interrupted"
     return outcome
-
-
-def _copy(adapter: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in adapter.state_dict().items()}
 
 
 def _bytes(parameters: Parameters) -> int:
