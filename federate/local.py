@@ -32,30 +32,38 @@ class ClientUpdate:
     loss: float
 
 
-def train_clients(
-    adapter: nn.Module,
-    parameters: Parameters,
-    federation: Federation,
-    clients: Sequence[Client],
-    settings: Settings,
-    round_number: int,
-) -> list[ClientUpdate]:
-    """Train each client from the server's parameters, and return their updates in order.
+@dataclass(frozen=True, eq=False)
+class LocalTask:
+    """What a client is to do in a round. Tasks of several rounds or runs may be trained at once.
+
+    Attributes:
+        client: Who trains, on its training part.
+        federation: Where the class texts and the logit scale come from.
+        settings: Epochs, batches, loss and optimizer.
+        round_number: Counted from 1; batches are drawn from (seed, round, client).
+        start: The parameters to start from, as a rule the server's.
+    """
+
+    client: Client
+    federation: Federation
+    settings: Settings
+    round_number: int
+    start: Parameters
+
+
+def train_clients(adapter: nn.Module, tasks: Sequence[LocalTask]) -> list[ClientUpdate]:
+    """Do each task, and return the updates in their order.
 
     Args:
         adapter: The adapter's architecture; its own parameters are overwritten.
-        parameters: The server's.
-        federation: Where the class texts and the logit scale come from.
-        clients: Those that take part in this round.
-        settings: Epochs, batches, loss and optimizer.
-        round_number: Counted from 1; batches are drawn from (seed, round, client).
+        tasks: Of any clients, of one adapter.
     """
     updates = []
-    for client in clients:
-        adapter.load_state_dict(parameters)
-        loss = _train(adapter, federation, client, settings, round_number)
+    for task in tasks:
+        adapter.load_state_dict(task.start)
+        loss = _train(adapter, task)
         trained = copy_parameters(adapter)
-        updates.append(ClientUpdate(client.name, trained, len(client.train), loss))
+        updates.append(ClientUpdate(task.client.name, trained, len(task.client.train), loss))
     return updates
 
 
@@ -77,14 +85,9 @@ def draw_batches(
         yield from (batch for batch in torch.split(order, settings.batch_size) if len(batch) > 1)
 
 
-def _train(
-    adapter: nn.Module,
-    federation: Federation,
-    client: Client,
-    settings: Settings,
-    round_number: int,
-) -> float:
+def _train(adapter: nn.Module, task: LocalTask) -> float:
     """Run a client's local epochs in place, with an optimizer made anew."""
+    client, settings, federation = task.client, task.settings, task.federation
     loss_function = LOSSES[settings.loss]
     optimizer = torch.optim.Adam(
         adapter.parameters(),
@@ -96,7 +99,7 @@ def _train(
     )
     features, labels = client.train.features, client.train.labels
     total, rows = torch.zeros((), device=labels.device), 0
-    for batch in draw_batches(len(client.train), settings, round_number, client.name):
+    for batch in draw_batches(len(client.train), settings, task.round_number, client.name):
         batch = batch.to(labels.device)
         image, text = adapter(features[batch], federation.text)
         loss = loss_function(image, text, labels[batch], federation.logit_scale)

@@ -12,7 +12,7 @@ from torch import nn
 from .adapters import make_adapter
 from .clients import Federation
 from .evaluate import mean, test_accuracy, validation_accuracy
-from .local import Parameters, copy_parameters, train_clients
+from .local import LocalTask, Parameters, copy_parameters, train_clients
 from .seeding import seed_of
 from .settings import Settings
 from .strategies import fedavg
@@ -83,9 +83,11 @@ def run_rounds(adapter: nn.Module, federation: Federation, settings: Settings) -
     parameters = copy_parameters(adapter)
     for number in range(1, settings.rounds + 1):
         start = time.perf_counter()
-        updates = train_clients(
-            adapter, parameters, federation, federation.participants, settings, number
-        )
+        tasks = [
+            LocalTask(client, federation, settings, number, parameters)
+            for client in federation.participants
+        ]
+        updates = train_clients(adapter, tasks)
         parameters = fedavg.apply(updates, settings.weighting)
         weights = fedavg.client_weights(updates, settings.weighting)
         adapter.load_state_dict(parameters)

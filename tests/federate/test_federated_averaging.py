@@ -11,7 +11,7 @@ from torch.nn import functional
 from fedclip.cache import FeatureCache, import_npz
 from fedclip.federate.adapters import AttentionAdapter, make_adapter
 from fedclip.federate.clients import Federation, build_federation
-from fedclip.federate.local import ClientUpdate, draw_batches, train_clients
+from fedclip.federate.local import ClientUpdate, LocalTask, draw_batches, train_clients
 from fedclip.federate.records import result_of
 from fedclip.federate.seeding import seed_of
 from fedclip.federate.server import Round, federate, run_rounds
@@ -95,9 +95,11 @@ def test_the_optimizer_is_made_anew_each_round(make_features: MakeFeatures) -> N
     first, second = run_rounds(make_adapter(12, 0), federation, settings)
     restarted = make_adapter(12, 1)
     restarted.load_state_dict(first.parameters)
-    updates = train_clients(
-        restarted, first.parameters, federation, federation.participants, settings, 2
-    )
+    tasks = [
+        LocalTask(client, federation, settings, 2, first.parameters)
+        for client in federation.participants
+    ]
+    updates = train_clients(restarted, tasks)
     for name, tensor in fedavg.apply(updates, "samples").items():
         assert torch.equal(tensor, second.parameters[name])
 
