@@ -5,14 +5,18 @@ import torch
 from .errors import FedclipError
 
 
-def resolve_device(device: str) -> torch.device:
+def resolve_device(device: str, local_rank: int = 0) -> torch.device:
     """Turn ``auto`` or a torch device's name into a device that is there.
+
+    Of several processes on a machine each gets a GPU in turn with ``auto`` and ``cuda``.
 
     Raises:
         FedclipError: there is no such device here.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and local_rank:
+        device = f"cuda:{local_rank % max(1, torch.cuda.device_count())}"
     try:
         resolved = torch.device(device)
         torch.zeros(1, device=resolved).item()

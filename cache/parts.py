@@ -1,8 +1,8 @@
 """Vectors that an extraction has made and no finished file holds yet.
 
 A part is a few hundred rows, written whole: a killed extraction loses the part at
-hand and no more. Parts are kept by the images' content, so it does not matter in
-which order, or for which client, the next extraction asks for them.
+hand and no more. Parts are kept by the images' content, so it does not matter which
+process wrote them, in which order, or for which client they are asked for.
 """
 
 import hashlib
@@ -20,47 +20,49 @@ from .schema import BLOCK_SIZE, DIGEST_SIZE, pack_block, unpack_block
 PARTS = "parts"
 SUFFIX = ".part"
 
-Vector = npt.NDArray[np.float32]
+Vectors = npt.NDArray[np.float32]
 
 
-def write_part(folder: Path, digests: Sequence[bytes], vectors: Sequence[Vector]) -> None:
+def write_part(folder: Path, digests: Sequence[bytes], vectors: Vectors) -> Path:
     """Write a part below a cache's `folder`: whole and fsynced, or not at all.
 
     Args:
         folder: The cache's folder, whose key the vectors belong to.
         digests: `content_digest` of each image, 16 bytes.
-        vectors: (D,) float32 each, as many as `digests`.
+        vectors: (N, D) float32, as many rows as `digests`.
     """
     buffer = io.BytesIO()
     np.save(buffer, np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_SIZE))
-    np.save(buffer, np.stack(vectors))
+    np.save(buffer, vectors)
     body = buffer.getvalue()
     sha256 = hashlib.sha256(body)
     place = folder / PARTS
     place.mkdir(exist_ok=True)
-    with replacing(place / f"{sha256.hexdigest()[:32]}{SUFFIX}") as temporary:
+    path = place / f"{sha256.hexdigest()[:32]}{SUFFIX}"
+    with replacing(path) as temporary:
         temporary.write_bytes(pack_block(sha256.digest()) + body)
+    return path
 
 
-def read_parts(folder: Path) -> dict[bytes, Vector]:
-    """Read a cache's parts: vectors by content. A damaged part is passed over, as if lost."""
-    vectors: dict[bytes, Vector] = {}
-    for path in sorted((folder / PARTS).glob(f"[!.]*{SUFFIX}")):
-        try:
-            vectors |= _read_part(path.read_bytes())
-        except (CacheError, ValueError, EOFError):
-            continue
-    return vectors
+def read_part(path: Path) -> tuple[list[bytes], Vectors]:
+    """Read a part: the images' digests, and their (N, D) float32 vectors.
 
-
-def _read_part(content: bytes) -> dict[bytes, Vector]:
+    Raises:
+        CacheError: it is damaged.
+    """
+    content = path.read_bytes()
     body = content[BLOCK_SIZE:]
     if unpack_block(content[:BLOCK_SIZE]) != hashlib.sha256(body).digest():
-        raise CacheError("is damaged")
+        raise CacheError(f"{path}: is damaged")
     buffer = io.BytesIO(body)
     digests = np.load(buffer, allow_pickle=False)
-    vectors = np.load(buffer, allow_pickle=False)
-    return {digest.tobytes(): vector for digest, vector in zip(digests, vectors, strict=True)}
+    vectors: Vectors = np.load(buffer, allow_pickle=False)
+    return [digest.tobytes() for digest in digests], vectors
+
+
+def find_parts(folder: Path) -> list[Path]:
+    """List the parts below a cache's `folder`."""
+    return sorted((folder / PARTS).glob(f"[!.]*{SUFFIX}"))
 
 
 def remove_parts(folder: Path) -> None:

@@ -36,6 +36,19 @@ class Report(Protocol):
         """Tell that `done` of `total` units of `task` are done."""
 
 
+class Silence:
+    """Tells nothing, for one of many processes."""
+
+    def note(self, text: str) -> None:
+        """Tell nothing."""
+
+    def warn(self, text: str) -> None:
+        """Tell nothing."""
+
+    def progress(self, task: str, done: int, total: int, unit: str, detail: str = "") -> None:
+        """Tell nothing."""
+
+
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         return Text(_rate(task.finished_speed or task.speed, task.fields["unit"]))

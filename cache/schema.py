@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from .errors import CacheError
 from .files import check_name
-from .key import image_key
+from .key import image_key, text_key
 
 ENCODING_TYPE = "fedclip-features"
 FORMAT_VERSION = 1
@@ -140,6 +140,11 @@ class FeatureCache:
     def key(self) -> str:
         """The image key: equal keys, comparable features."""
         return image_key(self.encoder)
+
+    @cached_property
+    def text_key(self) -> str:
+        """The text key: equal keys, the same class texts in the same order."""
+        return text_key(self.encoder, self.class_names, self.templates)
 
     def _check_shapes(self) -> None:
         kinds: dict[str, tuple[npt.NDArray[Any], type, int]] = {

@@ -1,7 +1,8 @@
-"""Writes a client's features as one finished file."""
+"""Writes clients' features as finished files, one each."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,27 @@ def write_cache(cache: FeatureCache, path: Path) -> None:
 
     Equal caches give equal bytes: no clock time goes into a file.
     """
+    write_caches([(path, cache)])
+
+
+def write_caches(caches: Iterable[tuple[Path, FeatureCache]]) -> None:
+    """Write several caches, each in place of its path, when all of them could be written.
+
+    One at a time is in memory.
+    """
+    with ExitStack() as replacements:
+        for path, cache in caches:
+            _write(cache, replacements.enter_context(replacing(path)))
+
+
+def _write(cache: FeatureCache, path: Path) -> None:
     # In memory first, as HDF5 can crash the process where a disk is full.
     buffer = BytesIO()
     with h5py.File(buffer, "w", userblock_size=BLOCK_SIZE) as file:
         _write_attributes(file, cache)
         _write_datasets(file, cache)
     body = buffer.getbuffer()[BLOCK_SIZE:]
-    with replacing(path) as temporary, temporary.open("wb") as raw:
+    with path.open("wb") as raw:
         raw.write(pack_block(hashlib.sha256(body).digest()))
         raw.write(body)
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedclip.cache import image_key
-from fedclip.cache.key import canonical_json, differing_facts
+from fedclip.cache.key import canonical_json, differing_facts, text_key
 
 Facts = dict[str, Any]
 
@@ -76,3 +76,38 @@ def test_differing_facts_are_named_in_alphabetical_order() -> None:
 def test_a_fact_that_equals_nothing_is_refused(value: Any) -> None:
     with pytest.raises(ValueError, match="JSON"):
         canonical_json({"fact": value})
+
+
+NAME_LISTS = st.lists(st.text(max_size=4), max_size=3)
+
+
+@given(FACTS, SCALARS)
+def test_the_tokenizer_counts_for_texts_alone(facts: Facts, tokenizer: Any) -> None:
+    other = {**facts, "tokenizer": tokenizer}
+    assert image_key(other) == image_key(facts)
+    assert text_key(other) != text_key(facts)
+    assert differing_facts(other, facts) == ["tokenizer"]
+
+
+@pytest.mark.parametrize(
+    "fact", ["image_size", "mean", "std", "resize", "interpolation", "resizer"]
+)
+def test_what_is_done_to_pixels_counts_for_images_alone(fact: str) -> None:
+    encoder = {"weights_sha256": "a", fact: 1}
+    other = {"weights_sha256": "a", fact: 2}
+    assert text_key(encoder) == text_key(other)
+    assert image_key(encoder) != image_key(other)
+
+
+@pytest.mark.parametrize("fact", ["weights_sha256", "architecture", "precision", "new"])
+def test_every_other_fact_counts_for_both(fact: str) -> None:
+    assert text_key({fact: 1}) != text_key({fact: 2})
+    assert image_key({fact: 1}) != image_key({fact: 2})
+
+
+@given(FACTS, NAME_LISTS, NAME_LISTS, NAME_LISTS, NAME_LISTS)
+def test_equal_text_keys_mean_equal_classes_and_templates(
+    facts: Facts, classes: list[str], templates: list[str], others: list[str], more: list[str]
+) -> None:
+    same = text_key(facts, classes, templates) == text_key(facts, others, more)
+    assert same == (classes == others and templates == more)
