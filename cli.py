@@ -143,8 +143,14 @@ def extract(
         ),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Images that the encoder sees at once.")
-    ] = 64,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Images that the encoder sees at once. By default 64 on a CPU, 256 on a GPU, and "
+            "what the cache was begun with.",
+            show_default=False,
+        ),
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -158,6 +164,19 @@ def extract(
     precision: Annotated[
         str, typer.Option(help="What the encoder computes in: fp32, fp16 or bf16.")
     ] = "fp32",
+    resizer: Annotated[
+        str,
+        typer.Option(
+            help="What resizes images: pillow, as open_clip does, or torchvision, which takes half "
+            "the time and rounds otherwise, by up to 2/255."
+        ),
+    ] = "pillow",
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile", help="Compile the encoder with torch.compile, which pays on a GPU."
+        ),
+    ] = False,
     name: Annotated[
         str | None,
         typer.Option(
@@ -172,17 +191,26 @@ def extract(
     ] = False,
     cache_dir: CacheDir = Path("caches"),
 ) -> None:
-    """Encode every image of a data set once, and keep the features: one file per client."""
+    """Encode every image of a data set once, and keep the features: one file per client.
+
+    'torchrun --nproc-per-node N -m fedclip extract ...' shares the work among N processes,
+    a GPU each where there are some.
+    """
     from .cache.report import open_report
     from .extract.names import EncoderName, default_model
-    from .extract.pipeline import extract as run_extraction
+    from .extract.pipeline import extract_share
     from .extract.prompts import DEFAULT_TEMPLATE, check_templates
+    from .extract.ranks import Ranks
     from .extract.request import Request
 
     request = Request(
         dataset=dataset,
         encoder=EncoderName.of(
-            default_model(dataset) if model is None else model, pretrained, precision
+            default_model(dataset) if model is None else model,
+            pretrained,
+            precision,
+            resizer,
+            compiled=compiled,
         ),
         templates=check_templates(template or [DEFAULT_TEMPLATE]),
         data_dir=data_dir,
@@ -195,8 +223,9 @@ def extract(
         strict=strict,
     )
     with open_report() as report:
-        extraction = run_extraction(request, report)
-    _print_extraction(extraction)
+        extraction = extract_share(request, Ranks.launched(), report)
+    if extraction is not None:  # the first of several ranks says it for all
+        _print_extraction(extraction)
 
 
 def _print_extraction(extraction: Extraction) -> None:
@@ -220,6 +249,8 @@ def _print_extraction(extraction: Extraction) -> None:
             f"encoded    {extraction.encoded} images and {extraction.encoded_texts} prompts in "
             f"{extraction.seconds:.1f} s ({rate:.1f} images/s)"
         )
+        spent = (f"{activity} {seconds:.1f} s" for activity, seconds in extraction.spent.items())
+        print(f"time       {', '.join(spent)}")
     else:
         print("encoded    nothing: the cache is up to date")
 
@@ -515,7 +546,8 @@ def cache_show(name: CacheName, cache_dir: CacheDir = Path("caches")) -> None:
         "folder": folder.path,
         "data set": first.dataset,
         "from": manifest.get("root") or manifest.get("imported", {}).get("file", "unknown"),
-        "key": first.key,
+        "image key": first.key,
+        "text key": first.text_key,
         "logit scale": f"{first.logit_scale:g}",
         "features": f"{first.embed_dim} wide, {'unit norm' if first.normalized else 'raw'}",
         "templates": ", ".join(map(repr, first.templates)),

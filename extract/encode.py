@@ -1,14 +1,15 @@
 """Encodes what a cache lacks. Importing this imports torch and open_clip."""
 
+import base64
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+import torch
 
 from ..cache import (
     CacheError,
@@ -17,87 +18,129 @@ from ..cache import (
     FedclipError,
     image_key,
     read_cache,
-    write_cache,
 )
 from ..cache.device import resolve_device
 from ..cache.key import differing_facts
-from ..cache.parts import read_parts, remove_parts, write_part
+from ..cache.known import KnownVectors
+from ..cache.parts import PARTS, find_parts, remove_parts
 from ..cache.report import Report
 from ..cache.schema import content_digest
 from ..cache.store import writing
+from ..cache.writer import write_caches
+from .clock import Clock
 from .datasets import ClientImages, ImageDataset
 from .encoders import Encoder, load_encoder
-from .images import load_batches
 from .manifest import Skipped, encoder_request, library_versions, listing, stat_files
+from .names import RESIZERS
+from .ranks import Ranks
 from .request import ClientResult, Extraction, Request
+from .share import ENCODING, WRITING, Receipt, Share, Task
 from .texts import Texts
 
 MAX_WORKERS = 16
 
-# What a killed extraction loses at most: a dozen seconds on a CPU, none on a GPU.
-PART_ROWS = 256
-
-Vector = npt.NDArray[np.float32]
+# A CPU gains nothing from larger batches; a GPU needs them to be busy.
+CPU_BATCH = 64
+GPU_BATCH = 256
 
 
 @dataclass(frozen=True)
-class _Row:
-    """An image's vector and content hash, or why it has none."""
+class _Outcome:
+    """An image's content hash, and why it has no vector, or an empty string."""
 
-    vector: Vector | None
     digest: bytes
     problem: str = ""
-    encoded: bool = False
 
 
-# A client's images, what was seen of them, and their rows.
-_EncodedClient = tuple[ClientImages, str, list[_Row]]
+@dataclass(frozen=True)
+class _Job:
+    """An extraction into one cache, seen from one rank."""
+
+    request: Request
+    dataset: ImageDataset
+    encoder: Encoder
+    folder: CacheFolder
+    ranks: Ranks
+    report: Report
+    clock: Clock
+
+    @property
+    def tasks(self) -> list[Task]:
+        """Every image of every client, numbered through."""
+        images = [
+            (client.name, image) for client in self.dataset.clients for image in client.images
+        ]
+        return [Task(number, name, image.path) for number, (name, image) in enumerate(images)]
+
+    def share(self, tasks: Sequence[Task], batch_size: int) -> Share:
+        """Begin this rank's share of `tasks`; a batch is always one rank's."""
+        starts = self.ranks.share(range(0, len(tasks), batch_size))
+        return Share(
+            self.encoder,
+            self.folder.path,
+            [task for start in starts for task in tasks[start : start + batch_size]],
+            batch_size,
+            _workers(self.request.workers, self.encoder.device, self.ranks),
+            self.clock,
+            self.report,
+        )
 
 
-def encode_missing(request: Request, dataset: ImageDataset, report: Report) -> Extraction:
-    """Encode what a cache lacks, client by client, and carry over the rest by content.
+def encode_missing(
+    request: Request, dataset: ImageDataset, ranks: Ranks, report: Report
+) -> Extraction | None:
+    """Encode what a cache lacks, and carry over the rest by content.
+
+    Of several ranks each encodes its share, and the first gives the result.
 
     Raises:
         FedclipError: the encoder or the cache at hand cannot be used, another process
             is writing the cache, or no image of a client can be decoded (with
             `strict`, one that cannot).
     """
-    encoder = load_encoder(request.encoder, resolve_device(request.device))
+    encoder = load_encoder(request.encoder, resolve_device(request.device, ranks.local_rank))
     key = image_key(encoder.facts)
     folder = CacheFolder(request.cache_dir / dataset.name / f"{request.encoder.variant}-{key[:8]}")
+    job = _Job(request, dataset, encoder, folder, ranks, report, Clock())
+    if not ranks.leads:
+        _follow(job)
+        return None
     with writing(folder):
-        return _encode_into(folder, key, encoder, request, dataset, report)
+        return _lead(job, key)
 
 
-def _encode_into(
-    folder: CacheFolder,
-    key: str,
-    encoder: Encoder,
-    request: Request,
-    dataset: ImageDataset,
-    report: Report,
-) -> Extraction:
+def _follow(job: _Job) -> None:
+    """Encode this rank's share of what the leader found missing, and tell it what became of it."""
+    plan = job.ranks.ask("plan")
+    tasks = job.tasks
+    if len(tasks) != plan["images"]:
+        raise FedclipError(
+            f"{job.dataset.root}: rank {job.ranks.rank} finds {len(tasks)} images here and rank 0 "
+            f"{plan['images']}; all ranks must see the same files"
+        )
+    missing = np.unpackbits(np.frombuffer(base64.b64decode(plan["missing"]), np.uint8))
+    share = job.share([tasks[number] for number in np.flatnonzero(missing)], plan["batch_size"])
+    told = 0
+    for receipt in share.encode():
+        job.ranks.tell(f"receipt/{job.ranks.rank}/{told}", asdict(receipt))
+        told += 1
+    job.ranks.tell(f"receipt/{job.ranks.rank}/{told}", None)
+
+
+def _lead(job: _Job, key: str) -> Extraction:
     start = time.perf_counter()
+    request, dataset, folder, encoder = job.request, job.dataset, job.folder, job.encoder
     if request.force:
         remove_parts(folder.path)
     manifest = {} if request.force else folder.read_manifest()
-    batch_size = _batch_size(manifest, request)
-    report.note(
-        f"encoder    {' '.join(request.encoder.shown)}, {request.encoder.precision} on "
-        f"{encoder.device}, batches of {batch_size}"
-    )
-    if batch_size != request.batch_size:
-        report.note(f"           (this cache was begun with batches of {batch_size})")
-    previous = [] if request.force else _previous(folder, key, encoder)
-    texts = Texts.known(previous, dataset.class_names, request.templates)
-    encoded_texts = texts.encode_missing(encoder, batch_size)
-    vectors = read_parts(folder.path)
-    if vectors:
-        report.note(f"           (taking up {len(vectors)} images that were encoded before)")
-    for cache in previous:
-        vectors |= zip(
-            (digest.tobytes() for digest in cache.digests), cache.image_features, strict=True
-        )
+    batch_size = _batch_size(manifest, request, encoder)
+    _note_encoder(job, batch_size)
+    known, texts = _known(job, key)
+    # What was seen before reading, so that a later change is noticed as one.
+    seen = {client.name: listing(client) for client in dataset.clients}
+    tasks = job.tasks
+    outcomes = _carried_over(tasks, known, job.report)
+    missing = [task for task in tasks if task.number not in outcomes]
     manifest = {
         "dataset": dataset.name,
         "root": str(dataset.root),
@@ -109,136 +152,102 @@ def _encode_into(
         "batch_size": batch_size,
         "clients": manifest.get("clients", {}),
     }
-    task = _Encoding(folder, encoder, manifest, _workers(request.workers, encoder), report)
-    # What was seen before reading, so that a later change is noticed as one.
-    encoded: Iterator[_EncodedClient] = (
-        (images, listing(images), task.encode(images, vectors)) for images in dataset.clients
-    )
+    if missing:
+        folder.write_manifest(manifest)  # the batch shape goes with the parts
+    job.ranks.tell("plan", _plan(len(tasks), missing, batch_size))
+    share = job.share(missing, batch_size)
+    with job.clock.timing(ENCODING):
+        encoded_texts = texts.encode_missing()
+    for receipt in _receipts(share, job.ranks):
+        _enter(receipt, outcomes, known, folder)
+    results = list(_results(dataset, outcomes, {task.number for task in missing}))
     if request.strict:
-        encoded = iter(_without_problems(list(encoded)))
-    results = []
-    for images, seen, rows in encoded:
-        cache = _client_cache(encoder, dataset, images, rows, texts)
-        write_cache(cache, folder.file(images.name))
-        skipped = _skipped(images, rows)
-        fresh = sum(row.encoded for row in rows)
-        results.append(ClientResult(images.name, len(cache.labels), fresh, skipped))
-        manifest["clients"][images.name] = {
-            "rows": len(cache.labels),
-            "listing": seen,
-            "skipped": [{"id": item.id, "reason": item.reason} for item in skipped],
-        }
+        _check_all_usable(results)
+    with job.clock.timing(WRITING):
+        write_caches(_caches(job, outcomes, known, texts))
+        for result in results:
+            manifest["clients"][result.client] = {
+                "rows": result.rows,
+                "listing": seen[result.client],
+                "skipped": [asdict(item) for item in result.skipped],
+            }
         folder.write_manifest(manifest)
-    remove_parts(folder.path)
-    return Extraction.of(folder, results, cache, encoded_texts, time.perf_counter() - start)
+        remove_parts(folder.path)
+    return Extraction(
+        folder=folder,
+        clients=tuple(results),
+        classes=len(dataset.class_names),
+        embed_dim=texts.features().shape[-1],
+        encoded_texts=encoded_texts,
+        seconds=time.perf_counter() - start,
+        spent=job.clock.seconds,
+    )
 
 
-def _batch_size(manifest: Mapping[str, Any], request: Request) -> int:
+def _batch_size(manifest: Mapping[str, Any], request: Request, encoder: Encoder) -> int:
     """Keep to the batch shape that a cache was begun with: another moves vectors by rounding."""
     begun = manifest.get("batch_size")
-    return begun if isinstance(begun, int) and begun > 0 else request.batch_size
+    if isinstance(begun, int) and begun > 0:
+        return begun
+    return request.batch_size or (GPU_BATCH if encoder.device.type == "cuda" else CPU_BATCH)
 
 
-def _previous(folder: CacheFolder, key: str, encoder: Encoder) -> list[FeatureCache]:
-    """Read what the cache holds already.
+def _note_encoder(job: _Job, batch_size: int) -> None:
+    name, asked = job.request.encoder, job.request.batch_size
+    facts = [
+        f"{' '.join(name.shown)}, {name.precision} on {job.encoder.device}",
+        f"batches of {batch_size}",
+        *([f"resized by {name.resizer}"] if name.resizer != RESIZERS[0] else []),
+        *(["compiled"] if name.compiled else []),
+        *([f"{job.ranks.size} ranks"] if job.ranks.size > 1 else []),
+    ]
+    job.report.note(f"encoder    {', '.join(facts)}")
+    if asked not in (None, batch_size):
+        job.report.note(f"           (this cache was begun with batches of {batch_size})")
+
+
+def _known(job: _Job, key: str) -> tuple[KnownVectors, Texts]:
+    """Learn what vectors the cache holds already, unless everything is to be made anew.
 
     Raises:
         CacheError: a file is damaged, or of another encoder.
     """
-    caches = []
-    for path in folder.files:
-        cache = read_cache(path)
-        if cache.key != key:
-            facts = ", ".join(differing_facts(cache.encoder, encoder.facts))
-            raise CacheError(
-                f"{path}: is of another encoder than this cache ({facts}); move it elsewhere"
-            )
-        caches.append(cache)
-    return caches
-
-
-def _skipped(images: ClientImages, rows: Sequence[_Row]) -> tuple[Skipped, ...]:
-    return tuple(
-        Skipped(image.id, row.problem)
-        for image, row in zip(images.images, rows, strict=True)
-        if row.vector is None
-    )
-
-
-def _without_problems(clients: list[_EncodedClient]) -> list[_EncodedClient]:
-    """Let clients pass only if every image of every one could be used."""
-    skipped = [item for images, _, rows in clients for item in _skipped(images, rows)]
-    if skipped:
-        raise FedclipError(
-            f"{len(skipped)} images cannot be used, the first, {skipped[0].id}, "
-            f"{skipped[0].reason}; mend or remove them, or leave out --strict"
-        )
-    return clients
-
-
-def _workers(requested: int | None, encoder: Encoder) -> int:
-    if requested is not None:
-        return requested
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    # On a CPU the encoder itself wants all cores; one process hides the reading.
-    return 1 if encoder.device.type == "cpu" else max(1, min(cores - 1, MAX_WORKERS))
-
-
-@dataclass(frozen=True)
-class _Encoding:
-    """An extraction into one cache, whose `manifest` has the batch shape."""
-
-    folder: CacheFolder
-    encoder: Encoder
-    manifest: dict[str, Any]
-    workers: int
-    report: Report
-
-    def encode(self, images: ClientImages, vectors: Mapping[bytes, Vector]) -> list[_Row]:
-        """Give each of a client's images its row: carried over by content, or encoded now."""
-        digests = [_digest(image.path) if vectors else None for image in images.images]
-        missing = [index for index, digest in enumerate(digests) if digest not in vectors]
-        rows = {
-            index: _Row(vectors[digest], digest)
-            for index, digest in enumerate(digests)
-            if digest is not None and digest in vectors
-        }
-        fresh = self._encode_files([images.images[index].path for index in missing], images.name)
-        rows |= zip(missing, fresh, strict=True)
-        return [rows[index] for index in range(len(images.images))]
-
-    def _encode_files(self, paths: Sequence[Path], client: str) -> Iterator[_Row]:
-        """Encode files in order, and keep every few hundred rows as a part."""
-        if not paths:
-            return
-        batch_size = self.manifest["batch_size"]
-        shape, done, skipped = self.encoder.pixel_shape, 0, 0
-        unkept: list[_Row] = []
-        self.report.progress(client, done, len(paths), "images")
-        for batch in load_batches(paths, self.encoder.transform, shape, batch_size, self.workers):
-            features = self.encoder.encode_images(batch.pixels)
-            rows = [
-                _Row(None, digest, problem) if problem else _Row(vector, digest, encoded=True)
-                for vector, digest, problem in zip(
-                    features, batch.digests, batch.problems, strict=False
+    known, texts = KnownVectors(), Texts(job.encoder, job.dataset.class_names)
+    if not job.request.force:
+        for path in find_parts(job.folder.path):
+            try:
+                known.add_part(path)
+            except (CacheError, ValueError, EOFError):
+                path.unlink()  # as if lost
+        if known:
+            job.report.note(f"           (taking up {len(known)} images that were encoded before)")
+        for path in job.folder.files:
+            cache = read_cache(path)
+            if cache.key != key:
+                facts = ", ".join(differing_facts(cache.encoder, job.encoder.facts))
+                raise CacheError(
+                    f"{path}: is of another encoder than this cache ({facts}); move it elsewhere"
                 )
-            ]
-            yield from rows
-            done += len(rows)
-            skipped += sum(bool(row.problem) for row in rows)
-            unkept += [row for row in rows if row.vector is not None]
-            if len(unkept) >= PART_ROWS:
-                self._keep(unkept)
-                unkept = []
-            detail = f"{skipped} skipped" if skipped else ""
-            self.report.progress(client, done, len(paths), "images", detail)
+            known.add_client(path, cache)
+            texts.take_over(cache)
+    texts.want(job.request.templates)
+    return known, texts
 
-    def _keep(self, rows: Sequence[_Row]) -> None:
-        self.folder.write_manifest(self.manifest)  # first, as the batch shape goes with the part
-        vectors = [row.vector for row in rows if row.vector is not None]
-        write_part(self.folder.path, [row.digest for row in rows], vectors)
+
+def _carried_over(
+    tasks: Sequence[Task], known: KnownVectors, report: Report
+) -> dict[int, _Outcome]:
+    """Find the images whose vectors are known by their content."""
+    outcomes: dict[int, _Outcome] = {}
+    if not known:
+        return outcomes
+    for done, task in enumerate(tasks):
+        report.progress("comparing", done, len(tasks), "images")
+        digest = _digest(task.path)
+        if digest is not None and digest in known:
+            outcomes[task.number] = _Outcome(digest)
+    report.progress("comparing", len(tasks), len(tasks), "images")
+    return outcomes
 
 
 def _digest(path: Path) -> bytes | None:
@@ -248,40 +257,120 @@ def _digest(path: Path) -> bytes | None:
         return None  # decoding will say why
 
 
+def _plan(images: int, missing: Sequence[Task], batch_size: int) -> dict[str, Any]:
+    """Say which of how many images are missing, in a bit each."""
+    bits = np.zeros(images, bool)
+    bits[[task.number for task in missing]] = True
+    return {
+        "images": images,
+        "missing": base64.b64encode(np.packbits(bits).tobytes()).decode(),
+        "batch_size": batch_size,
+    }
+
+
+def _receipts(share: Share, ranks: Ranks) -> Iterator[Receipt]:
+    """Encode this rank's share, then hear what became of the others'."""
+    yield from share.encode()
+    for rank in range(1, ranks.size):
+        told = 0
+        while (receipt := ranks.ask(f"receipt/{rank}/{told}")) is not None:
+            yield Receipt(**receipt)
+            told += 1
+
+
+def _enter(
+    receipt: Receipt, outcomes: dict[int, _Outcome], known: KnownVectors, folder: CacheFolder
+) -> None:
+    for number, digest, problem in zip(
+        receipt.numbers, receipt.digests, receipt.problems, strict=True
+    ):
+        outcomes[number] = _Outcome(bytes.fromhex(digest), problem)
+    if receipt.part:
+        known.add_part(folder.path / PARTS / Path(receipt.part).name)
+
+
+def _results(
+    dataset: ImageDataset, outcomes: Mapping[int, _Outcome], encoded: set[int]
+) -> Iterator[ClientResult]:
+    number = 0
+    for client in dataset.clients:
+        skipped, fresh = [], 0
+        for image in client.images:
+            problem = outcomes[number].problem
+            if problem:
+                skipped.append(Skipped(image.id, problem))
+            elif number in encoded:
+                fresh += 1
+            number += 1
+        yield ClientResult(client.name, len(client.images) - len(skipped), fresh, tuple(skipped))
+
+
+def _check_all_usable(results: Sequence[ClientResult]) -> None:
+    skipped = [item for result in results for item in result.skipped]
+    if skipped:
+        raise FedclipError(
+            f"{len(skipped)} images cannot be used, the first, {skipped[0].id}, "
+            f"{skipped[0].reason}; mend or remove them, or leave out --strict"
+        )
+
+
+def _caches(
+    job: _Job, outcomes: Mapping[int, _Outcome], known: KnownVectors, texts: Texts
+) -> Iterator[tuple[Path, FeatureCache]]:
+    """Assemble the clients' caches, one at a time, each with the path it belongs to."""
+    number = 0
+    for client in job.dataset.clients:
+        mine = [outcomes[number + row] for row in range(len(client.images))]
+        number += len(mine)
+        yield job.folder.file(client.name), _client_cache(job, client, mine, known, texts)
+
+
 def _client_cache(
-    encoder: Encoder,
-    dataset: ImageDataset,
-    images: ClientImages,
-    rows: Sequence[_Row],
+    job: _Job,
+    client: ClientImages,
+    outcomes: Sequence[_Outcome],
+    known: KnownVectors,
     texts: Texts,
 ) -> FeatureCache:
     kept = [
-        (image, row.digest, row.vector)
-        for image, row in zip(images.images, rows, strict=True)
-        if row.vector is not None
+        (image, outcome.digest)
+        for image, outcome in zip(client.images, outcomes, strict=True)
+        if not outcome.problem
     ]
     if not kept:
         raise FedclipError(
-            f"{images.name}: not one of its {len(rows)} images could be used; the first, "
-            f"{images.images[0].path}, {rows[0].problem}"
+            f"{client.name}: not one of its {len(outcomes)} images could be used; the first, "
+            f"{client.images[0].path}, {outcomes[0].problem}"
         )
+    digests = [digest for _, digest in kept]
     try:
         return FeatureCache(
-            dataset=dataset.name,
-            client=images.name,
-            encoder=encoder.facts,
-            logit_scale=encoder.logit_scale,
+            dataset=job.dataset.name,
+            client=client.name,
+            encoder=job.encoder.facts,
+            logit_scale=job.encoder.logit_scale,
             normalized=False,
-            image_features=np.stack([vector for _, _, vector in kept]),
-            labels=np.array([image.label for image, _, _ in kept], dtype=np.int32),
-            ids=tuple(image.id for image, _, _ in kept),
-            digests=np.stack([np.frombuffer(digest, np.uint8) for _, digest, _ in kept]),
+            image_features=known.gather(digests),
+            labels=np.array([image.label for image, _ in kept], dtype=np.int32),
+            ids=tuple(image.id for image, _ in kept),
+            digests=np.frombuffer(b"".join(digests), np.uint8).reshape(len(kept), -1),
             class_names=texts.class_names,
             templates=texts.templates,
             text_features=texts.features(),
         )
     except CacheError as error:
         raise FedclipError(
-            f"{images.name}: what {encoder.name.model} made of it {error}; "
+            f"{client.name}: what {job.encoder.name.model} made of it {error}; "
             "its weights or --precision do not suit"
         ) from None
+
+
+def _workers(requested: int | None, device: torch.device, ranks: Ranks) -> int:
+    if requested is not None:
+        return requested
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    # On a CPU the encoder itself wants all cores; one process hides the reading.
+    most = min(cores // ranks.local_size - 1, MAX_WORKERS)
+    return 1 if device.type == "cpu" else max(1, most)

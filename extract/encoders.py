@@ -7,10 +7,12 @@ fault of these, and becomes one line.
 import difflib
 import hashlib
 import logging
+import string
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,12 @@ import numpy.typing as npt
 import open_clip
 import torch
 from open_clip.pretrained import download_pretrained_from_hf
-from open_clip.transform import PreprocessCfg, image_transform_v2
+from open_clip.transform import PreprocessCfg
 from torch import Tensor, nn
 
 from ..cache import FedclipError
-from .images import Transform
+from ..cache.key import canonical_json
+from .decoders import Decoder, make_decoder
 from .names import HF_HUB, LOCAL_DIR, RANDOM, EncoderName, is_file
 
 CONFIG_FILE = "open_clip_config.json"
@@ -41,6 +44,18 @@ _WEIGHT_NAMES = (
 )
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth")
 
+# The one batch shape of prompts: most data sets have few classes.
+TEXT_BATCH = 16
+
+# Texts that tell tokenizers apart: every printable ASCII character, other scripts, case,
+# spaces, figures, rare words, and more than any context takes.
+_PROBE = (
+    string.printable,
+    "Ärger, naïveté, Ελλάδα, Москва, 東京, مرحبا, 🙂",
+    "a picture of a Dog; an X-ray, 3.5 mm; A  SKETCH\tof the electroencephalographs' giraffes!",
+    "quartz sphinx judges my vow of antidisestablishmentarianism " * 50,
+)
+
 
 @dataclass(frozen=True, eq=False)
 class Encoder:
@@ -51,7 +66,7 @@ class Encoder:
         facts: What identifies it; `fedclip.cache.image_key` hashes this.
         sources: What it was loaded from, on this machine: if these are unchanged, so is it.
         model: The network, in evaluation mode.
-        transform: The model's own: image to (3, H, W) float32.
+        decode: An image file's bytes to (3, H, W) float32 pixels.
         logit_scale: ``exp(logit_scale)``.
         device: Where it runs.
     """
@@ -60,37 +75,67 @@ class Encoder:
     facts: Mapping[str, Any]
     sources: tuple[Path, ...]
     model: nn.Module
-    transform: Transform
+    decode: Decoder
     tokenizer: Callable[[list[str]], Tensor]
     logit_scale: float
     device: torch.device
 
     @property
     def pixel_shape(self) -> tuple[int, int, int]:
-        """Shape of what `transform` gives: channels, height, width."""
+        """Shape of what `decode` gives: channels, height, width."""
         height, width = self.facts["image_size"]
         return 3, height, width
 
-    def encode_images(self, pixels: Tensor) -> npt.NDArray[np.float32]:
-        """Encode (B, 3, H, W) float32 pixels to (B, D) float32 raw features."""
+    def launch_images(self, pixels: Tensor) -> Tensor:
+        """Encode (B, 3, H, W) float32 pixels to (B, D) float32 raw features on the device.
+
+        On a GPU it returns before they are computed, and the pixels, if they are
+        pinned, are copied while the batch before is still being encoded.
+        """
         dtype = open_clip.get_input_dtype(self.name.precision)
         with self._inference():
-            features = self.model.encode_image(  # type: ignore[operator]
-                pixels.to(self.device, dtype), normalize=False
-            )
-            return _to_numpy(features)
+            pixels = self._upload(pixels).to(dtype)
+            features: Tensor = self._encode_image(pixels, normalize=False)
+            return features.float()
 
-    def encode_texts(self, prompts: Sequence[str], batch_size: int = 64) -> npt.NDArray[np.float32]:
+    def encode_images(self, pixels: Tensor) -> npt.NDArray[np.float32]:
+        """Encode (B, 3, H, W) float32 pixels to (B, D) float32 raw features."""
+        return to_numpy(self.launch_images(pixels))
+
+    def encode_texts(
+        self, prompts: Sequence[str], batch_size: int = TEXT_BATCH
+    ) -> npt.NDArray[np.float32]:
         """Encode T prompts to (T, D) float32 raw features, in batches of one shape."""
         tokens = self.tokenizer(list(prompts))
         padding = -len(tokens) % batch_size
         tokens = torch.cat([tokens, tokens[-1:].expand(padding, -1)]).to(self.device)
         with self._inference():
             features = [
-                _to_numpy(self.model.encode_text(batch, normalize=False))  # type: ignore[operator]
+                to_numpy(self.model.encode_text(batch, normalize=False))  # type: ignore[operator]
                 for batch in torch.split(tokens, batch_size)
             ]
         return np.concatenate(features)[: len(prompts)]
+
+    @cached_property
+    def _encode_image(self) -> Callable[..., Tensor]:
+        function: Callable[..., Tensor] = self.model.encode_image  # type: ignore[assignment]
+        return torch.compile(function, dynamic=False) if self.name.compiled else function
+
+    @cached_property
+    def _copies(self) -> torch.cuda.Stream | None:
+        if self.device.type != "cuda":
+            return None
+        return torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+
+    def _upload(self, pixels: Tensor) -> Tensor:
+        if self._copies is None:
+            return pixels.to(self.device)
+        computing = torch.cuda.current_stream(self.device)
+        with torch.cuda.stream(self._copies):
+            there = pixels.to(self.device, non_blocking=True)
+        computing.wait_stream(self._copies)
+        there.record_stream(computing)
+        return there
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
@@ -107,7 +152,8 @@ class Encoder:
             torch.set_float32_matmul_precision(precision)
 
 
-def _to_numpy(features: Tensor) -> npt.NDArray[np.float32]:
+def to_numpy(features: Tensor) -> npt.NDArray[np.float32]:
+    """Wait for features, and give them as a float32 array."""
     array: npt.NDArray[np.float32] = features.float().cpu().numpy()
     return array
 
@@ -146,14 +192,17 @@ def load_encoder(name: EncoderName, device: torch.device) -> Encoder:
         "architecture": config,
         **_preprocess_facts(preprocess),
         "decoder": "pillow",
+        "resizer": name.resizer,
         "precision": name.precision,
+        "tokenizer": _tokenizer_sha256(tokenizer),
+        **({"compiled": True} if name.compiled else {}),
     }
     return Encoder(
         name=name,
         facts=facts,
         sources=_sources(name, weights),
         model=model.eval().requires_grad_(False).to(device),
-        transform=image_transform_v2(preprocess, is_train=False),
+        decode=make_decoder(preprocess, name.resizer),
         tokenizer=tokenizer,
         logit_scale=float(model.logit_scale.exp()),  # type: ignore[operator]
         device=device,
@@ -231,12 +280,11 @@ def _weights_file(name: EncoderName, tag: Mapping[str, Any]) -> Path | None:
 
 
 def _sources(name: EncoderName, weights: Path | None) -> tuple[Path, ...]:
-    sources = [weights.absolute()] if weights else []
     if name.model.startswith(LOCAL_DIR):
         # The folder changes when a file comes that would be preferred.
         folder = Path(name.model.removeprefix(LOCAL_DIR)).absolute()
-        sources += [folder, folder / CONFIG_FILE]
-    return tuple(sources)
+        return folder, *sorted(path for path in folder.iterdir() if path.is_file())
+    return (weights.absolute(),) if weights else ()
 
 
 def _weights_in_folder(folder: Path) -> Path:
@@ -288,6 +336,12 @@ def _check_quick_gelu(name: EncoderName, model: nn.Module) -> None:
 def _file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _tokenizer_sha256(tokenizer: Callable[[list[str]], Tensor]) -> str:
+    """Identify a tokenizer by what it makes of a fixed list of texts."""
+    tokens = tokenizer(list(_PROBE))
+    return hashlib.sha256(canonical_json(tokens.tolist()).encode()).hexdigest()
 
 
 def _tensors_sha256(model: nn.Module) -> str:

@@ -1,21 +1,20 @@
 """Image files to batches of pixels, in worker processes."""
 
 import signal
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from io import BytesIO
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..cache import FedclipError
 from ..cache.schema import content_digest
+from .decoders import Decoder
 
-Transform = Callable[[Image.Image], Tensor]
+# Seconds that a batch of images may take to be read; a stuck worker would be waited for for ever.
+PATIENCE = 600
 
 
 @dataclass(frozen=True)
@@ -47,13 +46,15 @@ class PixelBatch:
     digests: tuple[bytes, ...]
     problems: tuple[str, ...]
 
+    def pin_memory(self) -> "PixelBatch":
+        """Move the pixels to memory that a GPU can copy from while it computes."""
+        return replace(self, pixels=self.pixels.pin_memory())
+
 
 class _ImageFiles(Dataset[Decoded]):
-    def __init__(
-        self, paths: Sequence[Path], transform: Transform, shape: tuple[int, int, int]
-    ) -> None:
+    def __init__(self, paths: Sequence[Path], decode: Decoder, shape: tuple[int, int, int]) -> None:
         self.paths = paths
-        self.transform = transform
+        self.decode = decode
         self.shape = shape
 
     def __len__(self) -> int:
@@ -63,22 +64,10 @@ class _ImageFiles(Dataset[Decoded]):
         content = b""
         try:
             content = self.paths[index].read_bytes()
-            pixels, problem = decode(content, self.transform), ""
+            pixels, problem = self.decode(content), ""
         except Exception as error:  # whatever a decoder makes of a broken file
             pixels, problem = torch.zeros(self.shape), describe(error, content)
         return Decoded(pixels, content_digest(content), problem)
-
-
-def decode(content: bytes, transform: Transform) -> Tensor:
-    """Decode an image file's bytes with Pillow and open_clip's transform to (3, H, W) float32.
-
-    Raises:
-        Exception: whatever Pillow raises on bytes that are no usable image.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(BytesIO(content)) as image:
-            return transform(image)
 
 
 def describe(error: Exception, content: bytes) -> str:
@@ -115,29 +104,42 @@ def _ignore_interrupts(_worker: int) -> None:
 
 def load_batches(
     paths: Sequence[Path],
-    transform: Transform,
+    decode: Decoder,
     shape: tuple[int, int, int],
     batch_size: int,
     workers: int,
+    *,
+    pinned: bool = False,
 ) -> Iterator[PixelBatch]:
     """Decode `paths` in order, `batch_size` at a time, in `workers` processes (0: in this one).
 
-    The batches do not depend on the number of workers. Memory is bounded: each
-    worker is at most two batches ahead.
+    The processes start at once, not when the first batch is asked for. The batches do
+    not depend on the number of workers. Memory is bounded: each worker is at most two
+    batches ahead.
     """
-    try:
-        yield from DataLoader(
-            _ImageFiles(paths, transform, shape),
+    batches = iter(
+        DataLoader(
+            _ImageFiles(paths, decode, shape),
             batch_size=batch_size,
             num_workers=workers,
             collate_fn=_Collate(batch_size),
             worker_init_fn=_ignore_interrupts,
+            pin_memory=pinned,
+            timeout=PATIENCE if workers else 0,
         )
+    )
+    return _explained(batches)
+
+
+def _explained(batches: Iterator[PixelBatch]) -> Iterator[PixelBatch]:
+    try:
+        yield from batches
     except RuntimeError as error:
-        # DataLoader raises this of a worker that was killed, for want of memory for example.
-        if "DataLoader worker" not in str(error):
+        # DataLoader raises this of a worker that was killed, for want of memory for example,
+        # or that cannot hand over its batch, for want of shared memory.
+        if "DataLoader" not in str(error):
             raise
         raise FedclipError(
-            "a process that decodes images was killed, probably for want of (shared) memory; "
-            "give --workers 0 or a smaller --batch-size"
+            "a process that decodes images was killed or is stuck, probably for want of (shared) "
+            "memory; give --workers 0 or a smaller --batch-size"
         ) from None

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from .datasets import ClientImages, ImageDataset
 from .names import LOCAL_DIR, EncoderName, is_file
 
 # A new version of these might encode otherwise, so the encoder is loaded and compared.
-_LIBRARIES = ("open_clip_torch", "torch", "pillow")
+_LIBRARIES = ("open_clip_torch", "torch", "torchvision", "pillow")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def encoder_request(name: EncoderName) -> dict[str, Any]:
         model = f"{LOCAL_DIR}{Path(model.removeprefix(LOCAL_DIR)).resolve()}"
     if pretrained is not None and is_file(pretrained):
         pretrained = str(Path(pretrained).resolve())
-    return {"model": model, "pretrained": pretrained, "precision": name.precision}
+    return {**asdict(name), "model": model, "pretrained": pretrained}
 
 
 def library_versions() -> dict[str, str]:

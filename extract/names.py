@@ -19,6 +19,7 @@ DEMO_MODEL = f"{LOCAL_DIR}{Path(__file__).parent / 'demo' / 'tinyclip'}"
 DEFAULT_PRETRAINED = "openai"
 RANDOM = "random"
 PRECISIONS = ("fp32", "fp16", "bf16")
+RESIZERS = ("pillow", "torchvision")
 
 
 @dataclass(frozen=True)
@@ -30,24 +31,40 @@ class EncoderName:
         pretrained: A tag, a checkpoint file or ``random``; None for the weights
             that a place has beside its config.
         precision: ``fp32``, ``fp16`` or ``bf16``.
+        resizer: ``pillow`` or ``torchvision``, see `decoders`.
+        compiled: Whether the network is compiled by ``torch.compile``.
     """
 
     model: str
     pretrained: str | None
     precision: str = "fp32"
+    resizer: str = "pillow"
+    compiled: bool = False
 
     @classmethod
-    def of(cls, model: str, pretrained: str | None, precision: str) -> Self:
+    def of(
+        cls,
+        model: str,
+        pretrained: str | None,
+        precision: str = "fp32",
+        resizer: str = "pillow",
+        *,
+        compiled: bool = False,
+    ) -> Self:
         """Fill in the default weights: OpenAI's for an architecture, a place's own.
 
         Raises:
             FedclipError: weights are named for a place that brings its own, or there is
-                no such precision.
+                no such precision or resizer.
         """
-        if precision not in PRECISIONS:
-            raise FedclipError(
-                f"--precision {precision}: there is no such precision; give {', '.join(PRECISIONS)}"
-            )
+        for what, value, known in (
+            ("precision", precision, PRECISIONS),
+            ("resizer", resizer, RESIZERS),
+        ):
+            if value not in known:
+                raise FedclipError(
+                    f"--{what} {value}: there is no such {what}; give {', '.join(known)}"
+                )
         place = model.startswith((LOCAL_DIR, HF_HUB))
         if place and pretrained not in (None, RANDOM):
             raise FedclipError(
@@ -57,7 +74,7 @@ class EncoderName:
             pretrained = DEFAULT_PRETRAINED
         if pretrained is not None and not _names_file(pretrained):
             pretrained = pretrained.lower().replace("-", "_")  # as open_clip reads tags
-        return cls(model, pretrained, precision)
+        return cls(model, pretrained, precision, resizer, compiled)
 
     @property
     def shown(self) -> tuple[str, str]:

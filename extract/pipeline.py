@@ -8,11 +8,12 @@ from collections.abc import Sequence
 
 from ..cache import CacheFolder, read_cache
 from ..cache.parts import remove_parts
-from ..cache.report import Report
+from ..cache.report import Report, Silence
 from ..cache.store import writing
 from .datasets import ImageDataset, obtain_dataset, open_dataset
 from .manifest import check_root, client_entry, listing, recall
 from .names import RANDOM
+from .ranks import Ranks
 from .request import ClientResult, Extraction, Request
 
 
@@ -22,8 +23,41 @@ def extract(request: Request, report: Report) -> Extraction:
     Raises:
         FedclipError: the data set, the encoder or the cache at hand cannot be used.
     """
-    obtain_dataset(request.dataset, request.data_dir, report)
+    extraction = extract_share(request, Ranks(), report)
+    assert extraction is not None
+    return extraction
+
+
+def extract_share(request: Request, ranks: Ranks, report: Report) -> Extraction | None:
+    """Do one rank's share of an extraction; the first rank reports and returns what came of it.
+
+    Raises:
+        FedclipError: as `extract` does.
+    """
+    if not ranks.leads:
+        report = Silence()
+    with ranks.leader_first("data set"):
+        obtain_dataset(request.dataset, request.data_dir, report)
     dataset = open_dataset(request.dataset, request.data_dir, request.name)
+    _report_dataset(dataset, request, report)
+    check_root(request.cache_dir, dataset)
+    if ranks.leads:
+        extraction = _up_to_date(request, dataset)
+        ranks.tell("up to date", extraction is not None)
+    else:
+        extraction = None
+        if ranks.ask("up to date"):
+            return None
+    if extraction is None:
+        from .encode import encode_missing
+
+        extraction = encode_missing(request, dataset, ranks, report)
+    if extraction is not None:
+        _warn_of_strays(extraction, dataset, report)
+    return extraction
+
+
+def _report_dataset(dataset: ImageDataset, request: Request, report: Report) -> None:
     images = sum(len(client.images) for client in dataset.clients)
     report.note(
         f"data set   {dataset.name}: {len(dataset.clients)} clients, "
@@ -31,26 +65,30 @@ def extract(request: Request, report: Report) -> Extraction:
     )
     for warning in dataset.warnings:
         report.warn(warning)
-    check_root(request.cache_dir, dataset)
     if request.encoder.pretrained == RANDOM:
         report.warn(
             f"RANDOM WEIGHTS: {request.encoder.model} is not trained, and its features mean "
             "nothing; use them to try the pipeline, never to report a result"
         )
-    recalled = recall(request.cache_dir, dataset.name, request.encoder)
-    complete = recalled and _complete(recalled, dataset, request.templates)
-    if complete and not request.force and not (request.strict and complete.skipped):
-        extraction = complete
-    else:
-        from .encode import encode_missing
 
-        extraction = encode_missing(request, dataset, report)
+
+def _warn_of_strays(extraction: Extraction, dataset: ImageDataset, report: Report) -> None:
     wanted = {extraction.folder.file(images.name) for images in dataset.clients}
     for path in sorted(set(extraction.folder.files) - wanted):
         report.warn(
             f"{path} is of a domain that {dataset.root} no longer has; "
             "delete it if it should not take part"
         )
+
+
+def _up_to_date(request: Request, dataset: ImageDataset) -> Extraction | None:
+    """Tell what the cache holds if there is nothing to do."""
+    if request.force:
+        return None
+    folder = recall(request.cache_dir, dataset.name, request.encoder)
+    extraction = _complete(folder, dataset, request.templates) if folder else None
+    if extraction and request.strict and extraction.skipped:
+        return None
     return extraction
 
 
@@ -80,4 +118,11 @@ def _complete(
     with writing(folder):
         remove_parts(folder.path)  # of a run that was killed after its last file
         folder.write_manifest({**manifest, "root": str(dataset.root)})
-    return Extraction.of(folder, results, caches[0], 0, time.perf_counter() - start)
+    return Extraction(
+        folder=folder,
+        clients=tuple(results),
+        classes=len(dataset.class_names),
+        embed_dim=caches[0].embed_dim,
+        encoded_texts=0,
+        seconds=time.perf_counter() - start,
+    )

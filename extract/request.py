@@ -1,15 +1,12 @@
 """What to extract, and what came of it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
 
-from ..cache import CacheFolder, FeatureCache
+from ..cache import CacheFolder
 from .manifest import Skipped
 from .names import EncoderName
-
-DEFAULT_BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -23,7 +20,7 @@ class Request:
         data_dir: Where data sets are looked for.
         cache_dir: Where caches are kept.
         name: What the caches are filed under; None for the data set's own name.
-        batch_size: The one batch shape that the encoder sees.
+        batch_size: The one batch shape that the encoder sees; None for what suits the device.
         workers: Processes that decode images; None for what suits the device.
         device: ``auto`` or a torch device.
         force: Whether to encode everything again.
@@ -36,7 +33,7 @@ class Request:
     data_dir: Path
     cache_dir: Path
     name: str | None = None
-    batch_size: int = DEFAULT_BATCH_SIZE
+    batch_size: int | None = None
     workers: int | None = None
     device: str = "auto"
     force: bool = False
@@ -64,6 +61,7 @@ class Extraction:
         embed_dim: Width of the features.
         encoded_texts: Prompts encoded now.
         seconds: Wall-clock time of reading, encoding and writing; without loading the encoder.
+        spent: What the process at hand spent them on, the main parts by name.
     """
 
     folder: CacheFolder
@@ -72,19 +70,7 @@ class Extraction:
     embed_dim: int
     encoded_texts: int
     seconds: float
-
-    @classmethod
-    def of(
-        cls,
-        folder: CacheFolder,
-        clients: Sequence[ClientResult],
-        cache: FeatureCache,
-        encoded_texts: int,
-        seconds: float,
-    ) -> Self:
-        """Sum up a cache of which one client's file is at hand."""
-        classes = len(cache.class_names)
-        return cls(folder, tuple(clients), classes, cache.embed_dim, encoded_texts, seconds)
+    spent: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def encoded(self) -> int:

@@ -3,60 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from ..cache import FeatureCache
+from ..cache.key import text_key
 from .encoders import Encoder
 from .prompts import prompt
 
 
-@dataclass
 class Texts:
-    """Text features by class and template, and which of them are wanted."""
+    """Text features by class and template, and which of them are wanted.
 
-    class_names: tuple[str, ...]
-    templates: tuple[str, ...]
-    vectors: dict[tuple[str, str], npt.NDArray[np.float32]]
+    Args:
+        encoder: What makes the missing ones.
+        class_names: The classes wanted, in order.
+    """
 
-    @classmethod
-    def known(
-        cls,
-        caches: Sequence[FeatureCache],
-        class_names: tuple[str, ...],
-        wanted: Sequence[str],
-    ) -> Texts:
-        """Take over what caches hold; their templates stay, and stay first."""
-        templates = [template for cache in caches for template in cache.templates]
-        vectors = {
-            (class_name, template): cache.text_features[row, column]
-            for cache in caches
-            for row, class_name in enumerate(cache.class_names)
-            for column, template in enumerate(cache.templates)
-        }
-        return cls(class_names, tuple(dict.fromkeys([*templates, *wanted])), vectors)
+    def __init__(self, encoder: Encoder, class_names: tuple[str, ...]) -> None:
+        self.class_names = class_names
+        self.templates: tuple[str, ...] = ()
+        self._encoder = encoder
+        self._vectors: dict[tuple[str, str], npt.NDArray[np.float32]] = {}
 
-    def encode_missing(self, encoder: Encoder, batch_size: int) -> int:
+    def take_over(self, cache: FeatureCache) -> None:
+        """Take what a cache holds if it is of the same text encoder; its templates stay wanted."""
+        self.want(cache.templates)
+        if text_key(cache.encoder) != text_key(self._encoder.facts):
+            return
+        for row, class_name in enumerate(cache.class_names):
+            for column, template in enumerate(cache.templates):
+                self._vectors[class_name, template] = cache.text_features[row, column]
+
+    def want(self, templates: Sequence[str]) -> None:
+        """Want these templates too, behind those wanted before."""
+        self.templates = tuple(dict.fromkeys([*self.templates, *templates]))
+
+    def encode_missing(self) -> int:
         """Encode the prompts not known yet, and return how many these were."""
         missing = [
             (class_name, template)
             for class_name in self.class_names
             for template in self.templates
-            if (class_name, template) not in self.vectors
+            if (class_name, template) not in self._vectors
         ]
         if missing:
             prompts = [prompt(template, class_name) for class_name, template in missing]
-            features = encoder.encode_texts(prompts, batch_size)
-            self.vectors.update(zip(missing, features, strict=True))
+            self._vectors.update(zip(missing, self._encoder.encode_texts(prompts), strict=True))
         return len(missing)
 
     def features(self) -> npt.NDArray[np.float32]:
         """Stack the wanted vectors: (C, P, D) float32."""
         return np.stack(
             [
-                np.stack([self.vectors[class_name, template] for template in self.templates])
+                np.stack([self._vectors[class_name, template] for template in self.templates])
                 for class_name in self.class_names
             ]
         )

@@ -15,9 +15,12 @@ from PIL import Image
 
 from fedclip.cache import FedclipError
 from fedclip.cache.schema import content_digest
-from fedclip.extract.images import PixelBatch, decode, load_batches
+from fedclip.extract.decoders import make_decoder
+from fedclip.extract.images import PixelBatch, load_batches
 
-TRANSFORM = image_transform_v2(PreprocessCfg(size=16), is_train=False)
+PREPROCESS = PreprocessCfg(size=16)
+TRANSFORM = image_transform_v2(PREPROCESS, is_train=False)
+DECODE = make_decoder(PREPROCESS, "pillow")
 SHAPE = (3, 16, 16)
 
 
@@ -33,7 +36,7 @@ def encoded(image: Image.Image, suffix: str) -> bytes:
 
 
 def batches(paths: Sequence[Path], batch_size: int = 4, workers: int = 0) -> list[PixelBatch]:
-    return list(load_batches(paths, TRANSFORM, SHAPE, batch_size, workers))
+    return list(load_batches(paths, DECODE, SHAPE, batch_size, workers))
 
 
 @pytest.fixture
@@ -144,7 +147,7 @@ def test_an_image_that_pillow_only_warns_of_is_used_without_a_word(
 
 def test_bytes_are_decoded_whatever_the_file_is_called() -> None:
     image = picture()
-    assert torch.equal(decode(encoded(image, "bmp"), TRANSFORM), TRANSFORM(image))
+    assert torch.equal(DECODE(encoded(image, "bmp")), TRANSFORM(image))
 
 
 def test_a_worker_that_is_killed_is_explained_in_one_line(tmp_path: Path) -> None:
@@ -152,9 +155,9 @@ def test_a_worker_that_is_killed_is_explained_in_one_line(tmp_path: Path) -> Non
     for index, path in enumerate(paths):
         picture(index).save(path)
 
-    def deadly(image: Image.Image) -> torch.Tensor:
+    def deadly(content: bytes) -> torch.Tensor:
         os.kill(os.getpid(), signal.SIGKILL)
-        raise AssertionError(f"alive with {image}")
+        raise AssertionError(f"alive with {content!r}")
 
     with pytest.raises(FedclipError, match=r"was killed.*--workers 0"):
         list(load_batches(paths, deadly, SHAPE, 2, workers=1))

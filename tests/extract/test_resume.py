@@ -1,9 +1,13 @@
 """An extraction that is killed, refused room or kept out loses next to nothing."""
 
+import contextlib
 import json
+import os
 import resource
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +16,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedclip.cache import CacheFolder, FedclipError, find_caches, read_cache, remove_cache
-from fedclip.cache.parts import PARTS, read_parts, write_part
+from fedclip.cache import (
+    CacheError,
+    CacheFolder,
+    FedclipError,
+    find_caches,
+    read_cache,
+    remove_cache,
+)
+from fedclip.cache.known import KnownVectors
+from fedclip.cache.parts import PARTS, find_parts, read_part, write_part
 from fedclip.cache.store import writing
-from fedclip.extract import encode
+from fedclip.extract import share
 from fedclip.extract.encoders import Encoder
 from fedclip.extract.names import LOCAL_DIR, EncoderName
 from fedclip.extract.pipeline import extract
@@ -50,7 +62,7 @@ def told() -> Told:
 @pytest.fixture
 def run(tmp_path: Path, tiny_clip: Path, told: Told, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Give a function that extracts in batches of 2 and parts of 4 rows."""
-    monkeypatch.setattr(encode, "PART_ROWS", 4)
+    monkeypatch.setattr(share, "PART_ROWS", 4)
     encoder = EncoderName.of(f"{LOCAL_DIR}{tiny_clip}", None, "fp32")
 
     def extraction(root: Path, caches: str = "caches", **options: Any) -> Extraction:
@@ -71,56 +83,71 @@ def content(folder: CacheFolder) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.files}
 
 
-# One process imports everything once; each extraction is a child of it, so that two
-# dozen of them can be killed in well under a minute.
+# One process imports everything once; each extraction is a child of it, or two children
+# that a launcher would call ranks, so that two dozen can be killed in well under a minute.
 KILLS = """
-import json, os, random, signal, sys, time
+import json, os, random, signal, socket, sys, time
 from pathlib import Path
-import torch
-from fedclip.extract import encode
+import torch, torch.distributed
+from fedclip.cache.report import Silence
+from fedclip.extract import share
 from fedclip.extract.encoders import Encoder
 from fedclip.extract.names import EncoderName
-from fedclip.extract.pipeline import extract
+from fedclip.extract.pipeline import extract_share
+from fedclip.extract.ranks import Ranks
 from fedclip.extract.request import Request
 
-root, model, work, trials = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
-encode.PART_ROWS = 8
+root, model, work = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+trials, ranks = map(int, sys.argv[4:])
+share.PART_ROWS = 8
 
-class Silent:
-    def note(self, text): pass
-    warn = note
-    def progress(self, *told): pass
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 def begin(cache_dir):
-    child = os.fork()
-    if child == 0:
-        torch.set_num_threads(1)
-        name = EncoderName.of(model, None, "fp32")
-        request = Request(
-            str(root), name, ("a {}",), work, cache_dir, batch_size=4, workers=0
-        )
-        extract(request, Silent())
-        os._exit(0)
-    return child
+    port = free_port()
+    children = []
+    for rank in range(ranks):
+        child = os.fork()
+        if child == 0:
+            torch.set_num_threads(1)
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks)}
+            name = EncoderName.of(model, None)
+            request = Request(
+                str(root), name, ("a {}",), work, cache_dir, batch_size=4, workers=0
+            )
+            extract_share(request, Ranks.launched(), Silence())
+            os._exit(0)
+        children.append(child)
+    return children
+
+def end(children):
+    return [os.waitpid(child, 0)[1] for child in children]
 
 def files(cache_dir):
     return {path.name: path.read_bytes() for path in cache_dir.glob("*/*/*.h5")}
 
+alone, ranks = ranks, 1
 start = time.monotonic()
-assert os.waitpid(begin(work / "whole"), 0)[1] == 0
+assert end(begin(work / "whole")) == [0]
 usual = time.monotonic() - start
+ranks = alone
 expected = files(work / "whole")
 assert len(expected) == 2
 same, killed, midway = 0, 0, 0
 for trial in range(trials):
     cache_dir = work / f"trial-{trial}"
     for _ in range(1 + trial % 2):
-        child = begin(cache_dir)
+        children = begin(cache_dir)
         time.sleep(random.Random(trial).uniform(0.1, 1.0) * usual)
-        os.kill(child, signal.SIGKILL)
-        killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+        killed += any(map(os.WIFSIGNALED, end(children)))
         midway += bool(list(cache_dir.glob("*/*/parts/*.part")))
-    assert os.waitpid(begin(cache_dir), 0)[1] == 0
+    assert not any(end(begin(cache_dir)))
     same += files(cache_dir) == expected
     left = {path.name for path in cache_dir.rglob("*") if path.is_file()} - set(expected)
     assert left == {"manifest.json"}, left
@@ -128,12 +155,14 @@ print(json.dumps({"same": same, "killed": killed, "midway": midway}))
 """
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_whenever_it_is_killed_the_next_run_ends_with_the_same_bytes(
-    make_images: MakeImages, tiny_clip: Path, tmp_path: Path
+    make_images: MakeImages, tiny_clip: Path, tmp_path: Path, ranks: int
 ) -> None:
     root = make_images(images=60)
+    arguments = (root, f"{LOCAL_DIR}{tiny_clip}", tmp_path, 24, ranks)
     result = subprocess.run(
-        [sys.executable, "-c", KILLS, str(root), f"{LOCAL_DIR}{tiny_clip}", str(tmp_path), "24"],
+        [sys.executable, "-c", KILLS, *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
@@ -146,12 +175,65 @@ def test_whenever_it_is_killed_the_next_run_ends_with_the_same_bytes(
     assert counts["midway"] >= 5
 
 
+def processes_with(mark: str) -> list[int]:
+    """Find the processes that have `mark` in their environment."""
+    found = []
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in environment.read_bytes():
+                found.append(int(environment.parent.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks processes up in /proc")
+def test_under_torchrun_too(
+    fedclip: Fedclip, make_images: MakeImages, tiny_clip: Path, tmp_path: Path
+) -> None:
+    root = make_images(images=300)
+    (root / "photo" / "cat" / "00.png").write_bytes(b"")
+    arguments = ("extract", "--dataset", str(root), "--model", f"{LOCAL_DIR}{tiny_clip}")
+    assert fedclip(*arguments, "--cache-dir", "alone").returncode == 0
+    mark = f"FEDCLIP_CACHE_DIR={tmp_path / 'shared'}"
+
+    def launch() -> subprocess.Popen[str]:
+        torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone")
+        return subprocess.Popen(
+            [*torchrun, "--nproc-per-node", "2", "-m", "fedclip", *arguments],
+            env={**os.environ, "FEDCLIP_CACHE_DIR": str(tmp_path / "shared")},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    with launch() as first:
+        while first.poll() is None and not list(tmp_path.glob("shared/*/*/parts/*.part")):
+            time.sleep(0.01)
+        for process in processes_with(mark):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+    assert first.returncode == -signal.SIGKILL
+    assert not list(tmp_path.glob("shared/*/*/*.h5"))
+    with launch() as second:
+        output, errors = second.communicate(timeout=300)
+    assert second.returncode == 0, errors
+    assert "2 ranks" in errors
+    assert "images that were encoded before)" in errors
+    assert output.count("cache ") == 1
+    assert "photo/cat/00.png: is empty" in output
+    written = [
+        {path.name: path.read_bytes() for path in tmp_path.glob(f"{place}/*/*/*.h5")}
+        for place in ("alone", "shared")
+    ]
+    assert len(written[0]) == 2
+    assert written[0] == written[1]
+
+
 class StoppedError(Exception):
     """Stands for whatever ends a process."""
 
 
 def stop_after(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    encode_images = Encoder.encode_images
+    encode_images = Encoder.launch_images
     seen = 0
 
     def limited(self: Encoder, pixels: Any) -> Any:
@@ -161,7 +243,7 @@ def stop_after(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
             raise StoppedError
         return encode_images(self, pixels)
 
-    monkeypatch.setattr(Encoder, "encode_images", limited)
+    monkeypatch.setattr(Encoder, "launch_images", limited)
 
 
 def test_what_was_encoded_is_taken_up_and_only_the_rest_is_encoded(
@@ -193,20 +275,49 @@ def test_the_batch_shape_of_the_parts_is_kept(
     assert content(result.folder) == content(run(root, "undisturbed").folder)
 
 
-def test_parts_are_read_back_and_damaged_ones_passed_over(tmp_path: Path) -> None:
-    vectors = np.arange(12, dtype=np.float32).reshape(3, 4)
-    digests = [bytes([index]) * 16 for index in range(3)]
-    write_part(tmp_path, digests[:2], list(vectors[:2]))
-    (first,) = (tmp_path / PARTS).iterdir()
-    write_part(tmp_path, digests[2:], list(vectors[2:]))
-    read = read_parts(tmp_path)
-    assert {digest: vector.tolist() for digest, vector in read.items()} == {
-        digest: vector.tolist() for digest, vector in zip(digests, vectors, strict=True)
-    }
-    spoiled = bytearray(first.read_bytes())
+def test_parts_are_read_back_in_any_order(tmp_path: Path) -> None:
+    vectors = np.arange(20, dtype=np.float32).reshape(5, 4)
+    digests = [bytes([index]) * 16 for index in range(5)]
+    paths = [
+        write_part(tmp_path, digests[:2], vectors[:2]),
+        write_part(tmp_path, digests[2:], vectors[2:]),
+    ]
+    assert find_parts(tmp_path) == sorted(paths)
+    known = KnownVectors()
+    for path in paths:
+        known.add_part(path)
+    assert len(known) == 5
+    assert digests[3] in known
+    assert bytes(16 * [9]) not in known
+    order = [4, 0, 2, 1, 4]
+    gathered = known.gather([digests[index] for index in order])
+    assert gathered.dtype == np.float32
+    assert np.array_equal(gathered, vectors[order])
+
+
+def test_a_damaged_part_is_refused_by_name(tmp_path: Path) -> None:
+    path = write_part(tmp_path, [bytes(16)], np.zeros((1, 4), np.float32))
+    spoiled = bytearray(path.read_bytes())
     spoiled[-1] ^= 1
-    first.write_bytes(spoiled)
-    assert list(read_parts(tmp_path)) == digests[2:]
+    path.write_bytes(spoiled)
+    with pytest.raises(CacheError, match=f"{path.name}: is damaged"):
+        read_part(path)
+
+
+def test_what_a_damaged_part_held_is_encoded_again(
+    run: Run, make_images: MakeImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_images(images=6)
+    expected = content(run(root, "undisturbed").folder)
+    with monkeypatch.context() as patch:
+        stop_after(10, patch)
+        with pytest.raises(StoppedError):
+            run(root)
+    first, _ = sorted(root.parent.glob("caches/*/*/parts/*.part"))
+    first.write_bytes(first.read_bytes()[:-7])
+    result = run(root)
+    assert result.encoded == 24 - 4
+    assert content(result.folder) == expected
 
 
 def test_a_second_extraction_into_the_same_cache_is_refused_while_the_first_runs(
@@ -238,7 +349,7 @@ def test_parts_left_after_the_last_file_are_cleared_by_a_run_with_nothing_to_do(
 ) -> None:
     root = make_images()
     folder = run(root).folder.path
-    write_part(folder, [bytes(16)], [np.zeros(16, dtype=np.float32)])
+    write_part(folder, [bytes(16)], np.zeros((1, 16), np.float32))
     assert run(root).encoded == 0
     assert not (folder / PARTS).exists()
 
@@ -275,7 +386,7 @@ def test_strict_writes_nothing_as_finished_where_an_image_is_bad_and_keeps_what_
     )
     assert find_caches(root.parent / "caches") == []
     result = run(root)
-    assert [client.encoded for client in result.clients] == [0, 3]
+    assert result.encoded == 0
     assert len(result.skipped) == 1
     with pytest.raises(FedclipError, match=r"sketch/cat/01.png"):
         run(root, strict=True)

@@ -1,0 +1,81 @@
+"""An image file's bytes to the pixels that an encoder takes."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from io import BytesIO
+
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode, functional
+
+from ..cache import FedclipError
+
+Transform = Callable[[Image.Image], Tensor]
+
+# Bytes to (3, H, W) float32; raises whatever Pillow raises on bytes that are no usable image.
+Decoder = Callable[[bytes], Tensor]
+
+
+def make_decoder(preprocess: PreprocessCfg, resizer: str) -> Decoder:
+    """Decode with Pillow, and resize, crop and normalise as `preprocess` says.
+
+    Args:
+        preprocess: An encoder's own.
+        resizer: A key of `TRANSFORMS`.
+
+    Raises:
+        FedclipError: the resizer cannot do what the encoder wants.
+    """
+    transform = TRANSFORMS[resizer](preprocess)
+
+    def decode(content: bytes) -> Tensor:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(BytesIO(content)) as image:
+                return transform(image)
+
+    return decode
+
+
+def pillow_transform(preprocess: PreprocessCfg) -> Transform:
+    """Take open_clip's own transform: the reference."""
+    transform: Transform = image_transform_v2(preprocess, is_train=False)
+    return transform
+
+
+def torchvision_transform(preprocess: PreprocessCfg) -> Transform:
+    """Resize RGB images as tensors, in half the time, and others as the reference does.
+
+    Its antialiased resizing rounds otherwise than Pillow's: by up to 2/255.
+
+    Raises:
+        FedclipError: the encoder does not resize an image's shorter side to a square's.
+    """
+    size = preprocess.size if isinstance(preprocess.size, int) else preprocess.size[0]
+    if preprocess.resize_mode != "shortest" or preprocess.size not in (size, (size, size)):
+        raise FedclipError(
+            "--resizer torchvision: cannot resize images as this encoder wants them; "
+            "use --resizer pillow"
+        )
+    reference = pillow_transform(preprocess)
+    bilinear = preprocess.interpolation == "bilinear"
+    interpolation = InterpolationMode.BILINEAR if bilinear else InterpolationMode.BICUBIC
+    mean, std = (torch.tensor(value)[:, None, None] for value in (preprocess.mean, preprocess.std))
+
+    def transform(image: Image.Image) -> Tensor:
+        if image.mode != "RGB":
+            return reference(image)
+        pixels = functional.pil_to_tensor(image)
+        pixels = functional.resize(pixels, [size], interpolation, antialias=True)
+        scaled: Tensor = functional.center_crop(pixels, [size, size]).float() / 255
+        return (scaled - mean) / std
+
+    return transform
+
+
+TRANSFORMS: Mapping[str, Callable[[PreprocessCfg], Transform]] = {
+    "pillow": pillow_transform,
+    "torchvision": torchvision_transform,
+}
