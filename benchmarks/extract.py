@@ -1,10 +1,11 @@
-"""How close extraction comes to what the cores allow.
+"""How close extraction comes to what the machine allows.
 
 ``uv run python benchmarks/extract.py`` measures, in one run and on the same images: the
 bare encoder on tensors in memory, the bare decoding and transform, and the extraction
-end to end. Encoder and decoder share the cores of a CPU, so the bound is the number of
-cores over the sum of their CPU seconds an image. ``--images FOLDER`` adds a folder of
-``<domain>/<class>/<image>`` to the JPEGs that it makes.
+end to end. On a CPU encoder and decoder share the cores, so the bound is the number of
+cores over the sum of their CPU seconds an image. On a GPU it is the slower of the two:
+the bare encoder, or the bare decoding in as many processes as the extraction uses.
+``--images FOLDER`` adds a folder of ``<domain>/<class>/<image>`` to the JPEGs that it makes.
 """
 
 import argparse
@@ -18,17 +19,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 from fedclip.cache.device import resolve_device
 from fedclip.cache.report import Report, open_report
+from fedclip.extract.encode import default_batch_size, default_workers
 from fedclip.extract.encoders import Encoder, load_encoder
-from fedclip.extract.images import decode
+from fedclip.extract.images import load_batches
 from fedclip.extract.names import EncoderName
 from fedclip.extract.pipeline import extract
 from fedclip.extract.prompts import DEFAULT_TEMPLATE
-from fedclip.extract.request import DEFAULT_BATCH_SIZE, Request
+from fedclip.extract.request import Request
 
 SIZES = ((500, 375), (1500, 1100))
+BATCHES = 4
 
 
 @dataclass(frozen=True)
@@ -39,14 +43,20 @@ class Cost:
     cpu: float
 
 
-def measure_encoder(encoder: Encoder, batches: int) -> Cost:
-    """Encode batches of noise that lie in memory."""
-    pixels = torch.randn(DEFAULT_BATCH_SIZE, *encoder.pixel_shape)
+def pixels_of(encoder: Encoder) -> torch.Tensor:
+    """Make a batch of noise in memory."""
+    return torch.randn(default_batch_size(encoder.device), *encoder.pixel_shape)
+
+
+def measure_encoder(encoder: Encoder) -> Cost:
+    """Encode batches of noise that lie in memory, on a GPU in its own."""
+    pixels = pixels_of(encoder).to(encoder.device)
     encoder.encode_images(pixels)
     wall, cpu = time.perf_counter(), time.process_time()
-    for _ in range(batches):
-        encoder.encode_images(pixels)
-    images = batches * DEFAULT_BATCH_SIZE
+    for _ in range(BATCHES):
+        features = encoder.launch_images(pixels)
+    features.cpu()
+    images = BATCHES * len(pixels)
     return Cost((time.perf_counter() - wall) / images, (time.process_time() - cpu) / images)
 
 
@@ -56,10 +66,19 @@ def measure_decoder(encoder: Encoder, paths: Sequence[Path]) -> Cost:
     torch.set_num_threads(1)
     wall, cpu = time.perf_counter(), time.process_time()
     for path in paths:
-        decode(path.read_bytes(), encoder.transform)
+        encoder.decode(path.read_bytes())
     cost = Cost((time.perf_counter() - wall) / len(paths), (time.process_time() - cpu) / len(paths))
     torch.set_num_threads(threads)
     return cost
+
+
+def measure_loading(encoder: Encoder, paths: Sequence[Path]) -> float:
+    """Decode files in worker processes and do nothing with them; images/s."""
+    batch_size, workers = default_batch_size(encoder.device), default_workers(encoder.device)
+    start = time.perf_counter()
+    for _ in load_batches(paths, encoder.decode, encoder.pixel_shape, batch_size, workers):
+        pass
+    return len(paths) / (time.perf_counter() - start)
 
 
 def make_jpegs(root: Path, size: tuple[int, int], images: int) -> Path:
@@ -80,32 +99,60 @@ def row(name: str, root: Path, encoder: Encoder, work: Path, report: Report) -> 
     The bare encoder is measured before and after the extraction, as the speed of a
     machine drifts.
     """
-    before = measure_encoder(encoder, 4)
+    before = measure_encoder(encoder)
     paths = sorted(path for path in root.rglob("*") if path.is_file())
     decoding = measure_decoder(encoder, paths[:: max(1, len(paths) // 128)])
     request = Request(
-        str(root), encoder.name, (DEFAULT_TEMPLATE,), work, work / "caches" / name, name="bench"
+        str(root),
+        encoder.name,
+        (DEFAULT_TEMPLATE,),
+        work,
+        work / "caches" / name,
+        name="bench",
+        device=str(encoder.device),
     )
     extraction = extract(request, report)
-    after = measure_encoder(encoder, 4)
+    after = measure_encoder(encoder)
     bare = Cost((before.wall + after.wall) / 2, (before.cpu + after.cpu) / 2)
+    if encoder.device.type == "cpu":
+        cores = os.cpu_count() or 1
+        loading, bound = cores / decoding.cpu, cores / (bare.cpu + decoding.cpu)
+    else:
+        loading = measure_loading(encoder, paths)
+        bound = min(1 / bare.wall, loading)
     rate = extraction.encoded / extraction.seconds
-    cores = os.cpu_count() or 1
-    bound = cores / (bare.cpu + decoding.cpu)
+    spent = ", ".join(f"{seconds:.1f}" for seconds in extraction.spent.values())
+    print(f"{name}: {extraction.seconds:.1f} s, of these {spent} ({', '.join(extraction.spent)})")
     return (
-        f"| {name} | {len(paths)} | {1 / bare.wall:.1f} | {cores / decoding.cpu:.0f} | "
-        f"{bound:.1f} | {rate:.1f} | {rate / bound:.2f} |"
+        f"| {name} | {len(paths)} | {1 / bare.wall:.1f} | {loading:.0f} | "
+        f"{bound:.1f} | {rate:.1f} | {rate / bound:.2f} | {teraflops(encoder, rate):.2f} |"
     )
+
+
+def teraflops(encoder: Encoder, rate: float) -> float:
+    """Turn images/s into the encoder's multiplications and additions, in 10^12 a second."""
+    torch.backends.mha.set_fastpath_enabled(False)  # which the counter does not know
+    with FlopCounterMode(display=False) as counter:
+        encoder.encode_images(pixels_of(encoder)[:1])
+    torch.backends.mha.set_fastpath_enabled(True)
+    return float(rate * counter.get_total_flops() / 1e12)
 
 
 def main() -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(description="Extraction against what the cores allow.")
+    parser = argparse.ArgumentParser(description="Extraction against what the machine allows.")
     parser.add_argument("--model", default="ViT-B-32")
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--resizer", default="pillow")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--images", type=Path)
     parser.add_argument("--count", type=int, default=768, help="JPEGs to make of each size")
     options = parser.parse_args()
-    encoder = load_encoder(EncoderName.of(options.model, "random", "fp32"), resolve_device("cpu"))
+    name = EncoderName.of(
+        options.model, "random", options.precision, options.resizer, compiled=options.compile
+    )
+    encoder = load_encoder(name, resolve_device(options.device))
     with tempfile.TemporaryDirectory() as folder, open_report() as report:
         work = Path(folder)
         roots = {
@@ -122,9 +169,11 @@ def main() -> None:
         "bare decoding /s",
         "bound /s",
         "extraction /s",
+        "share",
+        "TFLOP/s",
     )
-    print(f"| {' | '.join(headings)} | share |")
-    print("|---|---|---|---|---|---|---|")
+    print(f"| {' | '.join(headings)} |")
+    print("|---" * len(headings) + "|")
     print("\n".join(lines))
 
 

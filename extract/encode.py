@@ -39,7 +39,6 @@ from .texts import Texts
 
 MAX_WORKERS = 16
 
-# A CPU gains nothing from larger batches; a GPU needs them to be busy.
 CPU_BATCH = 64
 GPU_BATCH = 256
 
@@ -74,13 +73,16 @@ class _Job:
 
     def share(self, tasks: Sequence[Task], batch_size: int) -> Share:
         """Begin this rank's share of `tasks`; a batch is always one rank's."""
+        workers = self.request.workers
+        if workers is None:
+            workers = default_workers(self.encoder.device, self.ranks.local_size)
         starts = self.ranks.share(range(0, len(tasks), batch_size))
         return Share(
             self.encoder,
             self.folder.path,
             [task for start in starts for task in tasks[start : start + batch_size]],
             batch_size,
-            _workers(self.request.workers, self.encoder.device, self.ranks),
+            workers,
             self.clock,
             self.report,
         )
@@ -189,7 +191,12 @@ def _batch_size(manifest: Mapping[str, Any], request: Request, encoder: Encoder)
     begun = manifest.get("batch_size")
     if isinstance(begun, int) and begun > 0:
         return begun
-    return request.batch_size or (GPU_BATCH if encoder.device.type == "cuda" else CPU_BATCH)
+    return request.batch_size or default_batch_size(encoder.device)
+
+
+def default_batch_size(device: torch.device) -> int:
+    """Choose the batch shape: a CPU gains nothing from larger ones, a GPU wants to be busy."""
+    return GPU_BATCH if device.type == "cuda" else CPU_BATCH
 
 
 def _note_encoder(job: _Job, batch_size: int) -> None:
@@ -365,12 +372,11 @@ def _client_cache(
         ) from None
 
 
-def _workers(requested: int | None, device: torch.device, ranks: Ranks) -> int:
-    if requested is not None:
-        return requested
+def default_workers(device: torch.device, local_ranks: int = 1) -> int:
+    """Choose how many processes decode images for an encoder on `device`."""
+    if device.type == "cpu":
+        return 1  # the encoder itself wants all cores; one process hides the reading
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
-    # On a CPU the encoder itself wants all cores; one process hides the reading.
-    most = min(cores // ranks.local_size - 1, MAX_WORKERS)
-    return 1 if device.type == "cpu" else max(1, most)
+    return max(1, min(cores // local_ranks - 1, MAX_WORKERS))

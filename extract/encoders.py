@@ -119,7 +119,7 @@ class Encoder:
     @cached_property
     def _encode_image(self) -> Callable[..., Tensor]:
         function: Callable[..., Tensor] = self.model.encode_image  # type: ignore[assignment]
-        return torch.compile(function, dynamic=False) if self.name.compiled else function
+        return _compiled(function) if self.name.compiled else function
 
     @cached_property
     def _copies(self) -> torch.cuda.Stream | None:
@@ -150,6 +150,21 @@ class Encoder:
                 yield
         finally:
             torch.set_float32_matmul_precision(precision)
+
+
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    compiled = torch.compile(function, dynamic=False)
+
+    def call(*arguments: Any, **options: Any) -> Tensor:
+        try:
+            result: Tensor = compiled(*arguments, **options)
+        except RuntimeError as error:
+            raise FedclipError(
+                f"--compile: does not work here ({_first_line(error)}); leave it out"
+            ) from None
+        return result
+
+    return call
 
 
 def to_numpy(features: Tensor) -> npt.NDArray[np.float32]:

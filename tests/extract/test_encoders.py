@@ -670,3 +670,30 @@ def test_a_lower_precision_is_another_encoder_with_close_float32_features(
         assert np.isfinite(features).all()
         error = np.linalg.norm(features - expected) / np.linalg.norm(expected)
         assert 0 < error < 0.05
+
+
+@pytest.mark.slow
+def test_a_compiled_encoder_is_another_one_within_rounding(tiny_clip: Path) -> None:
+    plain = load(tiny_clip)
+    name = EncoderName.of(f"local-dir:{tiny_clip}", None, compiled=True)
+    compiled = load_encoder(name, torch.device("cpu"))
+    np.testing.assert_allclose(
+        compiled.encode_images(pixels()), plain.encode_images(pixels()), rtol=0, atol=1e-5
+    )
+    assert compiled.facts == {**plain.facts, "compiled": True}
+
+
+def test_where_compiling_fails_the_line_says_so(
+    tiny_clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compile_without_compiler(*_arguments: Any, **_options: Any) -> Callable[..., Any]:
+        def fail(*_arguments: Any, **_options: Any) -> None:
+            raise RuntimeError("no C++ compiler found\nlong story")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", compile_without_compiler)
+    name = EncoderName.of(f"local-dir:{tiny_clip}", None, compiled=True)
+    compiled = load_encoder(name, torch.device("cpu"))
+    with pytest.raises(FedclipError, match=r"--compile: does not work here \(no C\+\+ compiler"):
+        compiled.encode_images(pixels())
