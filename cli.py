@@ -379,7 +379,8 @@ def federate(
 
     from .cache.device import resolve_device
     from .cache.report import open_report
-    from .federate.experiment import Experiment, choose_targets, run_experiment
+    from .federate.experiment import Experiment, choose_targets
+    from .federate.recording import run_experiment
 
     experiment = Experiment(
         cache=folder,

@@ -14,10 +14,6 @@ from .. import __version__
 from ..cache import CacheFolder, FeatureCache
 from ..cache.files import check_name
 from ..cache.key import canonical_json
-from ..cache.report import Report
-from .clients import Federation, build_federation
-from .records import RunFolder, result_of, summary_of
-from .server import Round, federate
 from .settings import Settings
 
 ALL = "all"
@@ -92,6 +88,16 @@ class Experiment:
             "seed": self.settings.seed,
         }
 
+    def adapter_facts(self) -> dict[str, Any]:
+        """Say what the adapter belongs to, for whoever finds it alone."""
+        first = self.clients[0]
+        return {
+            "adapter": "attention",
+            "embed_dim": first.embed_dim,
+            "encoder": dict(first.encoder),
+            "key": first.key,
+        }
+
 
 def choose_targets(clients: Sequence[FeatureCache], target: str | None) -> tuple[str | None, ...]:
     """Turn what `--target` says into the domains to leave out, one run each.
@@ -104,65 +110,3 @@ def choose_targets(clients: Sequence[FeatureCache], target: str | None) -> tuple
     if target == NONE:
         return (None,)
     return tuple(domains) if target == ALL else (target,)
-
-
-def run_experiment(experiment: Experiment, report: Report) -> list[dict[str, Any]]:
-    """Run every target and record it; return the results in the targets' order.
-
-    After an interrupt the targets that were not begun have no result.
-
-    Raises:
-        FedclipError: the input makes no sense; nothing was written then.
-    """
-    settings = experiment.settings
-    federations = [
-        build_federation(experiment.clients, settings, target, experiment.device)
-        for target in experiment.targets
-    ]
-    _report_dropped(federations, report)
-    several = len(federations) > 1
-    folder = RunFolder.create(experiment.folder, overwrite=experiment.overwrite)
-    folder.write_config(experiment.config(ALL if several else experiment.targets[0]))
-    results: list[dict[str, Any]] = []
-    for target, federation in zip(experiment.targets, federations, strict=True):
-        place = folder
-        if several and target is not None:
-            place = folder.below(target)
-            place.write_config(experiment.config(target))
-        results.append(_run_target(experiment, federation, place, report))
-        if several:
-            folder.write_result(summary_of(results))
-        if results[-1]["status"] == "interrupted":
-            break
-    return results
-
-
-def _report_dropped(federations: Sequence[Federation], report: Report) -> None:
-    dropped = {item for federation in federations for item in federation.dropped}
-    for name, rows in sorted(dropped):
-        report.warn(f"{name} was dealt only {rows} rows and is left out")
-
-
-def _run_target(
-    experiment: Experiment, federation: Federation, folder: RunFolder, report: Report
-) -> dict[str, Any]:
-    settings = experiment.settings
-    target = federation.target.name if federation.target else NONE
-
-    def progress(done: int, last: Round | None) -> None:
-        detail = f"validation {last.mean_validation:.2%}" if last else ""
-        report.progress(f"target {target}", done, settings.rounds, "rounds", detail)
-
-    outcome = federate(federation, settings, folder.append_round, progress)
-    result = result_of(outcome, federation)
-    if outcome.best is not None:
-        first = experiment.clients[0]
-        facts = {
-            "adapter": "attention",
-            "embed_dim": first.embed_dim,
-            "encoder": dict(first.encoder),
-            "key": first.key,
-        }
-        folder.write_adapter(outcome.best, facts)
-    folder.write_result(result)
-    return result

@@ -5,16 +5,17 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 from safetensors.torch import save
 
 from ..cache import FedclipError
 from ..cache.files import replacing, write_json
 from ..cache.key import canonical_json
-from .clients import Federation
 from .evaluate import mean, pooled
-from .server import Outcome, Round
+from .server import Round, Run
+
+Status = Literal["finished", "interrupted", "failed"]
 
 CONFIG = "config.json"
 ROUNDS = "rounds.jsonl"
@@ -109,38 +110,41 @@ def finite_or_null(value: Any) -> Any:
     return value
 
 
-def result_of(outcome: Outcome, federation: Federation) -> dict[str, Any]:
+def result_of(run: Run, status: Status, seconds: Sequence[float]) -> dict[str, Any]:
     """Sum up a run; accuracies are fractions, those of the best round, null if not finite.
 
-    The seconds are the median round's, as the first one warms up.
+    Args:
+        run: As its last round left it.
+        status: How it ended.
+        seconds: Of each round; the result has their median, as the first one warms up.
     """
+    federation, best, zero_shot = run.federation, run.state.best, run.state.zero_shot
     clients = federation.clients
-    best = outcome.best
-    accuracy = dict(best.test) if best else dict.fromkeys(outcome.zero_shot, math.nan)
+    accuracy = dict(best.test) if best else dict.fromkeys(zero_shot, math.nan)
     target = federation.target.name if federation.target else None
     participants = [client.name for client in federation.participants]
     result = {
-        "status": outcome.status,
-        "rounds": len(outcome.seconds),
+        "status": status,
+        "rounds": run.state.number,
         "target": target,
         "best_round": best.number if best else None,
         "validation": dict(best.validation) if best else dict.fromkeys(participants, math.nan),
-        "zero_shot": dict(outcome.zero_shot),
+        "zero_shot": dict(zero_shot),
         "accuracy": accuracy,
         "generalization": accuracy[target] if target else None,
-        "zero_shot_generalization": outcome.zero_shot[target] if target else None,
+        "zero_shot_generalization": zero_shot[target] if target else None,
         "personalization": mean(accuracy[name] for name in participants),
-        "zero_shot_personalization": mean(outcome.zero_shot[name] for name in participants),
+        "zero_shot_personalization": mean(zero_shot[name] for name in participants),
         "mean": mean(accuracy.values()),
-        "zero_shot_mean": mean(outcome.zero_shot.values()),
+        "zero_shot_mean": mean(zero_shot.values()),
         "pooled": pooled(accuracy, clients),
-        "zero_shot_pooled": pooled(outcome.zero_shot, clients),
+        "zero_shot_pooled": pooled(zero_shot, clients),
         "domains": {client.name: client.domain for client in clients},
         "test_samples": {client.name: len(client.test) for client in clients},
         "dropped": dict(federation.dropped),
-        "trainable_parameters": outcome.trainable_parameters,
-        "bytes_per_round": outcome.parameter_bytes,
-        "seconds_per_round": median(outcome.seconds) if outcome.seconds else math.nan,
+        "trainable_parameters": run.trainable_parameters,
+        "bytes_per_round": run.parameter_bytes,
+        "seconds_per_round": median(seconds) if seconds else math.nan,
     }
     return dict(finite_or_null(result))
 

@@ -1,23 +1,28 @@
-"""The loop over rounds: train, aggregate, evaluate, record, and keep the best round."""
+"""A run as a state, and the step from one round to the next.
+
+`Run` holds what a federation is and the state after its last round; `drive` steps any
+number of runs side by side, their clients trained in one call.
+"""
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import TypeVar
 
 import torch
-from torch import nn
 
 from .adapters import make_adapter
 from .clients import Federation
 from .evaluate import mean, test_accuracy, validation_accuracy
-from .local import LocalTask, Parameters, copy_parameters, train_clients
+from .local import ClientUpdate, LocalTask, Parameters, copy_parameters, train_clients
 from .seeding import seed_of
 from .settings import Settings
-from .strategies import fedavg
+from .strategies import SERVER, State, fedavg
 
-Status = Literal["finished", "interrupted", "failed"]
+# Enough to keep a device busy, and about 300 MB of adapters for ViT-B/32.
+TASKS_AT_ONCE = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +31,8 @@ class Round:
 
     Attributes:
         number: Counted from 1.
-        seconds: Wall-clock time of training, aggregation and evaluation.
+        seconds: Wall-clock time of training, aggregation and evaluation; of training with
+            other runs side by side, the share of this run's clients.
         train_loss: The clients' mean training losses, weighted as the server weighs them.
         validation: Accuracy of the server's adapter by participant.
         test: Accuracy by client, the target among them.
@@ -57,46 +63,105 @@ class Round:
         )
 
 
-@dataclass(eq=False)
-class Outcome:
-    """What a run came to.
+@dataclass(frozen=True, eq=False)
+class RunState:
+    """A run after some round: all that the next one depends on.
+
+    There is no generator among it, as every draw depends on the seed, the round and the
+    client alone.
 
     Attributes:
+        number: Rounds done.
+        strategy: What the strategy keeps, the server's parameters among it.
         zero_shot: Test accuracy by client without an adapter.
-        trainable_parameters: Size of the adapter.
-        parameter_bytes: What crosses the network per client and direction in a round.
-        status: Whether all rounds were run, or why not.
         best: The round with the best mean validation accuracy, the earlier one of equals.
-        seconds: Of each recorded round.
+        failed: Whether the last round left the finite numbers.
     """
 
+    number: int
+    strategy: State
     zero_shot: Mapping[str, float]
-    trainable_parameters: int
-    parameter_bytes: int
-    status: Status = "finished"
     best: Round | None = None
-    seconds: list[float] = field(default_factory=list)
+    failed: bool = False
 
 
-def run_rounds(adapter: nn.Module, federation: Federation, settings: Settings) -> Iterator[Round]:
-    """Federate `adapter` round by round, starting from its parameters as they are."""
-    parameters = copy_parameters(adapter)
-    for number in range(1, settings.rounds + 1):
-        start = time.perf_counter()
-        tasks = [
-            LocalTask(client, federation, settings, number, parameters)
-            for client in federation.participants
+class Run:
+    """A run in flight.
+
+    Args:
+        federation: Who takes part.
+        settings: What to do.
+        state: Where to go on; None begins.
+
+    Attributes:
+        state: After the last round.
+    """
+
+    def __init__(
+        self, federation: Federation, settings: Settings, state: RunState | None = None
+    ) -> None:
+        self.federation = federation
+        self.settings = settings
+        self.adapter = make_adapter(federation.embed_dim, seed_of("adapter", settings.seed))
+        self.adapter.to(federation.text.device)
+        self.state = state or RunState(
+            number=0,
+            strategy=fedavg.init(copy_parameters(self.adapter)),
+            zero_shot=test_accuracy(None, federation),
+        )
+
+    @property
+    def over(self) -> bool:
+        """Whether there is no round left to do."""
+        return self.state.failed or self.state.number >= self.settings.rounds
+
+    @property
+    def architecture(self) -> Hashable:
+        """What runs must share for their clients to be trained in one call."""
+        return self.federation.embed_dim
+
+    @property
+    def tasks_a_round(self) -> int:
+        """Number of clients that train in a round."""
+        return len(self.federation.participants)
+
+    @property
+    def trainable_parameters(self) -> int:
+        """Size of the adapter."""
+        return sum(p.numel() for p in self.adapter.parameters() if p.requires_grad)
+
+    @property
+    def parameter_bytes(self) -> int:
+        """What crosses the network per client and direction in a round."""
+        server = self.state.strategy[SERVER]
+        return sum(tensor.numel() * tensor.element_size() for tensor in server.values())
+
+    def tasks(self) -> list[LocalTask]:
+        """Say what the clients of the next round are to do."""
+        start = self.state.strategy[SERVER]
+        return [
+            LocalTask(client, self.federation, self.settings, self.state.number + 1, start)
+            for client in self.federation.participants
         ]
-        updates = train_clients(adapter, tasks)
-        parameters = fedavg.apply(updates, settings.weighting)
-        weights = fedavg.client_weights(updates, settings.weighting)
-        adapter.load_state_dict(parameters)
-        validation = validation_accuracy(adapter, federation)
-        test = test_accuracy(adapter, federation)
-        traffic = _bytes(parameters) * len(updates)
-        yield Round(
-            number=number,
-            seconds=time.perf_counter() - start,
+
+    def take(self, updates: Sequence[ClientUpdate], training_seconds: float) -> Round:
+        """Aggregate what the clients of a round sent back, and evaluate.
+
+        Args:
+            updates: In the order of `tasks`.
+            training_seconds: What the training took.
+        """
+        start = time.perf_counter()
+        strategy = fedavg.apply(self.state.strategy, updates, self.settings)
+        weights = fedavg.client_weights(updates, self.settings.weighting)
+        parameters = strategy[SERVER]
+        self.adapter.load_state_dict(parameters)
+        validation = validation_accuracy(self.adapter, self.federation)
+        test = test_accuracy(self.adapter, self.federation)
+        traffic = self.parameter_bytes * len(updates)
+        current = Round(
+            number=self.state.number + 1,
+            seconds=training_seconds + time.perf_counter() - start,
             train_loss=sum(w * update.loss for w, update in zip(weights, updates, strict=True)),
             validation=validation,
             test=test,
@@ -104,47 +169,64 @@ def run_rounds(adapter: nn.Module, federation: Federation, settings: Settings) -
             bytes_down=traffic,
             parameters=parameters,
         )
+        best = self.state.best
+        if current.finite and (best is None or current.mean_validation > best.mean_validation):
+            best = current
+        self.state = replace(
+            self.state,
+            number=current.number,
+            strategy=strategy,
+            best=best,
+            failed=not current.finite,
+        )
+        return current
 
 
-def federate(
-    federation: Federation,
-    settings: Settings,
-    record: Callable[[Round], None],
-    progress: Callable[[int, Round | None], None],
-) -> Outcome:
-    """Run every round and keep the best.
+AnyRun = TypeVar("AnyRun", bound=Run)
 
-    A run whose loss or parameters stop being finite ends as failed; an interrupt
-    (Ctrl-C) ends it cleanly with what was recorded.
+
+def drive(
+    runs: Iterable[AnyRun], tasks_at_once: int = TASKS_AT_ONCE
+) -> Iterator[list[tuple[AnyRun, Round]]]:
+    """Step runs side by side until all are over.
+
+    Another run is begun as long as fewer than `tasks_at_once` clients train, and taken from
+    `runs` no sooner, which so may be a generator that opens them.
 
     Args:
-        federation: Who takes part.
-        settings: What to do.
-        record: Called with each round, before the next begins.
-        progress: Called with the number of rounds done and the last of them.
+        runs: None of them over, in the order in which they are begun.
+        tasks_at_once: What bounds the memory; 1 does one run after the other.
+
+    Yields:
+        After each step, the runs in flight, each with its round.
     """
-    adapter = make_adapter(federation.embed_dim, seed_of("adapter", settings.seed))
-    adapter.to(federation.text.device)
-    outcome = Outcome(
-        zero_shot=test_accuracy(None, federation),
-        trainable_parameters=sum(p.numel() for p in adapter.parameters() if p.requires_grad),
-        parameter_bytes=_bytes(adapter.state_dict()),
-    )
-    try:
-        progress(0, None)
-        for current in run_rounds(adapter, federation, settings):
-            record(current)
-            outcome.seconds.append(current.seconds)
-            if not current.finite:
-                outcome.status = "failed"
+    waiting = iter(runs)
+    flying: list[AnyRun] = []
+    while True:
+        flying = [run for run in flying if not run.over]
+        while sum(run.tasks_a_round for run in flying) < tasks_at_once:
+            coming = next(waiting, None)
+            if coming is None:
                 break
-            if outcome.best is None or current.mean_validation > outcome.best.mean_validation:
-                outcome.best = current
-            progress(current.number, current)
-    except KeyboardInterrupt:
-        outcome.status = "interrupted"
-    return outcome
+            flying.append(coming)
+        if not flying:
+            return
+        yield [
+            stepped
+            for _, alike in groupby(flying, key=lambda run: run.architecture)
+            for stepped in _step(list(alike))
+        ]
 
 
-def _bytes(parameters: Parameters) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in parameters.values())
+def _step(runs: Sequence[AnyRun]) -> list[tuple[AnyRun, Round]]:
+    """Do a round of each of several runs of one architecture."""
+    start = time.perf_counter()
+    tasks = [run.tasks() for run in runs]
+    everything = [task for own in tasks for task in own]
+    updates = iter(train_clients(runs[0].adapter, everything))
+    seconds = time.perf_counter() - start
+    stepped = []
+    for run, own in zip(runs, tasks, strict=True):
+        share = seconds * len(own) / len(everything)
+        stepped.append((run, run.take([next(updates) for _ in own], share)))
+    return stepped

@@ -13,7 +13,18 @@ from collections.abc import Sequence
 import torch
 
 from ..local import ClientUpdate, Parameters
-from ..settings import Weighting
+from ..settings import Settings, Weighting
+from . import SERVER, State
+
+
+def init(parameters: Parameters) -> State:
+    """Begin with the server's `parameters`; nothing else is kept."""
+    return {SERVER: parameters}
+
+
+def apply(state: State, updates: Sequence[ClientUpdate], settings: Settings) -> State:
+    """Put the mean of the clients' parameters in the server's place."""
+    return {**state, SERVER: average(updates, settings.weighting)}
 
 
 def client_weights(updates: Sequence[ClientUpdate], weighting: Weighting) -> list[float]:
@@ -22,15 +33,12 @@ def client_weights(updates: Sequence[ClientUpdate], weighting: Weighting) -> lis
     return [size / sum(sizes) for size in sizes]
 
 
-def apply(updates: Sequence[ClientUpdate], weighting: Weighting) -> Parameters:
+def average(updates: Sequence[ClientUpdate], weighting: Weighting) -> Parameters:
     """Average the clients' parameters.
 
     Args:
         updates: At least one.
         weighting: Whether clients count by their training samples or equally.
-
-    Returns:
-        The server's next parameters.
     """
     weights = client_weights(updates, weighting)
     names = updates[0].parameters

@@ -1,6 +1,6 @@
 """The method, compared with a few lines of plain PyTorch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from fedclip.federate.clients import Federation, build_federation
 from fedclip.federate.local import ClientUpdate, LocalTask, draw_batches, train_clients
 from fedclip.federate.records import result_of
 from fedclip.federate.seeding import seed_of
-from fedclip.federate.server import Round, federate, run_rounds
+from fedclip.federate.server import Round, Run, drive
 from fedclip.federate.settings import Settings
 from fedclip.federate.strategies import fedavg
 
@@ -59,7 +59,7 @@ def test_two_rounds_of_two_clients_equal_plain_pytorch_batch_by_batch(
     adapter = make_adapter(12, seed_of("adapter", settings.seed))
     names = ["attention.0.weight", "attention.0.bias", "attention.2.weight", "attention.2.bias"]
     server = [adapter.state_dict()[name].clone() for name in names]
-    rounds = list(run_rounds(adapter, federation, settings))
+    rounds = rounds_of(federation, settings)
 
     for number in (1, 2):
         trained, sizes = [], []
@@ -92,7 +92,7 @@ def test_two_rounds_of_two_clients_equal_plain_pytorch_batch_by_batch(
 def test_the_optimizer_is_made_anew_each_round(make_features: MakeFeatures) -> None:
     settings = Settings.preset("paper", rounds=2, batch_size=8, lr=1e-2)
     federation = two_clients(make_features, settings)
-    first, second = run_rounds(make_adapter(12, 0), federation, settings)
+    first, second = rounds_of(federation, settings)
     restarted = make_adapter(12, 1)
     restarted.load_state_dict(first.parameters)
     tasks = [
@@ -100,7 +100,7 @@ def test_the_optimizer_is_made_anew_each_round(make_features: MakeFeatures) -> N
         for client in federation.participants
     ]
     updates = train_clients(restarted, tasks)
-    for name, tensor in fedavg.apply(updates, "samples").items():
+    for name, tensor in fedavg.average(updates, "samples").items():
         assert torch.equal(tensor, second.parameters[name])
 
 
@@ -113,7 +113,7 @@ def update(client: str, samples: int, *values: float) -> ClientUpdate:
 )
 def test_fedavg_weighs_by_samples_or_equally(weighting: str, expected: list[float]) -> None:
     updates = [update("a", 10, 1.0, 4.0), update("b", 30, 4.0, 8.0)]
-    averaged = fedavg.apply(updates, weighting)  # type: ignore[arg-type]
+    averaged = fedavg.average(updates, weighting)  # type: ignore[arg-type]
     assert averaged["w"].tolist() == expected
 
 
@@ -144,10 +144,13 @@ def test_equal_seeds_make_equal_adapters_and_leave_the_global_generator_alone() 
     )
 
 
+def done(run: Run) -> list[Round]:
+    """Do a run by itself."""
+    return [current for stepped in drive([run]) for _, current in stepped]
+
+
 def rounds_of(federation: Federation, settings: Settings) -> list[Round]:
-    rounds: list[Round] = []
-    federate(federation, settings, rounds.append, lambda done, last: None)
-    return rounds
+    return done(Run(federation, settings))
 
 
 def test_the_best_round_has_the_best_mean_validation_and_the_earlier_of_equals_wins(
@@ -155,12 +158,12 @@ def test_the_best_round_has_the_best_mean_validation_and_the_earlier_of_equals_w
 ) -> None:
     settings = Settings.preset("tuned", rounds=8, batch_size=8, lr=1e-3)
     federation = two_clients(make_features, settings)
-    rounds: list[Round] = []
-    outcome = federate(federation, settings, rounds.append, lambda done, last: None)
+    run = Run(federation, settings)
+    rounds = done(run)
     scores = [current.mean_validation for current in rounds]
-    assert outcome.best is not None
+    assert run.state.best is not None
     assert len(set(scores)) < len(scores)
-    assert outcome.best.number == 1 + scores.index(max(scores))
+    assert run.state.best.number == 1 + scores.index(max(scores))
     assert [current.number for current in rounds] == list(range(1, 9))
 
 
@@ -176,35 +179,58 @@ def test_real_features_gain_over_zero_shot(shared_data: Path, tmp_path: Path) ->
     clients = import_npz(archive, tmp_path, "caltech101").clients
     settings = Settings.preset("tuned", rounds=10, clients=5, alpha=0.3, feature_norm=10.0)
     federation = build_federation(clients, settings, None, CPU)
-    outcome = federate(federation, settings, lambda current: None, lambda done, last: None)
-    result = result_of(outcome, federation)
+    run = Run(federation, settings)
+    done(run)
+    result = result_of(run, "finished", [])
     assert result["zero_shot_pooled"] == pytest.approx(0.9677, abs=1e-4)
     assert 0.003 < result["pooled"] - result["zero_shot_pooled"] < 0.02
 
 
 def test_a_run_that_leaves_the_finite_numbers_ends_as_failed(make_features: MakeFeatures) -> None:
     settings = Settings.preset("paper", rounds=5, batch_size=8, lr=1e38)
-    rounds: list[Round] = []
-    federation = two_clients(make_features, settings)
-    outcome = federate(federation, settings, rounds.append, lambda done, last: None)
-    assert outcome.status == "failed"
+    run = Run(two_clients(make_features, settings), settings)
+    rounds = done(run)
+    assert run.over
+    assert run.state.failed
     assert not rounds[-1].finite
     assert len(rounds) < 5
 
 
-def test_an_interrupt_ends_a_run_with_what_was_recorded(make_features: MakeFeatures) -> None:
-    settings = Settings.preset("paper", rounds=50, batch_size=8)
-    rounds: list[Round] = []
+def test_runs_side_by_side_give_what_each_gives_alone(make_features: MakeFeatures) -> None:
+    several = [
+        Settings.preset("tuned", rounds=rounds, batch_size=8, lr=lr, seed=seed)
+        for rounds, lr, seed in ((3, 1e-3, 0), (1, 1e-2, 0), (2, 1e38, 1), (4, 1e-3, 2))
+    ]
+    alone = [rounds_of(two_clients(make_features, each), each) for each in several]
+    for tasks_at_once in (1, 3, 100):
+        together: dict[int, list[Round]] = {index: [] for index in range(len(several))}
+        runs = [Run(two_clients(make_features, each), each) for each in several]
+        for stepped in drive(runs, tasks_at_once):
+            assert len(stepped) <= (tasks_at_once + 1) // 2
+            for run, current in stepped:
+                together[runs.index(run)].append(current)
+        for index, expected in enumerate(alone):
+            assert len(together[index]) == len(expected)
+            for one, two in zip(expected, together[index], strict=True):
+                assert (one.number, one.validation, one.test) == (
+                    *(two.number, two.validation, two.test),
+                )
+                assert one.train_loss == two.train_loss or not one.finite
+                for name, tensor in one.parameters.items():
+                    assert torch.equal(tensor, two.parameters[name]) or not one.finite
 
-    def stop_after_three(done: int, last: Round | None) -> None:
-        if done == 3:
-            raise KeyboardInterrupt
 
-    federation = two_clients(make_features, settings)
-    outcome = federate(federation, settings, rounds.append, stop_after_three)
-    assert outcome.status == "interrupted"
-    assert len(rounds) == len(outcome.seconds) == 3
-    assert outcome.best is not None
+def test_a_run_is_opened_no_sooner_than_there_is_place_for_it(make_features: MakeFeatures) -> None:
+    settings = Settings.preset("paper", rounds=2, batch_size=8)
+    opened = []
+
+    def openings() -> Iterator[Run]:
+        for index in range(3):
+            opened.append(index)
+            yield Run(two_clients(make_features, settings), settings)
+
+    seen = [(len(opened), len(stepped)) for stepped in drive(openings(), tasks_at_once=1)]
+    assert seen == [(1, 1), (1, 1), (2, 1), (2, 1), (3, 1), (3, 1)]
 
 
 def test_the_target_changes_nothing_for_those_who_train(make_features: MakeFeatures) -> None:
