@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from .extract.request import Extraction
     from .federate.experiment import Experiment
+    from .federate.settings import Settings
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -301,6 +302,23 @@ def federate(
             "override either."
         ),
     ] = "paper",
+    participation: Annotated[
+        str | None,
+        typer.Option(
+            help="Clients that train in a round: a share such as 0.1, or a number such as 20 "
+            "(1.0, all of them).",
+            show_default=False,
+        ),
+    ] = None,
+    eval_every: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Validate every so many rounds, and at the last (1). With more than 1, test "
+            "parts are evaluated only where validation is better than ever.",
+            show_default=False,
+        ),
+    ] = None,
     local_epochs: Annotated[
         int | None,
         typer.Option(min=1, help="Epochs a client trains in a round (1).", show_default=False),
@@ -362,6 +380,8 @@ def federate(
     settings = Settings.preset(
         preset,
         rounds=rounds,
+        participation=_participation(participation),
+        eval_every=eval_every,
         local_epochs=local_epochs,
         batch_size=batch_size,
         lr=lr,
@@ -444,6 +464,28 @@ def _feature_norm(value: str) -> float | None:
         raise typer.BadParameter(f"--feature-norm {value!r}: give raw or a number") from None
 
 
+def _participation(value: str | None) -> int | float | None:
+    """Take digits for a number of clients, and what has a point or an exponent for a share."""
+    for kind in (int, float):
+        try:
+            return None if value is None else kind(value)
+        except ValueError:
+            continue
+    raise typer.BadParameter(
+        f"--participation {value!r}: give a share such as 0.1 or a number such as 20"
+    )
+
+
+def _rounds(settings: Settings) -> str:
+    """Say how many rounds, and who trains and when is evaluated unless it is all and always."""
+    said = f"{settings.rounds} rounds"
+    if isinstance(settings.participation, int):
+        said += f" of {settings.participation} clients"
+    elif settings.participation < 1:
+        said += f" of {100 * settings.participation:g} % of the clients"
+    return said + (f", evaluated every {settings.eval_every}" if settings.eval_every > 1 else "")
+
+
 def _describe(experiment: Experiment) -> list[str]:
     """Say which settings are in force."""
     settings, first = experiment.settings, experiment.clients[0]
@@ -463,7 +505,7 @@ def _describe(experiment: Experiment) -> list[str]:
         + f"weight decay {settings.weight_decay:g}, loss {settings.loss}, "
         + f"batch size {settings.batch_size}, local epochs {settings.local_epochs}, "
         + f"weighting {settings.weighting}",
-        f"           {settings.rounds} rounds, features {norm}, prompt {prompts}, "
+        f"           {_rounds(settings)}, features {norm}, prompt {prompts}, "
         + f"seed {settings.seed}, device {experiment.device}",
     ]
     if first.normalized and settings.feature_norm is None:

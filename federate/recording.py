@@ -85,7 +85,8 @@ class RecordedRun(Run):
         """Record a round."""
         self.folder.append_round(current)
         self.seconds.append(current.seconds)
-        self.last_validation = current.mean_validation
+        if current.validation:
+            self.last_validation = current.mean_validation
 
     def close(self, status: Status) -> None:
         """Leave the result and the best round's adapter."""

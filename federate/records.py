@@ -75,14 +75,14 @@ class RunFolder:
             "round": current.number,
             "seconds": current.seconds,
             "train_loss": current.train_loss,
-            "validation": dict(current.validation),
-            "test": dict(current.test),
+            "validation": current.validation,
+            "test": current.test,
             "bytes_up": current.bytes_up,
             "bytes_down": current.bytes_down,
         }
         if not current.finite:  # accuracies of parameters that are no numbers mean nothing
             for part in ("validation", "test"):
-                line[part] = dict.fromkeys(line[part])
+                line[part] = line[part] and dict.fromkeys(line[part])
         with (self.path / ROUNDS).open("a", encoding="utf-8") as file:
             file.write(canonical_json(finite_or_null(line)) + "\n")
 
@@ -120,16 +120,17 @@ def result_of(run: Run, status: Status, seconds: Sequence[float]) -> dict[str, A
     """
     federation, best, zero_shot = run.federation, run.state.best, run.state.zero_shot
     clients = federation.clients
-    accuracy = dict(best.test) if best else dict.fromkeys(zero_shot, math.nan)
+    accuracy = best.test if best and best.test else dict.fromkeys(zero_shot, math.nan)
     target = federation.target.name if federation.target else None
     participants = [client.name for client in federation.participants]
+    validation = best.validation if best else None
     result = {
         "status": status,
         "rounds": run.state.number,
         "target": target,
         "best_round": best.number if best else None,
-        "validation": dict(best.validation) if best else dict.fromkeys(participants, math.nan),
-        "zero_shot": dict(zero_shot),
+        "validation": validation or dict.fromkeys(participants, math.nan),
+        "zero_shot": zero_shot,
         "accuracy": accuracy,
         "generalization": accuracy[target] if target else None,
         "zero_shot_generalization": zero_shot[target] if target else None,

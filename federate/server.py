@@ -14,10 +14,10 @@ from typing import TypeVar
 import torch
 
 from .adapters import make_adapter
-from .clients import Federation
+from .clients import Client, Federation
 from .evaluate import mean, test_accuracy, validation_accuracy
 from .local import ClientUpdate, LocalTask, Parameters, copy_parameters, train_clients
-from .seeding import seed_of
+from .seeding import generator, seed_of
 from .settings import Settings
 from .strategies import SERVER, State, fedavg
 
@@ -34,33 +34,28 @@ class Round:
         seconds: Wall-clock time of training, aggregation and evaluation; of training with
             other runs side by side, the share of this run's clients.
         train_loss: The clients' mean training losses, weighted as the server weighs them.
-        validation: Accuracy of the server's adapter by participant.
-        test: Accuracy by client, the target among them.
+        validation: Accuracy of the server's adapter by participant; None if not evaluated.
+        test: Accuracy by client, the target among them; None if not evaluated.
         bytes_up: What all clients together sent to the server.
         bytes_down: What the server sent to all clients together.
+        finite: Whether training is still in the realm of numbers.
         parameters: The server's, after this round.
     """
 
     number: int
     seconds: float
     train_loss: float
-    validation: Mapping[str, float]
-    test: Mapping[str, float]
+    validation: Mapping[str, float] | None
+    test: Mapping[str, float] | None
     bytes_up: int
     bytes_down: int
+    finite: bool
     parameters: Parameters
 
     @property
     def mean_validation(self) -> float:
-        """What the best round is chosen by; the target never counts."""
-        return mean(self.validation.values())
-
-    @property
-    def finite(self) -> bool:
-        """Whether training is still in the realm of numbers."""
-        return math.isfinite(self.train_loss) and all(
-            bool(torch.isfinite(tensor).all()) for tensor in self.parameters.values()
-        )
+        """What the best round is chosen by; NaN if not evaluated. The target never counts."""
+        return mean(self.validation.values()) if self.validation else math.nan
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +118,10 @@ class Run:
     @property
     def tasks_a_round(self) -> int:
         """Number of clients that train in a round."""
-        return len(self.federation.participants)
+        everyone, participation = len(self.federation.participants), self.settings.participation
+        if isinstance(participation, float):
+            return max(1, round(participation * everyone))
+        return min(participation, everyone)
 
     @property
     def trainable_parameters(self) -> int:
@@ -138,11 +136,18 @@ class Run:
 
     def tasks(self) -> list[LocalTask]:
         """Say what the clients of the next round are to do."""
-        start = self.state.strategy[SERVER]
+        start, number = self.state.strategy[SERVER], self.state.number + 1
         return [
-            LocalTask(client, self.federation, self.settings, self.state.number + 1, start)
-            for client in self.federation.participants
+            LocalTask(client, self.federation, self.settings, number, start)
+            for client in self._sample(number)
         ]
+
+    def _sample(self, number: int) -> list[Client]:
+        """Draw the clients of a round, in alphabetical order."""
+        everyone = self.federation.participants
+        random = generator("participation", self.settings.seed, number)
+        drawn = random.choice(len(everyone), size=self.tasks_a_round, replace=False)
+        return [everyone[index] for index in sorted(drawn)]
 
     def take(self, updates: Sequence[ClientUpdate], training_seconds: float) -> Round:
         """Aggregate what the clients of a round sent back, and evaluate.
@@ -156,28 +161,37 @@ class Run:
         weights = fedavg.client_weights(updates, self.settings.weighting)
         parameters = strategy[SERVER]
         self.adapter.load_state_dict(parameters)
-        validation = validation_accuracy(self.adapter, self.federation)
-        test = test_accuracy(self.adapter, self.federation)
+        number, best = self.state.number + 1, self.state.best
+        every, last = self.settings.eval_every, self.settings.rounds
+        train_loss = sum(w * update.loss for w, update in zip(weights, updates, strict=True))
+        finite = math.isfinite(train_loss) and all(
+            bool(torch.isfinite(tensor).all()) for tensor in parameters.values()
+        )
+        validation, better = None, False
+        if number % every == 0 or number == last:
+            validation = validation_accuracy(self.adapter, self.federation)
+            better = finite and (best is None or mean(validation.values()) > best.mean_validation)
+        test = None
+        if better or every == 1:
+            test = test_accuracy(self.adapter, self.federation)
         traffic = self.parameter_bytes * len(updates)
         current = Round(
-            number=self.state.number + 1,
+            number=number,
             seconds=training_seconds + time.perf_counter() - start,
-            train_loss=sum(w * update.loss for w, update in zip(weights, updates, strict=True)),
+            train_loss=train_loss,
             validation=validation,
             test=test,
             bytes_up=traffic,
             bytes_down=traffic,
+            finite=finite,
             parameters=parameters,
         )
-        best = self.state.best
-        if current.finite and (best is None or current.mean_validation > best.mean_validation):
-            best = current
         self.state = replace(
             self.state,
-            number=current.number,
+            number=number,
             strategy=strategy,
-            best=best,
-            failed=not current.finite,
+            best=current if better else best,
+            failed=not finite,
         )
         return current
 

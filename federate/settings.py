@@ -25,6 +25,10 @@ class Settings:
 
     Attributes:
         rounds: Rounds of federation.
+        participation: Clients that train in a round: a share of them (a float up to 1), or a
+            number (an int); one at least.
+        eval_every: Rounds between two validations; the last is always validated. With more
+            than 1, test parts are evaluated only where validation is better than ever.
         local_epochs: Passes over its training part that a client makes in a round.
         batch_size: Samples in a minibatch; a last one of a single sample is skipped.
         lr: Adam's learning rate.
@@ -42,6 +46,8 @@ class Settings:
     """
 
     rounds: int = 50
+    participation: int | float = 1.0
+    eval_every: int = 1
     local_epochs: int = 1
     batch_size: int = 32
     lr: float = 5e-5
@@ -59,6 +65,7 @@ class Settings:
     def __post_init__(self) -> None:
         least = {
             "rounds": 1,
+            "eval_every": 1,
             "local_epochs": 1,
             "batch_size": 2,
             "clients": 1,
@@ -68,6 +75,12 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < minimum:
                 raise FedclipError(f"{name} is {value}; it must be at least {minimum}")
+        share = isinstance(self.participation, float)
+        if not (0 < self.participation <= 1 if share else self.participation >= 1):
+            raise FedclipError(
+                f"participation is {self.participation}; it must be a share such as 0.1, up to "
+                "1.0, or a number of clients such as 20"
+            )
         for name in ("lr", "alpha", "feature_norm"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):

@@ -142,6 +142,41 @@ def test_a_cache_of_one_domain_federates_without_a_target(make_cache: MakeCache)
     assert result["mean"] == result["personalization"]
 
 
+def test_what_is_not_evaluated_is_null(make_cache: MakeCache) -> None:
+    make_cache({"art": 120, "photo": 120})
+    options = ["--preset", "tuned", "--lr", "0.01", "--rounds", "8", "--target", "photo"]
+    assert run(["federate", *options, "--name", "each"]) == 0
+    assert run(["federate", *options, "--eval-every", "3", "--name", "third"]) == 0
+    each, third = (lines(Path(f"runs/{name}/rounds.jsonl")) for name in ("each", "third"))
+    best: float = -1
+    for full, line in zip(each, third, strict=True):
+        assert line["train_loss"] == full["train_loss"]
+        due = line["round"] in (3, 6, 8)
+        assert line["validation"] == (full["validation"] if due else None)
+        better = due and full["validation"]["art"] > best
+        assert line["test"] == (full["test"] if better else None)
+        best = max(best, full["validation"]["art"]) if due else best
+    result = read(Path("runs/third/result.json"))
+    assert result["accuracy"] == third[result["best_round"] - 1]["test"]
+    assert result["best_round"] in (3, 6, 8)
+
+
+def test_participation_bounds_what_crosses_the_network(
+    make_cache: MakeCache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_cache({"photo": 200})
+    dealt = ["federate", "--clients", "10", "--alpha", "100", "--rounds", "2"]
+    assert run([*dealt, "--participation", "0.3", "--name", "share"]) == 0
+    assert "2 rounds of 30 % of the clients" in capsys.readouterr().out
+    assert run([*dealt, "--participation", "3", "--name", "number"]) == 0
+    assert "2 rounds of 3 clients" in capsys.readouterr().out
+    share, number = (lines(Path(f"runs/{name}/rounds.jsonl")) for name in ("share", "number"))
+    for one, two in zip(share, number, strict=True):
+        assert one["bytes_up"] == one["bytes_down"] == 3 * 4 * 2 * (8 * 8 + 8)
+        assert len(one["validation"]) == 10
+        assert {**one, "seconds": 0} == {**two, "seconds": 0}
+
+
 def test_many_clients_are_shown_by_domain(
     make_cache: MakeCache, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -274,6 +309,11 @@ def test_a_run_that_leaves_the_finite_numbers_is_marked_failed(
         (["--lr", "fast"], "Invalid value for '--lr'"),
         (["--preset", "best"], "no preset 'best'; there is paper, tuned"),
         (["--loss", "mse"], "loss is 'mse'; it must be clip or class"),
+        (["--participation", "some"], "--participation 'some': give a share such as 0.1"),
+        (["--participation", "0"], "participation is 0; it must be a share such as 0.1"),
+        (["--participation", "1.5"], "participation is 1.5; it must be a share"),
+        (["--participation", "nan"], "participation is nan; it must be a share"),
+        (["--eval-every", "0"], "Invalid value for '--eval-every'"),
         (["--weighting", "age"], "weighting is 'age'; it must be samples or uniform"),
         (["--prompt", "a {}"], "prompt 'a {}' is not cached"),
         (["--device", "abacus"], "--device abacus: cannot be used here"),

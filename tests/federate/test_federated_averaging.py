@@ -1,6 +1,7 @@
 """The method, compared with a few lines of plain PyTorch."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -220,6 +221,29 @@ def test_runs_side_by_side_give_what_each_gives_alone(make_features: MakeFeature
                     assert torch.equal(tensor, two.parameters[name]) or not one.finite
 
 
+@pytest.mark.parametrize(
+    ("participation", "number"),
+    [(1.0, 10), (0.3, 3), (0.25, 2), (0.01, 1), (1, 1), (4, 4), (99, 10)],
+)
+def test_participation_is_a_share_or_a_number_of_the_clients_and_one_at_least(
+    make_features: MakeFeatures, participation: float, number: int
+) -> None:
+    settings = Settings(clients=10, alpha=100.0, participation=participation)
+    federation = build_federation([make_features("photo", 200)], settings, None, CPU)
+    run = Run(federation, settings)
+    drawn = set()
+    for _ in range(6):
+        tasks = run.tasks()
+        names = [task.client.name for task in tasks]
+        assert len(tasks) == run.tasks_a_round == number
+        assert names == sorted(set(names))
+        again = [task.client.name for task in Run(federation, settings, run.state).tasks()]
+        assert again == names
+        drawn.add(tuple(names))
+        run.state = replace(run.state, number=run.state.number + 1)
+    assert len(drawn) > 1 or number == 10
+
+
 def test_a_run_is_opened_no_sooner_than_there_is_place_for_it(make_features: MakeFeatures) -> None:
     settings = Settings.preset("paper", rounds=2, batch_size=8)
     opened = []
@@ -241,4 +265,4 @@ def test_the_target_changes_nothing_for_those_who_train(make_features: MakeFeatu
     for one, two in zip(alone, with_target, strict=True):
         assert one.validation == two.validation
         assert one.train_loss == two.train_loss
-        assert set(two.test) - set(one.test) == {"sketch"}
+        assert set(two.test or ()) - set(one.test or ()) == {"sketch"}
