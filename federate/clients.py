@@ -17,18 +17,63 @@ MIN_ROWS = 5
 TRAIN_SHARE = 0.6
 VALIDATION_SHARE = 0.2
 
+# Rows that are worked on together where a temporary copy of all of them would be large.
+ROWS_AT_ONCE = 8192
+
 Rows = npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True, eq=False)
-class Samples:
-    """Rows of a client: (N, D) float32 features and (N,) int64 labels, on one device."""
+class Domain:
+    """A domain's rows on the device they are used on, shared by all who hold some of them.
 
+    Attributes:
+        cache: Where they come from.
+        features: (N, D) float32.
+        labels: (N,) int64.
+        order: (N,) the rows in the order of their ids.
+    """
+
+    cache: FeatureCache
     features: Tensor
     labels: Tensor
+    order: Rows
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self.cache.client
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Some rows of a domain: a view that is gathered when it is asked for.
+
+    Attributes:
+        domain: Whose rows.
+        rows: (n,) int64, on the domain's device.
+    """
+
+    domain: Domain
+    rows: Tensor
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.rows)
+
+    def __getitem__(self, which: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Gather some of them: (b, D) float32 features and (b,) int64 labels."""
+        rows = self.rows[which]
+        return self.domain.features[rows], self.domain.labels[rows]
+
+    @property
+    def features(self) -> Tensor:
+        """All of them, (n, D) float32, copied."""
+        return self.domain.features[self.rows]
+
+    @property
+    def labels(self) -> Tensor:
+        """Their labels, (n,) int64, copied."""
+        return self.domain.labels[self.rows]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,54 +116,96 @@ class Federation:
         return int(self.text.shape[1])
 
 
+class FeaturePool:
+    """A cache's features on a device, once for all federations that are built of them.
+
+    Clients of whichever number, seed, target or run are views into them.
+
+    Args:
+        caches: The domains.
+        feature_norm: L2 norm that each row is rescaled to; None leaves them raw.
+        device: Where they are used.
+        in_place: Whether the caches' own arrays may be rescaled, to save a copy.
+
+    Raises:
+        FedclipError: a row of zeros cannot be rescaled.
+    """
+
+    def __init__(
+        self,
+        caches: Sequence[FeatureCache],
+        feature_norm: float | None,
+        device: torch.device,
+        *,
+        in_place: bool = False,
+    ) -> None:
+        self.device = device
+        self.domains = tuple(
+            Domain(
+                cache,
+                torch.from_numpy(_rescaled(cache, feature_norm, in_place=in_place)).to(device),
+                torch.from_numpy(cache.labels).to(device).long(),
+                np.argsort(np.array(cache.ids, dtype=object), kind="stable"),
+            )
+            for cache in caches
+        )
+
+    def federation(self, settings: Settings, target: str | None) -> Federation:
+        """Make every domain but `target` a participant, or `settings.clients` of them.
+
+        The draws depend on the seed and the client alone, so a client's split is the
+        same whichever domain is the target.
+
+        Raises:
+            FedclipError: no such target, nobody left to train, a domain too small to split,
+                or a template that is not cached.
+        """
+        names = [domain.name for domain in self.domains]
+        if target is not None and target not in names:
+            raise FedclipError(
+                f"there is no target {target!r} in this cache; "
+                f"its domains are {', '.join(names)} (or all, or none)"
+            )
+        participants: list[Client] = []
+        dropped: list[tuple[str, int]] = []
+        left_out: Client | None = None
+        for domain in self.domains:
+            if domain.name == target:
+                left_out = _whole(domain)
+                continue
+            for name, rows in _deal(domain, settings):
+                if len(rows) < MIN_ROWS:
+                    dropped.append((name, len(rows)))
+                else:
+                    participants.append(_split(name, domain, rows, settings.seed))
+        if not participants:
+            raise FedclipError(
+                f"no client is left to train with target {target or 'none'}"
+                + (f" and {len(dropped)} clients under {MIN_ROWS} rows" if dropped else "")
+                + "; choose --target none, or fewer --clients"
+            )
+        first = self.domains[0].cache
+        return Federation(
+            participants=tuple(participants),
+            target=left_out,
+            text=torch.from_numpy(class_texts(first, settings.prompts)).to(self.device),
+            logit_scale=first.logit_scale,
+            dropped=tuple(dropped),
+        )
+
+
 def build_federation(
     caches: Sequence[FeatureCache],
     settings: Settings,
     target: str | None,
     device: torch.device,
 ) -> Federation:
-    """Make every domain but `target` a participant, or `settings.clients` of them.
-
-    The draws depend on the seed and the client alone, so a client's split is the
-    same whichever domain is the target.
+    """Make one federation of caches, which stay as they are.
 
     Raises:
-        FedclipError: no such target, nobody left to train, a domain too small to split,
-            a template that is not cached, or a zero row that cannot be rescaled.
+        FedclipError: as `FeaturePool` and its `federation` do.
     """
-    domains = [cache.client for cache in caches]
-    if target is not None and target not in domains:
-        raise FedclipError(
-            f"there is no target {target!r} in this cache; "
-            f"its domains are {', '.join(domains)} (or all, or none)"
-        )
-    participants: list[Client] = []
-    dropped: list[tuple[str, int]] = []
-    left_out: Client | None = None
-    for cache in caches:
-        whole = _samples(cache, settings, device)
-        if cache.client == target:
-            nothing = _take(whole, np.arange(0))
-            left_out = Client(cache.client, cache.client, nothing, nothing, whole)
-            continue
-        for name, rows in _deal(cache, settings):
-            if len(rows) < MIN_ROWS:
-                dropped.append((name, len(rows)))
-            else:
-                participants.append(_split(name, cache.client, whole, rows, settings.seed))
-    if not participants:
-        raise FedclipError(
-            f"no client is left to train with target {target or 'none'}"
-            + (f" and {len(dropped)} clients under {MIN_ROWS} rows" if dropped else "")
-            + "; choose --target none, or fewer --clients"
-        )
-    return Federation(
-        participants=tuple(participants),
-        target=left_out,
-        text=torch.from_numpy(class_texts(caches[0], settings.prompts)).to(device),
-        logit_scale=caches[0].logit_scale,
-        dropped=tuple(dropped),
-    )
+    return FeaturePool(caches, settings.feature_norm, device).federation(settings, target)
 
 
 def class_texts(cache: FeatureCache, prompts: Sequence[str]) -> npt.NDArray[np.float32]:
@@ -174,51 +261,64 @@ def partition(
     return [np.sort(np.concatenate(hand)) for hand in hands]
 
 
-def _deal(cache: FeatureCache, settings: Settings) -> list[tuple[str, Rows]]:
-    if len(cache.labels) < MIN_ROWS:
+def _deal(domain: Domain, settings: Settings) -> list[tuple[str, Rows]]:
+    """Give each client of a domain its rows, in the order of their ids."""
+    order, labels = domain.order, domain.cache.labels
+    if len(order) < MIN_ROWS:
         raise FedclipError(
-            f"{cache.client}: has {len(cache.labels)} rows, too few to split into train, "
+            f"{domain.name}: has {len(order)} rows, too few to split into train, "
             f"validation and test; at least {MIN_ROWS} are needed"
         )
-    order = np.argsort(np.array(cache.ids, dtype=object), kind="stable")
     if settings.clients is None:
-        return [(cache.client, order)]
+        return [(domain.name, order)]
     hands = partition(
-        cache.labels[order],
+        labels[order],
         settings.clients,
         settings.alpha,
         settings.seed,
-        cache.client,
+        domain.name,
     )
-    return [(f"{cache.client}-{index:03d}", order[hand]) for index, hand in enumerate(hands)]
+    return [(f"{domain.name}-{index:03d}", order[hand]) for index, hand in enumerate(hands)]
 
 
-def _split(name: str, domain: str, whole: Samples, rows: Rows, seed: int) -> Client:
+def _split(name: str, domain: Domain, rows: Rows, seed: int) -> Client:
     """Split a client's rows, given in the order of their ids, 60/20/20 by a seeded shuffle."""
     shuffled = rows[generator("split", seed, name).permutation(len(rows))]
     train = math.floor(TRAIN_SHARE * len(rows))
     validation = math.floor(VALIDATION_SHARE * len(rows))
     parts = np.split(shuffled, [train, train + validation])
-    return Client(name, domain, *(_take(whole, part) for part in parts))
+    return Client(name, domain.name, *(_view(domain, part) for part in parts))
 
 
-def _take(samples: Samples, rows: Rows) -> Samples:
-    index = torch.from_numpy(np.ascontiguousarray(rows)).to(samples.labels.device)
-    return Samples(samples.features[index], samples.labels[index])
+def _whole(domain: Domain) -> Client:
+    """Make a target: tested whole, in the order of its rows."""
+    nothing = _view(domain, np.arange(0))
+    return Client(
+        domain.name, domain.name, nothing, nothing, _view(domain, np.arange(len(domain.order)))
+    )
 
 
-def _samples(cache: FeatureCache, settings: Settings, device: torch.device) -> Samples:
+def _view(domain: Domain, rows: Rows) -> Samples:
+    index = torch.from_numpy(np.ascontiguousarray(rows))
+    return Samples(domain, index.to(domain.labels.device))
+
+
+def _rescaled(
+    cache: FeatureCache, norm: float | None, *, in_place: bool
+) -> npt.NDArray[np.float32]:
+    """Give a cache's features, their rows rescaled to `norm` if there is one."""
     features = cache.image_features
-    if settings.feature_norm is not None:
-        norms = np.linalg.norm(features, axis=1, keepdims=True)
+    if norm is None:
+        return features
+    scaled = features if in_place else np.empty_like(features)
+    for start in range(0, len(features), ROWS_AT_ONCE):
+        block = features[start : start + ROWS_AT_ONCE]
+        norms = np.linalg.norm(block, axis=1, keepdims=True)
         if not norms.all():
-            row = int(np.flatnonzero(norms == 0)[0])
+            row = start + int(np.flatnonzero(norms == 0)[0])
             raise FedclipError(
                 f"{cache.client}: row {row} ({cache.ids[row]}) is all zeros and cannot be "
                 "rescaled; leave --feature-norm raw, or extract it again"
             )
-        features = features * (np.float32(settings.feature_norm) / norms)
-    return Samples(
-        torch.from_numpy(features).to(device),
-        torch.from_numpy(cache.labels).long().to(device),
-    )
+        np.multiply(block, np.float32(norm) / norms, out=scaled[start : start + ROWS_AT_ONCE])
+    return scaled

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import nn
 
-from .clients import Client, Federation, Samples
+from .clients import ROWS_AT_ONCE, Client, Federation, Samples
 from .losses import cosine_logits
 
 
@@ -17,11 +17,15 @@ def accuracy(adapter: nn.Module | None, federation: Federation, samples: Samples
     """
     if not len(samples):
         return float("nan")
-    image, text = samples.features, federation.text
-    if adapter is not None:
-        image, text = adapter(image, text)
-    predicted = cosine_logits(image, text, federation.logit_scale).argmax(dim=1)
-    return int((predicted == samples.labels).sum()) / len(samples)
+    right = 0
+    for start in range(0, len(samples), ROWS_AT_ONCE):
+        image, labels = samples[start : start + ROWS_AT_ONCE]
+        text = federation.text
+        if adapter is not None:
+            image, text = adapter(image, text)
+        predicted = cosine_logits(image, text, federation.logit_scale).argmax(dim=1)
+        right += int((predicted == labels).sum())
+    return right / len(samples)
 
 
 def test_accuracy(adapter: nn.Module | None, federation: Federation) -> dict[str, float]:

@@ -97,12 +97,12 @@ def _train(adapter: nn.Module, task: LocalTask) -> float:
         weight_decay=settings.weight_decay,
         fused=True,
     )
-    features, labels = client.train.features, client.train.labels
-    total, rows = torch.zeros((), device=labels.device), 0
+    device = federation.text.device
+    total, rows = torch.zeros((), device=device), 0
     for batch in draw_batches(len(client.train), settings, task.round_number, client.name):
-        batch = batch.to(labels.device)
-        image, text = adapter(features[batch], federation.text)
-        loss = loss_function(image, text, labels[batch], federation.logit_scale)
+        features, labels = client.train[batch.to(device)]
+        image, text = adapter(features, federation.text)
+        loss = loss_function(image, text, labels, federation.logit_scale)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
