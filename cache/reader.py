@@ -79,7 +79,7 @@ def _features(file: h5py.File) -> FeatureCache:
         encoder=encoder,
         logit_scale=float(attributes["logit_scale"]),
         normalized=bool(attributes["normalized"]),
-        image_features=arrays["image/features"].astype(np.float32, copy=False),
+        image_features=arrays["image/features"],
         labels=arrays["image/labels"],
         ids=_decode(arrays["image/ids"]),
         digests=arrays["image/digests"],
@@ -132,7 +132,8 @@ def _dataset(file: h5py.File, name: str, budget: int) -> Any:
         )
     if dataset.nbytes > budget:
         raise CacheError(f"claims {dataset.nbytes} bytes of {name}, more than the file has")
-    return dataset[()]
+    # HDF5 widens as it reads, so there is no second copy.
+    return (dataset.astype(np.float32) if dtype == "<f2" else dataset)[()]
 
 
 def _decode(strings: Any) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ..cache.report import Report
-from .clients import Federation, build_federation
+from .clients import FeaturePool, Federation
 from .experiment import ALL, NONE, Experiment
 from .records import RunFolder, Status, result_of, summary_of
 from .server import TASKS_AT_ONCE, Round, Run, drive
@@ -17,6 +17,7 @@ class Trial:
 
     Args:
         experiment: What to run.
+        pool: Its cache's features, rescaled as its settings say.
 
     Attributes:
         results: By target, of those that are done.
@@ -25,11 +26,10 @@ class Trial:
         FedclipError: the input makes no sense; nothing was written then.
     """
 
-    def __init__(self, experiment: Experiment) -> None:
+    def __init__(self, experiment: Experiment, pool: FeaturePool) -> None:
         self.experiment = experiment
         self.federations = [
-            build_federation(experiment.clients, experiment.settings, target, experiment.device)
-            for target in experiment.targets
+            pool.federation(experiment.settings, target) for target in experiment.targets
         ]
         self.results: dict[str | None, Result] = {}
         self._several = len(experiment.targets) > 1
@@ -137,12 +137,15 @@ def carry_out(
 def run_experiment(experiment: Experiment, report: Report) -> list[Result]:
     """Run every target and record it; return the results in the targets' order.
 
-    After an interrupt the targets that were not begun have no result.
+    The features of the experiment's caches are rescaled in place. After an interrupt the
+    targets that were not begun have no result.
 
     Raises:
         FedclipError: the input makes no sense; nothing was written then.
     """
-    trial = Trial(experiment)
+    norm = experiment.settings.feature_norm
+    pool = FeaturePool(experiment.clients, norm, experiment.device, in_place=True)
+    trial = Trial(experiment, pool)
     for name, rows in sorted(trial.dropped.items()):
         report.warn(f"{name} was dealt only {rows} rows and is left out")
 

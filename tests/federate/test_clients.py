@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedclip.cache import FeatureCache, FedclipError
-from fedclip.federate.clients import Client, build_federation, class_texts, partition
+from fedclip.federate.clients import Client, FeaturePool, build_federation, class_texts, partition
 from fedclip.federate.settings import Settings
 
 MakeFeatures = Callable[..., FeatureCache]
@@ -164,6 +164,38 @@ def test_features_stay_raw_or_are_rescaled_to_a_norm(make_features: MakeFeatures
     torch.testing.assert_close(norms, torch.full_like(norms, 10.0))
     ratio = raw.train.features / scaled.train.features
     torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio))
+
+
+def test_all_federations_of_a_pool_view_one_tensor_a_domain(make_features: MakeFeatures) -> None:
+    caches = [make_features("photo", 60), make_features("sketch", 40)]
+    pool = FeaturePool(caches, None, CPU)
+    owners = [cache.image_features.ctypes.data for cache in caches]
+    for settings in (Settings(), Settings(clients=4, alpha=10.0, seed=3)):
+        for target in (None, "photo", "sketch"):
+            for client in pool.federation(settings, target).clients:
+                for part in (client.train, client.validation, client.test):
+                    pointer = part.domain.features.data_ptr()
+                    assert pointer == owners[["photo", "sketch"].index(client.domain)]
+
+
+def test_features_are_rescaled_in_place_only_where_that_is_allowed(
+    make_features: MakeFeatures,
+) -> None:
+    one, two = make_features("photo", 20), make_features("photo", 20)
+    kept = one.image_features.copy()
+    copied = FeaturePool([one], 3.0, CPU).domains[0].features
+    assert (one.image_features == kept).all()
+    scaled = FeaturePool([two], 3.0, CPU, in_place=True).domains[0].features
+    assert scaled.data_ptr() == two.image_features.ctypes.data
+    assert torch.equal(scaled, copied)
+
+
+def test_a_batch_is_the_rows_asked_for(make_features: MakeFeatures) -> None:
+    train = build_federation([make_features("photo", 50)], Settings(), None, CPU).participants[0]
+    which = torch.tensor([4, 0, 7])
+    features, labels = train.train[which]
+    assert torch.equal(features, train.train.features[which])
+    assert torch.equal(labels, train.train.labels[which])
 
 
 def test_a_zero_row_cannot_be_rescaled_and_is_named(make_features: MakeFeatures) -> None:
