@@ -20,6 +20,7 @@ from . import __version__
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from .cache import CacheFolder, FeatureCache
     from .extract.request import Extraction
     from .federate.experiment import Experiment
     from .federate.settings import Settings
@@ -258,6 +259,7 @@ def _print_extraction(extraction: Extraction) -> None:
 
 @app.command()
 def federate(
+    context: typer.Context,
     cache: Annotated[
         str | None,
         typer.Option(
@@ -366,58 +368,77 @@ def federate(
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run.")] = False,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            help="Go on with a run that was killed or interrupted: its name or its folder. It "
+            "keeps the settings that it was begun with.",
+            show_default=False,
+        ),
+    ] = None,
+    save_every: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Save every so many rounds. By default as often as takes 1 % of the time.",
+            show_default=False,
+        ),
+    ] = None,
     runs_dir: Annotated[
         Path, typer.Option(envvar="FEDCLIP_RUNS_DIR", help="Where runs are kept.")
     ] = Path("runs"),
     cache_dir: CacheDir = Path("caches"),
 ) -> None:
     """Train and federate an attention adapter over a cache's features."""
-    from .cache import latest_cache, load_cache, resolve_cache
-    from .federate.settings import Settings
+    if resume is not None:
+        experiment = _resumed(context, resume, runs_dir, cache_dir)
+    else:
+        settings = _settings(
+            preset=preset,
+            rounds=rounds,
+            participation=participation,
+            eval_every=eval_every,
+            local_epochs=local_epochs,
+            batch_size=batch_size,
+            lr=lr,
+            weight_decay=weight_decay,
+            weighting=weighting,
+            loss=loss,
+            feature_norm=feature_norm,
+            prompt=prompt,
+            clients=clients,
+            alpha=alpha,
+            seed=seed,
+        )
+        folder, loaded = _load(cache, cache_dir)
 
-    if alpha is not None and clients is None:
-        raise typer.BadParameter(f"--alpha {alpha} needs --clients, how many to deal to")
-    settings = Settings.preset(
-        preset,
-        rounds=rounds,
-        participation=_participation(participation),
-        eval_every=eval_every,
-        local_epochs=local_epochs,
-        batch_size=batch_size,
-        lr=lr,
-        weight_decay=weight_decay,
-        weighting=weighting,
-        loss=loss,
-        feature_norm=_feature_norm(feature_norm),
-        prompts=tuple(prompt or ()),
-        clients=clients,
-        alpha=alpha,
-        seed=seed,
-    )
-    folder = latest_cache(cache_dir) if cache is None else resolve_cache(cache_dir, cache)
-    loaded = load_cache(folder)
+        from .cache.device import resolve_device
+        from .federate.experiment import Experiment, choose_targets
 
-    from .cache.device import resolve_device
+        experiment = Experiment(
+            cache=folder,
+            clients=loaded,
+            settings=settings,
+            preset=preset,
+            targets=choose_targets(loaded, target),
+            device=resolve_device(device),
+            runs_dir=runs_dir,
+            name=name,
+            overwrite=overwrite,
+        )
+
     from .cache.report import open_report
-    from .federate.experiment import Experiment, choose_targets
     from .federate.recording import run_experiment
 
-    experiment = Experiment(
-        cache=folder,
-        clients=loaded,
-        settings=settings,
-        preset=preset,
-        targets=choose_targets(loaded, target),
-        device=resolve_device(device),
-        runs_dir=runs_dir,
-        name=name,
-        overwrite=overwrite,
-    )
-    print(f"cache      {folder.name}{' (the one extracted last)' if cache is None else ''}")
+    latest = cache is None and resume is None
+    print(f"cache      {experiment.cache.name}{' (the one extracted last)' if latest else ''}")
     for line in _describe(experiment):
         print(line, flush=True)
     with open_report() as report:
-        results = run_experiment(experiment, report)
+        results = run_experiment(
+            experiment, report, resume=resume is not None, save_every=save_every
+        )
     _print_results(results, experiment)
     statuses = {result["status"] for result in results}
     if "interrupted" in statuses:
@@ -453,6 +474,61 @@ def demo(
         code = app(args=command, prog_name="fedclip", standalone_mode=False)
         if code:
             raise typer.Exit(code)
+
+
+def _load(cache: str | None, cache_dir: Path) -> tuple[CacheFolder, list[FeatureCache]]:
+    """Load the cache that is named, or the one extracted last."""
+    from .cache import latest_cache, load_cache, resolve_cache
+
+    folder = latest_cache(cache_dir) if cache is None else resolve_cache(cache_dir, cache)
+    return folder, load_cache(folder)
+
+
+def _settings(
+    *,
+    preset: str,
+    participation: str | None,
+    feature_norm: str,
+    prompt: Sequence[str] | None,
+    clients: int | None,
+    alpha: float | None,
+    **others: Any,
+) -> Settings:
+    """Make settings of what the options say; `others` are settings as they are."""
+    from .federate.settings import Settings
+
+    if alpha is not None and clients is None:
+        raise typer.BadParameter(f"--alpha {alpha} needs --clients, how many to deal to")
+    return Settings.preset(
+        preset,
+        participation=_participation(participation),
+        feature_norm=_feature_norm(feature_norm),
+        prompts=tuple(prompt or ()),
+        clients=clients,
+        alpha=alpha,
+        **others,
+    )
+
+
+def _resumed(context: typer.Context, run: str, runs_dir: Path, cache_dir: Path) -> Experiment:
+    """Take up a run as it was begun, so no option may say otherwise."""
+    from .federate.experiment import find_run, load_experiment
+
+    given = _given(context)
+    for name in sorted(given - {"resume", "save_every", "runs_dir", "cache_dir"}):
+        option = f"--{name.replace('_', '-')}"
+        raise typer.BadParameter(
+            f"{option} cannot be given with --resume, which keeps the settings of {run}; "
+            f"leave out {option}"
+        )
+    path = find_run(runs_dir, run)
+    return load_experiment(path, cache_dir if "cache_dir" in given else None)
+
+
+def _given(context: typer.Context) -> set[str]:
+    """Name the parameters that the command line gives."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
 
 
 def _feature_norm(value: str) -> float | None:

@@ -91,6 +91,7 @@ class BarReport:
 class _Clock:
     begun: float
     shown: float
+    done: int  # before it began
 
 
 class LineReport:
@@ -112,12 +113,12 @@ class LineReport:
         """Write a line if it is time to."""
         now = time.monotonic()
         first = task not in self._clocks
-        clock = self._clocks.setdefault(task, _Clock(now, now))
+        clock = self._clocks.setdefault(task, _Clock(now, now, done))
         if not first and done < total and now - clock.shown < SECONDS_BETWEEN_LINES:
             return
         clock.shown = now
         elapsed = now - clock.begun
-        speed = done / elapsed if done and elapsed else None
+        speed = (done - clock.done) / elapsed if elapsed else None
         left = f"ETA {(total - done) / speed:.0f} s" if speed and done < total else ""
         facts = [f"{task}: {done}/{total} {unit}", _rate(speed, unit), left, detail]
         self.note(", ".join(fact for fact in facts if fact))

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from .errors import CacheError
 from .files import check_name
-from .key import image_key, text_key
+from .key import canonical_json, image_key, text_key
 
 ENCODING_TYPE = "fedclip-features"
 FORMAT_VERSION = 1
@@ -146,6 +146,15 @@ class FeatureCache:
     def text_key(self) -> str:
         """The text key: equal keys, the same class texts in the same order."""
         return text_key(self.encoder, self.class_names, self.templates)
+
+    @cached_property
+    def content(self) -> str:
+        """SHA-256, 64 hex digits, of what the rows are: images, labels and classes."""
+        names = canonical_json([self.client, self.class_names, self.ids])
+        digest = hashlib.sha256(names.encode())
+        digest.update(self.labels.tobytes())
+        digest.update(self.digests.tobytes())
+        return digest.hexdigest()
 
     def _check_shapes(self) -> None:
         kinds: dict[str, tuple[npt.NDArray[Any], type, int]] = {

@@ -2,8 +2,9 @@
 
 import hashlib
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ import numpy as np
 import torch
 
 from .. import __version__
-from ..cache import CacheFolder, FeatureCache
+from ..cache import CacheFolder, FeatureCache, FedclipError, load_cache, resolve_cache
+from ..cache.device import resolve_device
 from ..cache.files import check_name
 from ..cache.key import canonical_json
+from .clients import class_texts
+from .records import RunFolder
 from .settings import Settings
 
 ALL = "all"
@@ -58,9 +62,19 @@ class Experiment:
             "settings": settings,
             "targets": self.targets,
             "cache": self.cache.name,
+            "content": self.content,
         }
         digest = hashlib.sha256(canonical_json(facts).encode()).hexdigest()
         return f"{self.clients[0].dataset}-{digest[:8]}-seed{seed}"
+
+    @cached_property
+    def content(self) -> str:
+        """SHA-256, 64 hex digits, of what is trained on: features, labels and class texts."""
+        texts = class_texts(self.clients[0], self.settings.prompts)
+        digest = hashlib.sha256(texts.tobytes())
+        for cache in self.clients:
+            digest.update(f"{cache.key} {cache.content}".encode())
+        return digest.hexdigest()
 
     def config(self, target: str | None) -> dict[str, Any]:
         """List every setting of the run, or of one target of it."""
@@ -76,6 +90,7 @@ class Experiment:
                 "name": self.cache.name,
                 "folder": str(self.cache.path.resolve()),
                 "key": first.key,
+                "content": self.content,
                 "clients": [cache.client for cache in self.clients],
                 "normalized": first.normalized,
             },
@@ -87,6 +102,21 @@ class Experiment:
             "device": str(self.device),
             "seed": self.settings.seed,
         }
+
+    def check_config(self, config: Mapping[str, Any]) -> None:
+        """Check that the run in the folder is this one.
+
+        Raises:
+            FedclipError: its settings, targets or features are others.
+        """
+        whole = self.config(ALL if len(self.targets) > 1 else self.targets[0])
+        for what in ("settings", "target"):
+            if config.get(what) != whole[what]:
+                raise FedclipError(
+                    f"{self.folder}: is a run with other {what}; move it away, or use another "
+                    "--runs-dir"
+                )
+        _check_cache(self, config)
 
     def adapter_facts(self) -> dict[str, Any]:
         """Say what the adapter belongs to, for whoever finds it alone."""
@@ -110,3 +140,76 @@ def choose_targets(clients: Sequence[FeatureCache], target: str | None) -> tuple
     if target == NONE:
         return (None,)
     return tuple(domains) if target == ALL else (target,)
+
+
+def find_run(runs_dir: Path, name: str) -> Path:
+    """Find the run's folder that `name` means: a path, or a name below `runs_dir`.
+
+    Raises:
+        FedclipError: there is none, or it is one target's part of a run.
+    """
+    path = Path(name) if RunFolder(Path(name)).begun else runs_dir / name
+    if not RunFolder(path).begun:
+        raise FedclipError(
+            f"there is no run {name!r}, as a path or below {runs_dir}; give the folder that has "
+            "its config.json"
+        )
+    if RunFolder(path.resolve().parent).begun:
+        raise FedclipError(
+            f"{path}: is one target's part of a run; resume the whole, {path.resolve().parent}"
+        )
+    return path
+
+
+def load_experiment(path: Path, cache_dir: Path | None) -> Experiment:
+    """Make the experiment again that the run in a folder belongs to.
+
+    Args:
+        path: The run's folder.
+        cache_dir: Where the cache is looked for by its name; None for where it was.
+
+    Raises:
+        FedclipError: the config is damaged, or of another version, or the cache is gone or
+            another.
+    """
+    config = RunFolder(path).read_config()
+    try:
+        settings = Settings.from_json(config["settings"])
+        preset, device = str(config["preset"]), str(config["device"])
+        folder = CacheFolder(Path(config["cache"]["folder"]))
+        name, target = str(config["cache"]["name"]), str(config["target"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise FedclipError(
+            f"{path / 'config.json'}: is damaged, or of another version ({error!r}); "
+            "run it again with --overwrite"
+        ) from None
+    if cache_dir is not None:
+        folder = resolve_cache(cache_dir, name)
+    elif not folder.files:
+        raise FedclipError(
+            f"{folder.path}: the cache of this run is gone; say where it is with --cache-dir"
+        )
+    clients = load_cache(folder)
+    experiment = Experiment(
+        cache=folder,
+        clients=clients,
+        settings=settings,
+        preset=preset,
+        targets=choose_targets(clients, target),
+        device=resolve_device(device),
+        runs_dir=path.parent,
+        name=path.name,
+    )
+    _check_cache(experiment, config)
+    return experiment
+
+
+def _check_cache(experiment: Experiment, config: Mapping[str, Any]) -> None:
+    cache = config.get("cache", {})
+    ours = {"key": experiment.clients[0].key, "content": experiment.content}
+    for what, value in ours.items():
+        if cache.get(what) != value:
+            raise FedclipError(
+                f"{experiment.folder}: the cache {experiment.cache.name} is not the one of this "
+                f"run (its {what} is another); put that one back, or run anew with --overwrite"
+            )

@@ -1,15 +1,25 @@
-"""Runs that leave records: opened in a folder, stepped, closed with a result."""
+"""Runs that leave records: begun or taken up in a folder, stepped, saved, closed."""
 
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from ..cache.report import Report
 from .clients import FeaturePool, Federation
 from .experiment import ALL, NONE, Experiment
+from .local import copy_parameters
 from .records import RunFolder, Status, result_of, summary_of
 from .server import TASKS_AT_ONCE, Round, Run, drive
 
 Result = dict[str, Any]
+
+OVER = ("finished", "failed")
+
+# The most of a run's time that saving its state may take, and what a save is taken to cost
+# before one was measured, in seconds.
+SAVING_SHARE = 0.01
+SAVING_COST = 0.01
 
 
 class Trial:
@@ -18,62 +28,94 @@ class Trial:
     Args:
         experiment: What to run.
         pool: Its cache's features, rescaled as its settings say.
-
-    Attributes:
-        results: By target, of those that are done.
+        resume: Whether to go on with what is there. Else there must be nothing, or
+            something that may be overwritten.
 
     Raises:
         FedclipError: the input makes no sense; nothing was written then.
     """
 
-    def __init__(self, experiment: Experiment, pool: FeaturePool) -> None:
+    def __init__(self, experiment: Experiment, pool: FeaturePool, *, resume: bool = False) -> None:
         self.experiment = experiment
         self.federations = [
             pool.federation(experiment.settings, target) for target in experiment.targets
         ]
-        self.results: dict[str | None, Result] = {}
+        self._resume = resume
+        self._folder = RunFolder(experiment.folder)
         self._several = len(experiment.targets) > 1
+        self._results: dict[str | None, Result] = {}
+        self._claim = ExitStack()
 
     @property
     def dropped(self) -> dict[str, int]:
         """Clients that the draw left with too few rows: name and rows."""
         return {name: rows for each in self.federations for name, rows in each.dropped}
 
+    @property
+    def results(self) -> list[Result]:
+        """Of the runs that have one, in the order of the targets."""
+        targets = self.experiment.targets
+        return [self._results[target] for target in targets if target in self._results]
+
     def runs(self) -> Iterator["RecordedRun"]:
-        """Begin the runs one by one, as they are asked for."""
-        experiment = self.experiment
-        folder = RunFolder.create(experiment.folder, overwrite=experiment.overwrite)
-        folder.write_config(experiment.config(ALL if self._several else experiment.targets[0]))
+        """Begin, or take up, the runs that are not over, one by one as they are asked for.
+
+        Raises:
+            FedclipError: the folder holds another run, or one that another process is at,
+                or what was saved of a run is damaged.
+        """
+        experiment, folder = self.experiment, self._folder
+        if self._resume and folder.begun:
+            experiment.check_config(folder.read_config())
+        else:
+            config = experiment.config(ALL if self._several else experiment.targets[0])
+            folder.begin(config, overwrite=experiment.overwrite)
+        self._claim.enter_context(folder.claimed())
         for target, federation in zip(experiment.targets, self.federations, strict=True):
             place = folder
             if self._several and target is not None:
-                place = folder.below(target)
-                place.write_config(experiment.config(target))
-            yield RecordedRun(self, federation, place)
+                place = RunFolder(folder.path / target)
+                if not place.begun:
+                    place.begin(experiment.config(target))
+            result = place.read_result()
+            if result is not None and result.get("status") in OVER:
+                place.clear()
+                self.put(target, result)
+            else:
+                yield RecordedRun(self, federation, place)
 
     def put(self, target: str | None, result: Result) -> None:
         """Take a run's result; sum up when there are all, or no more will come."""
-        self.results[target] = result
-        complete = len(self.results) == len(self.experiment.targets)
-        if self._several and (complete or result["status"] == "interrupted"):
-            summary = summary_of(list(self.results.values()))
-            RunFolder(self.experiment.folder).write_result(summary)
+        self._results[target] = result
+        complete = len(self._results) == len(self.experiment.targets)
+        if complete or result["status"] == "interrupted":
+            if self._several:
+                self._folder.write_result(summary_of(self.results))
+            self.release()
+
+    def release(self) -> None:
+        """Let other processes at the folder."""
+        self._claim.close()
 
 
 class RecordedRun(Run):
-    """A run whose rounds are recorded as they are done.
+    """A run that is recorded as it goes, and goes on where it was saved last.
 
     Args:
         trial: What it is part of, and gets its result.
         federation: Who takes part.
         folder: Where its records go.
+
+    Raises:
+        FedclipError: what was saved is damaged.
     """
 
     def __init__(self, trial: Trial, federation: Federation, folder: RunFolder) -> None:
         super().__init__(federation, trial.experiment.settings)
         self.trial = trial
         self.folder = folder
-        self.seconds: list[float] = []
+        self.state = folder.read_state(copy_parameters(self.adapter)) or self.state
+        self.seconds = folder.keep_rounds(self.state.number)
         self.last_validation: float | None = None
 
     @property
@@ -88,72 +130,134 @@ class RecordedRun(Run):
         if current.validation:
             self.last_validation = current.mean_validation
 
-    def close(self, status: Status) -> None:
-        """Leave the result and the best round's adapter."""
+    def save(self) -> None:
+        """Save the state, for the run to go on from there."""
+        self.folder.save_state(self.state)
+
+    def close(self, *, interrupted: bool = False) -> None:
+        """Leave the result and the best round's adapter, and the state if there is more to do."""
+        status: Status = "failed" if self.state.failed else "finished"
+        if interrupted:
+            status = "interrupted"
+            self.seconds = self.folder.keep_rounds(self.state.number)
+            self.save()
         if self.state.best is not None:
             self.folder.write_adapter(self.state.best, self.trial.experiment.adapter_facts())
         result = result_of(self, status, self.seconds)
         self.folder.write_result(result)
+        if not interrupted:
+            self.folder.clear()
         self.trial.put(self.target, result)
 
 
-def carry_out(
-    trials: Iterable[Trial],
-    progress: Callable[[RecordedRun], None],
-    tasks_at_once: int = TASKS_AT_ONCE,
-) -> None:
-    """Do and record every run of every trial.
-
-    A run whose loss or parameters stop being finite ends as failed; an interrupt (Ctrl-C)
-    ends those in flight cleanly with what was recorded, and begins no other.
+class Saving:
+    """Decides when the runs in flight are saved.
 
     Args:
-        trials: In the order in which they are begun.
+        every: Rounds between two saves; None for as often as takes 1 % of the time.
+    """
+
+    def __init__(self, every: int | None) -> None:
+        self._every = every
+        self._cost = SAVING_COST
+        self._last = time.perf_counter()
+
+    def after(self, runs: Sequence[RecordedRun]) -> None:
+        """Save those of `runs`, which have all done a round, whose time it is."""
+        if self._every is not None:
+            runs = [run for run in runs if run.state.number % self._every == 0]
+        elif SAVING_SHARE * (time.perf_counter() - self._last) < self._cost:
+            return
+        start = time.perf_counter()
+        for run in runs:
+            run.save()
+        self._last = time.perf_counter()
+        self._cost = self._last - start
+
+
+def carry_out(
+    runs: Iterable[RecordedRun],
+    progress: Callable[[RecordedRun], None],
+    save_every: int | None = None,
+    tasks_at_once: int = TASKS_AT_ONCE,
+) -> None:
+    """Do runs, and record and save them.
+
+    A run whose loss or parameters stop being finite ends as failed; an interrupt (Ctrl-C)
+    ends those in flight cleanly, to be resumed, and begins no other.
+
+    Args:
+        runs: In the order in which they are begun; asked for when there is place for them.
         progress: Called with a run when it is begun and after each of its rounds.
+        save_every: Rounds between two saves; None for as often as takes 1 % of the time.
         tasks_at_once: As `drive` has it; 1 does one run after the other.
     """
     flying: list[RecordedRun] = []
+    saving = Saving(save_every)
 
     def openings() -> Iterator[RecordedRun]:
-        for trial in trials:
-            for run in trial.runs():
-                flying.append(run)
-                progress(run)
-                yield run
+        for run in runs:
+            progress(run)
+            if run.over:  # it was interrupted after its last round
+                run.close()
+                continue
+            flying.append(run)
+            yield run
 
     try:
         for stepped in drive(openings(), tasks_at_once):
-            for run, current in stepped:
-                run.record(current)
+            for run, _ in stepped:
                 progress(run)
                 if run.over:
-                    run.close("failed" if run.state.failed else "finished")
                     flying.remove(run)
+                    run.close()
+            saving.after(flying)
     except KeyboardInterrupt:
         for run in flying:
-            run.close("interrupted")
+            run.close(interrupted=True)
 
 
-def run_experiment(experiment: Experiment, report: Report) -> list[Result]:
+def run_experiment(
+    experiment: Experiment,
+    report: Report,
+    *,
+    resume: bool = False,
+    save_every: int | None = None,
+) -> list[Result]:
     """Run every target and record it; return the results in the targets' order.
 
     The features of the experiment's caches are rescaled in place. After an interrupt the
     targets that were not begun have no result.
+
+    Args:
+        experiment: What to run.
+        report: Takes what there is to tell.
+        resume: Whether to go on with what is there.
+        save_every: As `carry_out` has it.
 
     Raises:
         FedclipError: the input makes no sense; nothing was written then.
     """
     norm = experiment.settings.feature_norm
     pool = FeaturePool(experiment.clients, norm, experiment.device, in_place=True)
-    trial = Trial(experiment, pool)
+    trial = Trial(experiment, pool, resume=resume)
     for name, rows in sorted(trial.dropped.items()):
         report.warn(f"{name} was dealt only {rows} rows and is left out")
 
+    begun = False
+
     def progress(run: RecordedRun) -> None:
+        nonlocal begun
+        begun = True
         best = run.last_validation
         detail = "" if best is None else f"validation {best:.2%}"
         task = f"target {run.target or NONE}"
         report.progress(task, run.state.number, run.settings.rounds, "rounds", detail)
 
-    carry_out([trial], progress, tasks_at_once=1)
-    return list(trial.results.values())
+    try:
+        carry_out(trial.runs(), progress, save_every, tasks_at_once=1)
+    finally:
+        trial.release()
+    if not begun:
+        report.note(f"{experiment.folder}: is finished")
+    return trial.results

@@ -1,8 +1,12 @@
-"""What a run leaves on disk: config, a line a round, the result, the best adapter."""
+"""A run on disk: config, a line a round, the state, the result, the best adapter."""
 
+import fcntl
+import json
 import math
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -10,10 +14,12 @@ from typing import Any, Literal
 from safetensors.torch import save
 
 from ..cache import FedclipError
-from ..cache.files import replacing, write_json
+from ..cache.files import TEMPORARY_PREFIX, replacing, write_json
 from ..cache.key import canonical_json
+from .checkpoint import read_state, round_line, write_state
 from .evaluate import mean, pooled
-from .server import Round, Run
+from .local import Parameters
+from .server import Round, Run, RunState
 
 Status = Literal["finished", "interrupted", "failed"]
 
@@ -21,6 +27,7 @@ CONFIG = "config.json"
 ROUNDS = "rounds.jsonl"
 RESULT = "result.json"
 ADAPTER = "adapter.safetensors"
+STATE = "state.safetensors"
 
 # Averaged over the targets in a summary.
 _AVERAGED = (
@@ -42,49 +49,128 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    @classmethod
-    def create(cls, path: Path, *, overwrite: bool) -> "RunFolder":
-        """Make the folder, empty.
+    @property
+    def begun(self) -> bool:
+        """Whether there is a run in it."""
+        return (self.path / CONFIG).is_file()
+
+    def begin(self, config: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        """Make the folder, with every setting of the run and nothing else in it.
 
         Raises:
             FedclipError: it exists and is not to be overwritten, or is no run.
         """
-        if path.exists() or path.is_symlink():
+        if self._occupied():
             if not overwrite:
-                raise FedclipError(f"{path}: this run exists; give --overwrite, or another --name")
-            if path.is_symlink() or not (path / CONFIG).is_file():
                 raise FedclipError(
-                    f"{path}: is no run (it has no {CONFIG}), so it is not overwritten; "
+                    f"{self.path}: this run exists; give --overwrite, or another --name"
+                )
+            if self.path.is_symlink() or not self.begun:
+                raise FedclipError(
+                    f"{self.path}: is no run (it has no {CONFIG}), so it is not overwritten; "
                     "give another --name"
                 )
-            shutil.rmtree(path)
-        path.mkdir(parents=True)
-        return cls(path)
-
-    def below(self, name: str) -> "RunFolder":
-        """Make a folder inside this one."""
-        return self.create(self.path / name, overwrite=False)
-
-    def write_config(self, config: Mapping[str, Any]) -> None:
-        """Write every setting of the run."""
+            with self.claimed():
+                shutil.rmtree(self.path)
+        self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / CONFIG, config)
+
+    def _occupied(self) -> bool:
+        """Tell whether there is more than what a process killed while beginning leaves."""
+        if self.path.is_dir() and not self.path.is_symlink():
+            return any(not item.name.startswith(TEMPORARY_PREFIX) for item in self.path.iterdir())
+        return self.path.exists() or self.path.is_symlink()
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep other processes from this run; the system lets go when this one ends.
+
+        Raises:
+            FedclipError: another process is at it.
+        """
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise FedclipError(
+                f"{self.path}: another process is at this run; wait until it is done"
+            ) from None
+        try:
+            yield
+        finally:
+            os.close(handle)
+
+    def read_config(self) -> dict[str, Any]:
+        """Read every setting of the run.
+
+        Raises:
+            FedclipError: there is no run, or the file is damaged.
+        """
+        if not self.begun:
+            raise FedclipError(f"{self.path}: there is no run here (no {CONFIG})")
+        config = _read_json(self.path / CONFIG)
+        if config is None:
+            raise FedclipError(f"{self.path / CONFIG}: is damaged; run it again with --overwrite")
+        return config
 
     def append_round(self, current: Round) -> None:
         """Append a line to the rounds, and hand it to the operating system."""
-        line: dict[str, Any] = {
-            "round": current.number,
-            "seconds": current.seconds,
-            "train_loss": current.train_loss,
-            "validation": current.validation,
-            "test": current.test,
-            "bytes_up": current.bytes_up,
-            "bytes_down": current.bytes_down,
-        }
+        line = round_line(current)
         if not current.finite:  # accuracies of parameters that are no numbers mean nothing
             for part in ("validation", "test"):
                 line[part] = line[part] and dict.fromkeys(line[part])
         with (self.path / ROUNDS).open("a", encoding="utf-8") as file:
             file.write(canonical_json(finite_or_null(line)) + "\n")
+
+    def keep_rounds(self, number: int) -> list[float]:
+        """Drop the lines after round `number`, whole or torn; return the others' seconds.
+
+        Raises:
+            FedclipError: there are not so many.
+        """
+        path = self.path / ROUNDS
+        content = path.read_bytes() if path.is_file() else b""
+        kept = b"".join(content.splitlines(keepends=True)[:number])
+        try:
+            lines = [json.loads(line) for line in kept.splitlines()]
+            if [line["round"] for line in lines] != list(range(1, number + 1)):
+                raise ValueError
+            seconds = [float(line["seconds"]) for line in lines]
+        except (ValueError, TypeError, KeyError):
+            raise FedclipError(
+                f"{path}: lacks some of the {number} rounds that are done; remove "
+                f"{self.path / STATE}, and the run begins anew"
+            ) from None
+        if kept != content:
+            with replacing(path) as temporary:
+                temporary.write_bytes(kept)
+        return seconds
+
+    def save_state(self, state: RunState) -> None:
+        """Save a state, once the rounds that led to it are safe."""
+        with (self.path / ROUNDS).open("a", encoding="utf-8") as file:
+            os.fsync(file.fileno())
+        write_state(self.path / STATE, state)
+
+    def read_state(self, like: Parameters) -> RunState | None:
+        """Read the state that was saved last, if one was.
+
+        Raises:
+            FedclipError: it is damaged, or belongs to another adapter than `like`.
+        """
+        path = self.path / STATE
+        return read_state(path, like) if path.is_file() else None
+
+    def clear(self) -> None:
+        """Delete what a run that is over does not need, and what a killed process left."""
+        (self.path / STATE).unlink(missing_ok=True)
+        for leftover in self.path.glob(f"{TEMPORARY_PREFIX}*"):
+            leftover.unlink()
+
+    def read_result(self) -> dict[str, Any] | None:
+        """Read the result, if there is one."""
+        return _read_json(self.path / RESULT)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write the result, whole or not at all."""
@@ -97,6 +183,14 @@ class RunFolder:
         content = save(tensors, metadata={"fedclip": canonical_json(dict(facts))})
         with replacing(self.path / ADAPTER) as temporary:
             temporary.write_bytes(content)
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def finite_or_null(value: Any) -> Any:

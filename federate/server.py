@@ -186,6 +186,7 @@ class Run:
             finite=finite,
             parameters=parameters,
         )
+        self.record(current)
         self.state = replace(
             self.state,
             number=number,
@@ -194,6 +195,9 @@ class Run:
             failed=not finite,
         )
         return current
+
+    def record(self, current: Round) -> None:
+        """Take note of a round, before the state moves on to it; nothing by itself."""
 
 
 AnyRun = TypeVar("AnyRun", bound=Run)

@@ -112,3 +112,14 @@ class Settings:
         """Give the settings as JSON values."""
         values = asdict(self)
         return {**values, "betas": list(self.betas), "prompts": list(self.prompts)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Settings":
+        """Take what `to_json` gave; what it lacks has its default.
+
+        Raises:
+            FedclipError: a value makes no sense.
+            TypeError: there is a setting that is none, or of another type.
+        """
+        tuples = {name: tuple(values[name]) for name in ("betas", "prompts") if name in values}
+        return cls(**{**values, **tuples})

@@ -106,6 +106,17 @@ def test_every_task_has_its_own_clock(clock: Clock, stream: io.StringIO) -> None
     assert stream.getvalue().splitlines()[-1] == "sketch: 20/40 rounds, 2.0 rounds/s, ETA 10 s"
 
 
+def test_what_was_done_before_counts_for_no_speed(clock: Clock, stream: io.StringIO) -> None:
+    log = LineReport(stream)
+    log.progress("photo", 80, 100, "rounds")
+    clock.now += 5
+    log.progress("photo", 90, 100, "rounds")
+    assert stream.getvalue().splitlines() == [
+        "photo: 80/100 rounds",
+        "photo: 90/100 rounds, 2.0 rounds/s, ETA 5 s",
+    ]
+
+
 def test_a_log_has_notes_and_warnings_as_they_are(stream: io.StringIO) -> None:
     log = LineReport(stream)
     log.note("[red]images[/red] below /data")

@@ -1,0 +1,115 @@
+"""A run's state as a file: safetensors, with what is not a tensor as JSON in its header."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ..cache import FedclipError
+from ..cache.files import replacing
+from ..cache.key import canonical_json
+from .local import Parameters
+from .server import Round, RunState
+from .strategies import SERVER
+
+STRATEGY = "strategy"
+BEST = "best"
+
+
+def round_line(current: Round) -> dict[str, Any]:
+    """Give what there is to record of a round; all but its parameters."""
+    return {
+        "round": current.number,
+        "seconds": current.seconds,
+        "train_loss": current.train_loss,
+        "validation": current.validation,
+        "test": current.test,
+        "bytes_up": current.bytes_up,
+        "bytes_down": current.bytes_down,
+    }
+
+
+def write_state(path: Path, state: RunState) -> None:
+    """Write a state in place of `path`: whole and fsynced, or not at all."""
+    best = state.best
+    tensors = {
+        f"{STRATEGY}/{part}/{name}": tensor
+        for part, parameters in state.strategy.items()
+        for name, tensor in parameters.items()
+    }
+    if best is not None:
+        tensors |= {f"{BEST}/{name}": tensor for name, tensor in best.parameters.items()}
+    facts = {
+        "round": state.number,
+        "zero_shot": state.zero_shot,
+        "best": round_line(best) if best else None,
+    }
+    # Copied, as parts may share tensors, which safetensors refuses.
+    copies = {
+        name: tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    content = save(copies, metadata={"fedclip": canonical_json(facts)})
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def read_state(path: Path, like: Parameters) -> RunState:
+    """Read the state of a run that is not over.
+
+    Args:
+        path: Its file.
+        like: The adapter's parameters, whose names, shapes and device it must have.
+
+    Raises:
+        FedclipError: the file is damaged, or belongs to another adapter.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            facts = json.loads(file.metadata()["fedclip"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        state = _state(facts, tensors, next((t.device for t in like.values()), None))
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise FedclipError(
+            f"{path}: is damaged ({reason}); remove this file, and the run begins anew"
+        ) from None
+    kept = [state.strategy[SERVER], *([state.best.parameters] if state.best else [])]
+    if any(_shapes(parameters) != _shapes(like) for parameters in kept):
+        raise FedclipError(
+            f"{path}: belongs to another adapter; remove this file, and the run begins anew"
+        )
+    return state
+
+
+def _state(
+    facts: Mapping[str, Any], tensors: Mapping[str, Tensor], device: torch.device | None
+) -> RunState:
+    # A part without a tensor leaves no trace; the server's and the best are always there.
+    parts: dict[str, dict[str, Tensor]] = {f"{STRATEGY}/{SERVER}": {}}
+    for path, tensor in tensors.items():
+        part, _, name = path.rpartition("/")
+        parts.setdefault(part, {})[name] = tensor.to(device)
+    strategy = {
+        part.removeprefix(f"{STRATEGY}/"): parameters
+        for part, parameters in parts.items()
+        if part != BEST
+    }
+    line, best = facts["best"], None
+    if line is not None:
+        best = Round(
+            number=line["round"],
+            parameters=parts.get(BEST, {}),
+            finite=True,
+            **{name: value for name, value in line.items() if name != "round"},
+        )
+    return RunState(int(facts["round"]), strategy, dict(facts["zero_shot"]), best)
+
+
+def _shapes(parameters: Parameters) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in parameters.items()}

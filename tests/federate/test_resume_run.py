@@ -1,0 +1,294 @@
+"""``fedclip federate --resume``: a killed run ends as an unbroken one does."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedclip.cache import FeatureCache, FedclipError
+from fedclip.cli import run
+from fedclip.federate.checkpoint import read_state, write_state
+from fedclip.federate.records import RunFolder
+from fedclip.federate.server import Round, RunState
+
+MakeFeatures = Callable[..., FeatureCache]
+MakeCache = Callable[..., Path]
+
+COMMAND = ["federate", "--clients", "3", "--alpha", "10", "--participation", "2"]
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def records(folder: Path) -> dict[str, Any]:
+    """Read everything that a run left, timings apart."""
+    found: dict[str, Any] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = str(path.relative_to(folder))
+        if path.suffix == ".json":
+            found[name] = json.loads(path.read_text())
+            found[name].pop("seconds_per_round", None)
+        elif path.suffix == ".jsonl":
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            found[name] = [{**line, "seconds": None} for line in lines]
+        else:
+            found[name] = path.read_bytes()
+    return found
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    capsys.readouterr()
+    assert run(arguments) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert len(errors) == 1
+    return errors[0]
+
+
+def rounds_done(folder: Path) -> int:
+    return sum(len(path.read_bytes().splitlines()) for path in folder.rglob("rounds.jsonl"))
+
+
+def test_a_run_killed_again_and_again_ends_as_an_unbroken_one(make_cache: MakeCache) -> None:
+    make_cache({"art": 300, "photo": 400})
+    options = ["--rounds", "40", "--preset", "tuned", "--eval-every", "3", "--save-every", "4"]
+    assert run([*COMMAND, *options, "--name", "unbroken"]) == 0
+    expected = records(Path("runs/unbroken"))
+    assert len([name for name in expected if name.endswith("safetensors")]) == 2
+
+    folder = Path("runs/killed")
+    command = [*COMMAND, *options, "--name", "killed"]
+    moments = random.Random(5)
+    for kill in range(3):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fedclip", *command],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        enough = rounds_done(folder) + 6 + 10 * kill
+        deadline = time.monotonic() + 120
+        while rounds_done(folder) < enough and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0, 0.02))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        command = ["federate", "--resume", "killed", "--save-every", "4"]
+    assert run(command) == 0
+    assert records(folder) == expected
+
+
+@pytest.mark.parametrize("targets", [["--target", "none"], []])
+def test_it_does_not_matter_at_which_write_a_run_dies(
+    make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch, targets: list[str]
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    make_cache({"art": 40, "photo": 40})
+    options = [*targets, "--rounds", "3", "--save-every", "1", "--lr", "0.01"]
+    assert run([*COMMAND, *options, "--name", "unbroken"]) == 0
+    expected = records(Path("runs/unbroken"))
+    sync = os.fsync
+    for death in range(1, 200):
+        left = death
+
+        def die(handle: int) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise Killed
+            sync(handle)
+
+        name = f"dies-at-{death}"
+        monkeypatch.setattr(os, "fsync", die)
+        try:
+            assert run([*COMMAND, *options, "--name", name]) == 0
+        except Killed:
+            monkeypatch.setattr(os, "fsync", sync)
+            again = ["--resume", name] if Path("runs", name, "config.json").is_file() else None
+            assert run(["federate", *again] if again else [*COMMAND, *options, "--name", name]) == 0
+            assert records(Path("runs", name)) == expected
+        else:
+            monkeypatch.setattr(os, "fsync", sync)
+            assert death > 10
+            return
+    pytest.fail("it never survived")
+
+
+def test_an_interrupted_run_goes_on(
+    make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_cache({"art": 40, "photo": 40})
+    options = ["--rounds", "5", "--lr", "0.01"]
+    assert run([*COMMAND, *options, "--name", "unbroken"]) == 0
+    append = RunFolder.append_round
+
+    def interrupt(folder: RunFolder, current: Round) -> None:
+        append(folder, current)  # recorded, and not yet part of the state
+        if folder.path.name == "art" and current.number == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunFolder, "append_round", interrupt)
+    assert run([*COMMAND, *options, "--name", "broken"]) == 130
+    monkeypatch.undo()
+    monkeypatch.chdir(make_cache({}).parent)
+    art = Path("runs/broken/art")
+    assert json.loads((art / "result.json").read_text())["rounds"] == 2
+    assert rounds_done(art) == 2
+    assert (art / "state.safetensors").is_file()
+    assert not Path("runs/broken/photo").exists()
+    capsys.readouterr()
+    assert run(["federate", "--resume", "runs/broken"]) == 0
+    assert "target art: 2/5 rounds" in capsys.readouterr().err
+    assert records(Path("runs/broken")) == records(Path("runs/unbroken"))
+
+
+def test_a_finished_run_says_so_and_prints_its_table(
+    make_cache: MakeCache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_cache({"photo": 60})
+    assert run([*COMMAND, "--rounds", "2", "--name", "mine"]) == 0
+    table = capsys.readouterr().out.split("accuracy in %")[1]
+    before = {path: path.stat().st_mtime_ns for path in Path("runs/mine").iterdir()}
+    assert "state.safetensors" not in {path.name for path in before}
+    assert run(["federate", "--resume", "mine"]) == 0
+    captured = capsys.readouterr()
+    assert "runs/mine: is finished" in captured.err
+    assert captured.out.split("accuracy in %")[1] == table
+    assert {path: path.stat().st_mtime_ns for path in Path("runs/mine").iterdir()} == before
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Leave a run that was interrupted after its second round of four."""
+    save = RunFolder.save_state
+
+    def stop(folder: RunFolder, state: RunState) -> None:
+        save(folder, state)
+        if state.number == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save_state", stop)
+        # Closing it saves once more, so it dies without a result, as if killed.
+        assert run([*COMMAND, "--rounds", "4", "--save-every", "1", "--name", "mine"]) == 130
+    return Path("runs/mine")
+
+
+def test_only_what_belongs_to_the_run_is_taken_up(
+    make_cache: MakeCache,
+    make_features: MakeFeatures,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    caches = make_cache({"photo": 60})
+    folder = interrupted(monkeypatch)
+    resume = ["federate", "--resume", "mine"]
+    assert "there is no run 'other', as a path or below runs" in refusal(
+        capsys, "federate", "--resume", "other"
+    )
+    assert "--lr cannot be given with --resume" in refusal(capsys, *resume, "--lr", "1")
+
+    with RunFolder(folder).claimed():
+        assert "another process is at this run" in refusal(capsys, *resume)
+
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(config[:-20])
+    assert "config.json: is damaged" in refusal(capsys, *resume)
+    (folder / "config.json").write_text(config.replace('"rounds"', '"orbits"'))
+    assert "of another version" in refusal(capsys, *resume)
+    (folder / "config.json").write_text(config)
+
+    state = (folder / "state.safetensors").read_bytes()
+    (folder / "state.safetensors").write_bytes(state[:200])
+    assert "state.safetensors: is damaged" in refusal(capsys, *resume)
+    (folder / "state.safetensors").write_bytes(state)
+
+    rounds = (folder / "rounds.jsonl").read_text()
+    (folder / "rounds.jsonl").write_text(rounds.splitlines()[0])
+    assert "rounds.jsonl: lacks some of the 2 rounds" in refusal(capsys, *resume)
+    (folder / "rounds.jsonl").write_text(rounds + rounds.splitlines()[0][:9])
+
+    caches.rename("elsewhere")
+    assert "the cache of this run is gone; say where" in refusal(capsys, *resume)
+    make_cache([make_features("photo", 60, seed=1)])
+    assert "the cache tiny/drawn is not the one of this run (its content" in refusal(
+        capsys, *resume
+    )
+    assert json.loads((folder / "config.json").read_text()) == json.loads(config)
+    assert run([*resume, "--cache-dir", "elsewhere"]) == 0
+    assert run([*COMMAND, "--rounds", "4", "--name", "whole", "--cache-dir", "elsewhere"]) == 0
+    one, other = records(folder), records(Path("runs/whole"))
+    assert {**one, "config.json": None} == {**other, "config.json": None}
+
+
+def test_a_targets_part_is_resumed_with_the_whole(
+    make_cache: MakeCache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_cache({"art": 40, "photo": 40})
+    assert run([*COMMAND, "--rounds", "1", "--name", "all"]) == 0
+    message = refusal(capsys, "federate", "--resume", "runs/all/art")
+    assert "is one target's part of a run; resume the whole" in message
+
+
+def state_after(number: int, best: int | None) -> RunState:
+    parameters = {"w": torch.randn(3, 2), "b": torch.randn(2)}
+    older = {"w": torch.randn(3, 2), "b": torch.randn(2)}
+    strategy = {"server": parameters, "moment": older, "client/photo-000": {"c": torch.ones(1)}}
+    kept = None
+    if best is not None:
+        kept = Round(
+            number=best,
+            seconds=0.1,
+            train_loss=1 / 3,
+            validation={"photo": 2 / 3},
+            test={"photo": 0.1},
+            bytes_up=8,
+            bytes_down=8,
+            finite=True,
+            parameters=parameters if best == number else older,
+        )
+    return RunState(number, strategy, {"photo": 0.7}, kept)
+
+
+@pytest.mark.parametrize("best", [None, 2, 5])
+def test_a_state_is_read_as_it_was_written(tmp_path: Path, best: int | None) -> None:
+    path, state = tmp_path / "state.safetensors", state_after(5, best)
+    write_state(path, state)
+    again = read_state(path, state.strategy["server"])
+    assert (again.number, again.zero_shot, again.failed) == (5, {"photo": 0.7}, False)
+    assert {*again.strategy} == {*state.strategy}
+    for part, parameters in state.strategy.items():
+        for name, tensor in parameters.items():
+            assert torch.equal(again.strategy[part][name], tensor)
+    assert (again.best is None) == (best is None)
+    if again.best and state.best:
+        assert vars(again.best) | {"parameters": None} == vars(state.best) | {"parameters": None}
+        for name, tensor in state.best.parameters.items():
+            assert torch.equal(again.best.parameters[name], tensor)
+
+
+def test_a_state_of_another_adapter_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    write_state(path, state_after(5, 2))
+    with pytest.raises(FedclipError, match="belongs to another adapter"):
+        read_state(path, {"w": torch.zeros(3, 3), "b": torch.zeros(2)})
+
+
+@pytest.mark.parametrize("end", [0, 1, 8, 100, 300, -1])
+def test_a_damaged_state_is_named(tmp_path: Path, end: int) -> None:
+    path, state = tmp_path / "state.safetensors", state_after(5, 2)
+    write_state(path, state)
+    path.write_bytes(path.read_bytes()[:end])
+    with pytest.raises(FedclipError, match=r"state.safetensors: is damaged \(.*begins anew"):
+        read_state(path, state.strategy["server"])
