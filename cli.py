@@ -6,9 +6,10 @@ answers at once.
 
 from __future__ import annotations
 
+import inspect
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,6 +30,12 @@ BAD_INPUT = 2
 INTERRUPTED = 130
 SKIPPED_SHOWN = 10
 PLAIN_WIDTH = 240
+
+# An ablation asks before it makes more runs than this.
+MANY_RUNS = 1000
+
+# Options of federate that do not shape a run, so that an ablation does not vary them.
+SHARED_BY_RUNS = {"cache", "device", "save_every", "runs_dir", "cache_dir"}
 
 # The base of typer's usage errors, whichever click it carries.
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
@@ -446,6 +453,141 @@ def federate(
     if "failed" in statuses:
         print("error: training left the finite numbers; lower --lr", file=sys.stderr)
         raise typer.Exit(1)
+
+
+def _with_options_of(
+    command: Callable[..., None], but: Collection[str]
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Let a command whose last parameter is `**options` take those of another as well."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(function, eval_str=True).parameters.values())[:-1]
+        lent = [
+            parameter
+            for name, parameter in inspect.signature(command, eval_str=True).parameters.items()
+            if name not in but
+        ]
+        together = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (*own, *lent)]
+        function.__signature__ = inspect.Signature(together)  # type: ignore[attr-defined]
+        function.__annotations__ = {each.name: each.annotation for each in together}
+        return function
+
+    return decorate
+
+
+@app.command()
+@_with_options_of(federate, but=("context", "name", "overwrite", "resume"))
+def ablate(
+    context: typer.Context,
+    grid: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[GRID.toml]",
+            help="Lists of values for options, by their names; docs/formats.md has an example.",
+            show_default=False,
+        ),
+    ] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE,VALUE",
+            help="Vary one of the options below over these values; may be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=1, help="So many seeds, from --seed on.", show_default=False),
+    ] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            "--csv",
+            help="Where a line a run goes. By default beside the runs, named by the data set and "
+            "a hash of them.",
+            show_default=False,
+        ),
+    ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help=f"Do not ask before more than {MANY_RUNS} runs.")
+    ] = False,
+    **options: Any,
+) -> None:
+    """Run federate over every combination of values, and compare.
+
+    The runs are those of federate, side by side: a finished one is not repeated, and a killed
+    ablation goes on where it was. An option below holds for all runs.
+    """
+    from .federate.grid import make_grid, read_toml, split_set
+
+    parameters = {parameter.name: parameter for parameter in context.command.params}
+    can_vary = set(options) - SHARED_BY_RUNS
+    sets: dict[str, Sequence[Any]] = dict(map(split_set, vary or ()))
+    if seeds is not None:
+        sets["seeds"] = [seeds]
+    combinations = make_grid(
+        read_toml(grid) if grid else {},
+        sets,
+        {name: options[name] for name in _given(context) & can_vary},
+        can_vary,
+        lambda name, value: parameters[name].process_value(context, _as_text(value)),
+    )
+    _confirm(len(combinations), yes)
+    folder, loaded = _load(options["cache"], options["cache_dir"])
+
+    from .cache.device import resolve_device
+    from .cache.report import open_report
+    from .federate.ablate import Entry, failures, own_name, run_ablation, summarise, write_csv
+    from .federate.experiment import Experiment, choose_targets
+    from .federate.tables import ablation_table
+
+    device = resolve_device(options["device"])
+    entries: dict[Path, Entry] = {}
+    for values in combinations:
+        chosen = {**options, **combinations.fixed, **values}
+        experiment = Experiment(
+            cache=folder,
+            clients=loaded,
+            settings=_settings(**{name: chosen[name] for name in can_vary - {"target"}}),
+            preset=chosen["preset"],
+            targets=choose_targets(loaded, chosen["target"]),
+            device=device,
+            runs_dir=options["runs_dir"],
+        )
+        entries.setdefault(experiment.folder, Entry(values, experiment))
+    runs = list(entries.values())
+    print(f"cache      {folder.name}{' (the one extracted last)' if not options['cache'] else ''}")
+    print(f"ablation   {len(runs)} runs: {combinations.describe()}", flush=True)
+    with open_report() as report:
+        run_ablation(runs, report, options["save_every"])
+    table = table or options["runs_dir"] / f"{own_name(runs)}.csv"
+    write_csv(table, runs, combinations.names)
+    _print(ablation_table(summarise(runs, combinations.names)))
+    print("runs      ", table)
+    for line in failures(runs):
+        print("error:", line, file=sys.stderr)
+    statuses = {entry.status for entry in runs}
+    if statuses & {"interrupted", "not begun"}:
+        raise typer.Exit(INTERRUPTED)
+    if "failed" in statuses:
+        raise typer.Exit(1)
+
+
+def _confirm(runs: int, yes: bool) -> None:
+    """Ask before a great many runs; where nobody can answer, refuse."""
+    from .cache import FedclipError
+
+    if runs <= MANY_RUNS or yes:
+        return
+    if not sys.stdin.isatty():
+        raise FedclipError(f"this grid makes {runs:,} runs; give --yes to go on")
+    typer.confirm(f"This grid makes {runs:,} runs. Go on?", abort=True)
+
+
+def _as_text(value: Any) -> Any:
+    """Give a value as the command line would; a list is an option given several times."""
+    return [str(each) for each in value] if isinstance(value, list) else str(value)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,9 @@ from .settings import Settings
 MIN_ROWS = 5
 TRAIN_SHARE = 0.6
 VALIDATION_SHARE = 0.2
+
+# Federations that a pool keeps for the next run that draws the same.
+FEDERATIONS_KEPT = 128
 
 # Rows that are worked on together where a temporary copy of all of them would be large.
 ROWS_AT_ONCE = 8192
@@ -140,6 +144,7 @@ class FeaturePool:
         in_place: bool = False,
     ) -> None:
         self.device = device
+        self._made = lru_cache(FEDERATIONS_KEPT)(self._make)
         self.domains = tuple(
             Domain(
                 cache,
@@ -151,14 +156,25 @@ class FeaturePool:
         )
 
     def federation(self, settings: Settings, target: str | None) -> Federation:
-        """Make every domain but `target` a participant, or `settings.clients` of them.
-
-        The draws depend on the seed and the client alone, so a client's split is the
-        same whichever domain is the target.
+        """Make, or give again, the federation that a run's settings draw.
 
         Raises:
             FedclipError: no such target, nobody left to train, a domain too small to split,
                 or a template that is not cached.
+        """
+        drawn = Settings(
+            clients=settings.clients,
+            alpha=settings.alpha,
+            prompts=settings.prompts,
+            seed=settings.seed,
+        )
+        return self._made(drawn, target)
+
+    def _make(self, settings: Settings, target: str | None) -> Federation:
+        """Make every domain but `target` a participant, or `settings.clients` of them.
+
+        The draws depend on the seed and the client alone, so a client's split is the
+        same whichever domain is the target.
         """
         names = [domain.name for domain in self.domains]
         if target is not None and target not in names:

@@ -57,6 +57,18 @@ class Trial:
         targets = self.experiment.targets
         return [self._results[target] for target in targets if target in self._results]
 
+    @property
+    def complete(self) -> bool:
+        """Whether every run has a result."""
+        return len(self._results) == len(self.experiment.targets)
+
+    @property
+    def result(self) -> Result | None:
+        """The run's, or the sum of those over several targets, if there is one yet."""
+        if not self._results:
+            return None
+        return summary_of(self.results) if self._several else self.results[0]
+
     def runs(self) -> Iterator["RecordedRun"]:
         """Begin, or take up, the runs that are not over, one by one as they are asked for.
 
@@ -77,8 +89,8 @@ class Trial:
                 place = RunFolder(folder.path / target)
                 if not place.begun:
                     place.begin(experiment.config(target))
-            result = place.read_result()
-            if result is not None and result.get("status") in OVER:
+            result = _result_over(place)
+            if result is not None:
                 place.clear()
                 self.put(target, result)
             else:
@@ -87,8 +99,7 @@ class Trial:
     def put(self, target: str | None, result: Result) -> None:
         """Take a run's result; sum up when there are all, or no more will come."""
         self._results[target] = result
-        complete = len(self._results) == len(self.experiment.targets)
-        if complete or result["status"] == "interrupted":
+        if self.complete or result["status"] == "interrupted":
             if self._several:
                 self._folder.write_result(summary_of(self.results))
             self.release()
@@ -148,6 +159,31 @@ class RecordedRun(Run):
         if not interrupted:
             self.folder.clear()
         self.trial.put(self.target, result)
+
+
+def result_on_disk(experiment: Experiment) -> Result | None:
+    """Read the result of an experiment that is over; None of one that is not.
+
+    Raises:
+        FedclipError: there is another run in its folder.
+    """
+    folder = RunFolder(experiment.folder)
+    result = _result_over(folder)
+    if result is not None:
+        experiment.check_config(folder.read_config())
+    return result
+
+
+def unfinished(experiment: Experiment) -> int:
+    """Count the runs of an experiment that are not over."""
+    below = [experiment.folder / target for target in experiment.targets if target is not None]
+    places = below if len(experiment.targets) > 1 else [experiment.folder]
+    return sum(_result_over(RunFolder(place)) is None for place in places)
+
+
+def _result_over(folder: RunFolder) -> Result | None:
+    result = folder.read_result()
+    return result if result is not None and result.get("status") in OVER else None
 
 
 class Saving:

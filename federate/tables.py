@@ -6,6 +6,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from .ablate import FIGURES, Spread, Summary
 from .evaluate import mean
 from .records import summary_of
 
@@ -37,6 +38,40 @@ def results_table(results: Sequence[Mapping[str, Any]]) -> Table:
         table.add_section()
         table.add_row("mean", *[""] * len(columns), *_summary_cells(summary_of(results)), "")
     return table
+
+
+def ablation_table(summaries: Sequence[Summary]) -> Table:
+    """Lay out one row per setting: mean and standard deviation over seeds, in percent.
+
+    Args:
+        summaries: One or more, best first.
+    """
+    table = Table(
+        box=SIMPLE_HEAD,
+        title="accuracy in %, and gain over zero-shot in points: mean (standard deviation)",
+        title_justify="left",
+    )
+    figures = [f for f in FIGURES if any(each.accuracy(f) for each in summaries)]
+    for heading in (*summaries[0].values, "runs"):
+        table.add_column(heading)
+    for figure in figures:
+        table.add_column(figure, justify="right")
+        table.add_column("gain", justify="right")
+    for each in summaries:
+        cells = [
+            cell
+            for figure in figures
+            for cell in (_spread(each.accuracy(figure)), _spread(each.gain(figure), sign="+"))
+        ]
+        runs = f"{len(each.results)} of {len(each.entries)}"
+        table.add_row(*each.values.values(), runs, *cells)
+    return table
+
+
+def _spread(spread: Spread | None, sign: str = "") -> str:
+    if spread is None:
+        return "-"
+    return f"{100 * spread[0]:{sign}.2f} ({100 * spread[1]:.2f})"
 
 
 def _columns(results: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:

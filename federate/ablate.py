@@ -1,0 +1,222 @@
+"""Many runs over one cache, side by side, and what comes of them."""
+
+import csv
+import hashlib
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from ..cache import FedclipError
+from ..cache.files import replacing
+from ..cache.report import Report
+from .clients import FeaturePool
+from .experiment import Experiment
+from .grid import SEED, show
+from .recording import RecordedRun, Result, Trial, carry_out, result_on_disk, unfinished
+
+# Mean and standard deviation.
+Spread = tuple[float, float]
+
+FIGURES = ("generalization", "personalization", "mean", "pooled")
+
+# Failed runs that are told of one by one.
+FAILURES_SHOWN = 10
+
+
+@dataclass(eq=False)
+class Entry:
+    """One combination of a grid.
+
+    Attributes:
+        values: Of the options that vary.
+        experiment: The run, or the runs over several targets.
+        result: What came of it, as its `result.json` has it; None if nothing did.
+        error: Why nothing did, if something was wrong.
+    """
+
+    values: Mapping[str, Any]
+    experiment: Experiment
+    result: Result | None = None
+    error: str | None = None
+
+    @property
+    def status(self) -> str:
+        """How it ended, or that it did not begin."""
+        if self.error is not None:
+            return "failed"
+        return str(self.result["status"]) if self.result else "not begun"
+
+
+def run_ablation(entries: Sequence[Entry], report: Report, save_every: int | None = None) -> None:
+    """Do what is not done of `entries`, and put down what came of each.
+
+    Runs step side by side, their clients trained in one call; each comes out as it would
+    alone. What is finished is not repeated, what was begun goes on, and a run that fails is
+    told of and leaves the others alone. The caches' features may be rescaled in place.
+
+    Args:
+        entries: Over one cache, on one device.
+        report: Takes what there is to tell.
+        save_every: As `carry_out` has it.
+    """
+    for entry in entries:
+        try:
+            entry.result = result_on_disk(entry.experiment)
+        except FedclipError as error:
+            entry.error = str(error)
+    todo = [entry for entry in entries if entry.status == "not begun"]
+    if len(todo) < len(entries):
+        report.note(f"{len(entries) - len(todo)} of {len(entries)} runs are done already")
+    total = sum(unfinished(entry.experiment) * entry.experiment.settings.rounds for entry in todo)
+    done: Counter[Path] = Counter()
+    trials: dict[Entry, Trial] = {}
+
+    def progress(run: RecordedRun) -> None:
+        done[run.folder.path] = run.state.number
+        report.progress("ablation", done.total(), total, "rounds", f"{len(todo)} runs")
+
+    try:
+        carry_out(_openings(todo, trials), progress, save_every)
+    finally:
+        for trial in trials.values():
+            trial.release()
+    _collect(trials)
+
+
+def _openings(todo: Sequence[Entry], trials: dict[Entry, Trial]) -> Iterator[RecordedRun]:
+    """Begin or take up each entry's runs as they are asked for; `trials` has those in flight."""
+    norms = {entry.experiment.settings.feature_norm for entry in todo}
+    pools: dict[float | None, FeaturePool] = {}
+    for entry in todo:
+        _collect(trials)
+        experiment = entry.experiment
+        norm = experiment.settings.feature_norm
+        try:
+            if norm not in pools:
+                pools[norm] = FeaturePool(
+                    experiment.clients, norm, experiment.device, in_place=len(norms) == 1
+                )
+            trials[entry] = Trial(experiment, pools[norm], resume=True)
+            yield from trials[entry].runs()
+        except FedclipError as error:
+            entry.error = str(error)
+
+
+def _collect(trials: dict[Entry, Trial]) -> None:
+    """Take the results that there are, and forget what is complete."""
+    for entry, trial in list(trials.items()):
+        entry.result = trial.result
+        if trial.complete:
+            del trials[entry]
+
+
+def own_name(entries: Sequence[Entry]) -> str:
+    """Name an ablation by its data set and its runs."""
+    names = sorted(entry.experiment.folder.name for entry in entries)
+    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()
+    return f"{entries[0].experiment.clients[0].dataset}-{digest[:8]}-ablation"
+
+
+def failures(entries: Sequence[Entry]) -> list[str]:
+    """Say which runs failed and why, a line each, of many the first ones."""
+    lines = [
+        f"{entry.experiment.folder} failed: {entry.error or 'training left the finite numbers'}"
+        for entry in entries
+        if entry.status == "failed"
+    ]
+    more = len(lines) - FAILURES_SHOWN
+    return lines[:FAILURES_SHOWN] + ([f"and {more} more runs failed"] if more > 0 else [])
+
+
+def write_csv(path: Path, entries: Sequence[Entry], names: Sequence[str]) -> None:
+    """Write a line a run, in the grid's order and without timings, in place of `path`.
+
+    Args:
+        path: The file.
+        entries: What was run.
+        names: The options that vary.
+    """
+    figures = [f"{kind}{figure}" for figure in FIGURES for kind in ("zero_shot_", "")]
+    table = StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["run", *names, "status", *figures, "error"])
+    for entry in entries:
+        result = entry.result or {}
+        writer.writerow(
+            [
+                entry.experiment.folder.name,
+                *(show(entry.values[name]) for name in names),
+                entry.status,
+                *(result.get(figure) for figure in figures),
+                entry.error,
+            ]
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(table.getvalue(), encoding="utf-8")
+
+
+def summarise(entries: Sequence[Entry], names: Sequence[str]) -> list["Summary"]:
+    """Sum up the entries that differ in the seed alone, best mean accuracy first.
+
+    Args:
+        entries: What was run.
+        names: The options that vary.
+    """
+    groups: dict[tuple[str, ...], list[Entry]] = {}
+    others = [name for name in names if name != SEED]
+    for entry in entries:
+        values = tuple(show(entry.values[name]) for name in others)
+        groups.setdefault(values, []).append(entry)
+    summaries = [
+        Summary(dict(zip(others, values, strict=True)), members)
+        for values, members in groups.items()
+    ]
+    return sorted(summaries, key=lambda each: each.rank, reverse=True)
+
+
+class Summary:
+    """What came of the entries of one setting, over the seeds.
+
+    Args:
+        values: Of the options that vary, but for the seed.
+        entries: One a seed.
+
+    Attributes:
+        results: Of the entries that finished.
+    """
+
+    def __init__(self, values: Mapping[str, str], entries: Sequence[Entry]) -> None:
+        self.values = values
+        self.entries = entries
+        self.results = [
+            entry.result for entry in entries if entry.result and entry.status == "finished"
+        ]
+
+    @property
+    def rank(self) -> float:
+        """The mean accuracy, or less than any."""
+        return statistics.fmean(self._of("mean")) if self._of("mean") else -1.0
+
+    def accuracy(self, figure: str) -> Spread | None:
+        """Mean and standard deviation of one of `FIGURES`; None where it has none."""
+        return spread(self._of(figure))
+
+    def gain(self, figure: str) -> Spread | None:
+        """Mean and standard deviation of its difference to zero-shot, run by run."""
+        before = self._of(f"zero_shot_{figure}")
+        return spread([b - a for a, b in zip(before, self._of(figure), strict=True)])
+
+    def _of(self, figure: str) -> list[float]:
+        return [result[figure] for result in self.results if result[figure] is not None]
+
+
+def spread(values: Sequence[float]) -> Spread | None:
+    """Give mean and standard deviation, of one value 0; None of none."""
+    if not values:
+        return None
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0

@@ -1,0 +1,191 @@
+"""What an ablation varies: lists of values for options, their product, and groups in step."""
+
+import difflib
+import math
+import tomllib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from ..cache import FedclipError
+
+SEED = "seed"
+SEEDS = "seeds"
+ZIP = "zip"
+
+Axis = Mapping[str, Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Combinations of values of options: the product of the axes.
+
+    Attributes:
+        axes: Each a list of values for an option, or lists of one length for several, which
+            then vary in step. The last axis varies fastest.
+        fixed: Options with a value that does not vary.
+    """
+
+    axes: tuple[Axis, ...]
+    fixed: Mapping[str, Any]
+
+    @property
+    def names(self) -> list[str]:
+        """The options that vary."""
+        return [name for axis in self.axes for name in axis]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Number of values on each axis."""
+        return [len(next(iter(axis.values()))) for axis in self.axes]
+
+    def describe(self) -> str:
+        """Say what varies, and what does not."""
+        axes = [
+            " with ".join(f"{name} {', '.join(map(show, axis[name]))}" for name in axis)
+            for axis in self.axes
+        ]
+        fixed = [f"{name} {show(value)}" for name, value in self.fixed.items()]
+        return "; ".join(part for part in (" x ".join(axes), ", ".join(fixed)) if part)
+
+    def __len__(self) -> int:
+        """Count the combinations, without making them."""
+        return math.prod(self.lengths)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Give each combination: a value for every one of `names`."""
+        steps = [
+            [dict(zip(axis, values, strict=True)) for values in zip(*axis.values(), strict=True)]
+            for axis in self.axes
+        ]
+        for chosen in product(*steps):
+            yield {name: value for step in chosen for name, value in step.items()}
+
+
+def show(value: Any) -> str:
+    """Give an option's value as one word or a few."""
+    return " + ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def make_grid(
+    file: Mapping[str, Any],
+    sets: Mapping[str, Sequence[Any]],
+    given: Mapping[str, Any],
+    options: Collection[str],
+    parse: Callable[[str, Any], Any],
+) -> Grid:
+    """Put together what a file, `--set` and ordinary options say, the last two before the first.
+
+    `seeds` stands for the list of so many seeds from `seed` on, and goes last, so that
+    the runs of one setting follow each other.
+
+    Args:
+        file: As `read_toml` gives it.
+        sets: Lists of values that the command line gives.
+        given: Options that the command line gives as ever, parsed.
+        options: The names of all that may vary.
+        parse: Turns what was given for an option into its value.
+
+    Raises:
+        FedclipError: an unknown option, one given twice, an empty list, or lists of different
+            lengths in step.
+    """
+    groups = [_named(group, options) for group in _groups(file)]
+    plain = _named({name: value for name, value in file.items() if name != ZIP}, options)
+    sets = _named(sets, options)
+    for name in [*sets, *given]:
+        plain.pop(name, None)
+    lists = {name: value for name, value in plain.items() if isinstance(value, list)}
+    fixed = {name: value for name, value in plain.items() if name not in lists}
+    lists |= {name: list(values) for name, values in sets.items()}
+    if SEEDS in lists:
+        (count,) = lists.pop(SEEDS)
+        fixed[SEEDS] = count
+    axes = [*groups, *({name: values} for name, values in lists.items())]
+    if SEEDS in fixed:
+        axes.append({SEED: _seeds(fixed.pop(SEEDS), given.get(SEED, fixed.pop(SEED, 0)))})
+        given = {name: value for name, value in given.items() if name != SEED}
+    _check(axes, [*fixed, *given])
+    return Grid(
+        axes=tuple(
+            {name: [parse(name, value) for value in values] for name, values in axis.items()}
+            for axis in axes
+        ),
+        fixed={**{name: parse(name, value) for name, value in fixed.items()}, **given},
+    )
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a grid's file.
+
+    Raises:
+        FedclipError: it is not there, or no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FedclipError(f"{path}: there is no such file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise FedclipError(f"{path}: is no TOML ({error})") from None
+
+
+def split_set(text: str) -> tuple[str, list[str]]:
+    """Split what `--set` takes, ``NAME=VALUE,VALUE``.
+
+    Raises:
+        FedclipError: there is no ``=`` in it.
+    """
+    name, equals, values = text.partition("=")
+    if not equals:
+        raise FedclipError(f"--set {text!r}: give NAME=VALUE,VALUE such as lr=1e-5,5e-5")
+    return name.strip(), [value.strip() for value in values.split(",") if value.strip()]
+
+
+def _groups(file: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Give the tables whose lists go in step."""
+    groups = file.get(ZIP, [])
+    groups = groups if isinstance(groups, list) else [groups]
+    for group in groups:
+        lists = isinstance(group, dict) and all(isinstance(each, list) for each in group.values())
+        if not lists or not group or len({len(each) for each in group.values()}) > 1:
+            raise FedclipError(
+                f"[{ZIP}] holds {group!r}; a table of lists of one length belongs there, "
+                "such as lr = [5e-5, 3e-4] and weight_decay = [0.2, 0.0]"
+            )
+    return groups
+
+
+def _named(values: Mapping[str, Any], options: Collection[str]) -> dict[str, Any]:
+    """Spell the names as options are spelt here."""
+    named = {}
+    known = [*options, SEEDS]
+    for written, value in values.items():
+        name = written.replace("-", "_")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(sorted(known))}"
+            raise FedclipError(f"no option {written!r} can be varied; {hint}")
+        named[name] = value
+    return named
+
+
+def _seeds(count: Any, first: Any) -> list[int]:
+    try:
+        count, first = int(str(count)), int(str(first))
+    except ValueError:
+        count = 0
+    if count < 1:
+        raise FedclipError(f"{SEEDS} is not a number of seeds of at least 1; give {SEEDS}=5, say")
+    return list(range(first, first + count))
+
+
+def _check(axes: Sequence[Axis], single: Sequence[str]) -> None:
+    names = [name for axis in axes for name in axis]
+    for axis in axes:
+        for name, values in axis.items():
+            if not values:
+                raise FedclipError(f"{name} has an empty list; give it a value, or leave it out")
+            if [*names, *single].count(name) > 1:
+                raise FedclipError(f"{name} is given twice; give it once, as a list or a value")
