@@ -9,6 +9,21 @@ from ..cache import FedclipError
 
 Weighting = Literal["samples", "uniform"]
 LossName = Literal["clip", "class"]
+OptimizerName = Literal["adam", "sgd"]
+AdapterName = Literal[
+    "attention",
+    "attention-text",
+    "attention-both",
+    "linear",
+    "residual",
+    "taskres",
+    "scale",
+    "linear-probe",
+    "none",
+]
+
+# What the source of each adapter that blends sets its ratio to.
+RATIOS: Mapping[AdapterName, float] = {"residual": 0.2, "taskres": 0.5}
 
 PAPER = "paper"
 
@@ -31,8 +46,12 @@ class Settings:
             than 1, test parts are evaluated only where validation is better than ever.
         local_epochs: Passes over its training part that a client makes in a round.
         batch_size: Samples in a minibatch; a last one of a single sample is skipped.
-        lr: Adam's learning rate.
-        weight_decay: Adam's L2 penalty, added to the gradient (not AdamW's).
+        adapter: What is trained.
+        ratio: CLIP-Adapter's ratio (`residual`) or TaskRes's scale (`taskres`); None for
+            that of the source, and for adapters without one.
+        optimizer: `adam`, or `sgd` without momentum.
+        lr: The optimizer's learning rate.
+        weight_decay: L2 penalty, added to the gradient (not AdamW's).
         betas: Adam's decay rates.
         eps: Adam's epsilon.
         weighting: Whether the server weighs clients by their training samples or equally.
@@ -50,6 +69,9 @@ class Settings:
     eval_every: int = 1
     local_epochs: int = 1
     batch_size: int = 32
+    adapter: AdapterName = "attention"
+    ratio: float | None = None
+    optimizer: OptimizerName = "adam"
     lr: float = 5e-5
     weight_decay: float = 0.2
     betas: tuple[float, float] = (0.9, 0.98)
@@ -81,7 +103,7 @@ class Settings:
                 f"participation is {self.participation}; it must be a share such as 0.1, up to "
                 "1.0, or a number of clients such as 20"
             )
-        for name in ("lr", "alpha", "feature_norm"):
+        for name in ("lr", "alpha", "feature_norm", "ratio"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise FedclipError(f"{name} is {value}; it must be a positive number")
@@ -90,11 +112,19 @@ class Settings:
         for name, allowed in (
             ("weighting", get_args(Weighting)),
             ("loss", get_args(LossName)),
+            ("adapter", get_args(AdapterName)),
+            ("optimizer", get_args(OptimizerName)),
         ):
             if getattr(self, name) not in allowed:
-                raise FedclipError(
-                    f"{name} is {getattr(self, name)!r}; it must be {' or '.join(allowed)}"
-                )
+                names = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
+                raise FedclipError(f"{name} is {getattr(self, name)!r}; it must be {names}")
+        if self.ratio is not None and self.adapter not in RATIOS:
+            raise FedclipError(
+                f"ratio is {self.ratio}, but the adapter {self.adapter} has none; "
+                f"{' and '.join(RATIOS)} have one"
+            )
+        if self.ratio is not None and self.adapter == "residual" and self.ratio > 1:
+            raise FedclipError(f"ratio is {self.ratio}; of the adapter residual it is at most 1")
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> "Settings":
