@@ -336,11 +336,30 @@ def federate(
         int | None,
         typer.Option(min=2, help="Samples in a minibatch (32).", show_default=False),
     ] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            help="What is trained (attention, the paper's); 'fedclip adapters' lists them.",
+            show_default=False,
+        ),
+    ] = None,
+    ratio: Annotated[
+        float | None,
+        typer.Option(
+            help="How much of it the adapter residual blends in (0.2), or taskres adds (0.5).",
+            show_default=False,
+        ),
+    ] = None,
+    optimizer: Annotated[
+        str | None,
+        typer.Option(help="adam, or sgd without momentum (adam).", show_default=False),
+    ] = None,
     lr: Annotated[
-        float | None, typer.Option(help="Adam's learning rate.", show_default=False)
+        float | None, typer.Option(help="The optimizer's learning rate.", show_default=False)
     ] = None,
     weight_decay: Annotated[
-        float | None, typer.Option(help="Adam's L2 penalty.", show_default=False)
+        float | None,
+        typer.Option(help="L2 penalty, added to the gradient.", show_default=False),
     ] = None,
     weighting: Annotated[
         str | None,
@@ -397,7 +416,7 @@ def federate(
     ] = Path("runs"),
     cache_dir: CacheDir = Path("caches"),
 ) -> None:
-    """Train and federate an attention adapter over a cache's features."""
+    """Train and federate an adapter over a cache's features."""
     if resume is not None:
         experiment = _resumed(context, resume, runs_dir, cache_dir)
     else:
@@ -408,6 +427,9 @@ def federate(
             eval_every=eval_every,
             local_epochs=local_epochs,
             batch_size=batch_size,
+            adapter=adapter,
+            ratio=ratio,
+            optimizer=optimizer,
             lr=lr,
             weight_decay=weight_decay,
             weighting=weighting,
@@ -591,6 +613,18 @@ def _as_text(value: Any) -> Any:
 
 
 @app.command()
+def adapters(
+    embed_dim: Annotated[int, typer.Option(min=1, help="Width of the features.")] = 512,
+    classes: Annotated[int, typer.Option(min=1, help="Number of classes.")] = 65,
+) -> None:
+    """List the adapters and their trainable parameters."""
+    from .federate.adapters import describe_adapters
+
+    rows = [(name, what, f"{size:,}") for name, size, what in describe_adapters(embed_dim, classes)]
+    _print_table(("name", "what", "parameters"), rows, words=2)
+
+
+@app.command()
 def demo(
     data_dir: Annotated[
         Path, typer.Option(envvar="FEDCLIP_DATA_DIR", help="Where the data set is drawn.")
@@ -694,6 +728,10 @@ def _participation(value: str | None) -> int | float | None:
     )
 
 
+def _adapter(settings: Settings) -> str:
+    return settings.adapter + ("" if settings.ratio is None else f" of ratio {settings.ratio:g}")
+
+
 def _rounds(settings: Settings) -> str:
     """Say how many rounds, and who trains and when is evaluated unless it is all and always."""
     said = f"{settings.rounds} rounds"
@@ -722,7 +760,8 @@ def _describe(experiment: Experiment) -> list[str]:
         f"settings   preset {experiment.preset}: lr {settings.lr:g}, "
         + f"weight decay {settings.weight_decay:g}, loss {settings.loss}, "
         + f"batch size {settings.batch_size}, local epochs {settings.local_epochs}, "
-        + f"weighting {settings.weighting}",
+        + f"weighting {settings.weighting}, adapter {_adapter(settings)}, "
+        + f"optimizer {settings.optimizer}",
         f"           {_rounds(settings)}, features {norm}, prompt {prompts}, "
         + f"seed {settings.seed}, device {experiment.device}",
     ]
@@ -912,13 +951,14 @@ def cache_import(
         print(f"ignored    {', '.join(imported.ignored)} (arrays of no use here)")
 
 
-def _print_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+def _print_table(headings: Sequence[str], rows: Sequence[Sequence[object]], words: int = 1) -> None:
+    """Print a table whose first `words` columns are words, and the others numbers."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD)
     for column, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if column else "left", no_wrap=True)
+        table.add_column(heading, justify="left" if column < words else "right", no_wrap=True)
     for row in rows:
         table.add_row(*map(str, row))
     _print(table)

@@ -20,7 +20,8 @@ from fedclip.extract.names import DEMO_MODEL, EncoderName
 from fedclip.extract.pipeline import extract
 from fedclip.extract.prompts import DEFAULT_TEMPLATE
 from fedclip.extract.request import Request
-from fedclip.federate.experiment import Experiment, choose_targets, run_experiment
+from fedclip.federate.experiment import Experiment, choose_targets
+from fedclip.federate.recording import run_experiment
 from fedclip.federate.settings import Settings
 
 Result = Mapping[str, Any]

@@ -97,7 +97,7 @@ class Experiment:
             "preset": self.preset,
             "settings": self.settings.to_json(),
             "strategy": "fedavg",
-            "adapter": "attention",
+            "adapter": self.settings.adapter,
             "target": target or NONE,
             "device": str(self.device),
             "seed": self.settings.seed,
@@ -122,7 +122,7 @@ class Experiment:
         """Say what the adapter belongs to, for whoever finds it alone."""
         first = self.clients[0]
         return {
-            "adapter": "attention",
+            "adapter": self.settings.adapter,
             "embed_dim": first.embed_dim,
             "encoder": dict(first.encoder),
             "key": first.key,

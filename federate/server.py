@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import torch
 
-from .adapters import make_adapter
+from .adapters import make_adapter, trainable_parameters
 from .clients import Client, Federation
 from .evaluate import mean, test_accuracy, validation_accuracy
 from .local import ClientUpdate, LocalTask, Parameters, copy_parameters, train_clients
@@ -97,7 +97,8 @@ class Run:
     ) -> None:
         self.federation = federation
         self.settings = settings
-        self.adapter = make_adapter(federation.embed_dim, seed_of("adapter", settings.seed))
+        seed = seed_of("adapter", settings.seed)
+        self.adapter = make_adapter(settings.adapter, federation.text, seed, settings.ratio)
         self.adapter.to(federation.text.device)
         self.state = state or RunState(
             number=0,
@@ -113,7 +114,8 @@ class Run:
     @property
     def architecture(self) -> Hashable:
         """What runs must share for their clients to be trained in one call."""
-        return self.federation.embed_dim
+        settings = self.settings
+        return settings.adapter, settings.ratio, tuple(self.federation.text.shape)
 
     @property
     def tasks_a_round(self) -> int:
@@ -126,7 +128,7 @@ class Run:
     @property
     def trainable_parameters(self) -> int:
         """Size of the adapter."""
-        return sum(p.numel() for p in self.adapter.parameters() if p.requires_grad)
+        return trainable_parameters(self.adapter)
 
     @property
     def parameter_bytes(self) -> int:

@@ -92,7 +92,7 @@ def cost_line(result: Mapping[str, Any], encoder_parameters: int | None) -> str:
         f"{trainable:,} trainable parameters, {result['bytes_per_round']:,} bytes per round and "
         f"client each way, {_seconds(result['seconds_per_round'])} per round"
     )
-    if encoder_parameters:
+    if encoder_parameters and trainable:
         line += (
             f"; {encoder_parameters / trainable:.0f} times fewer parameters than the encoder's "
             f"{encoder_parameters:,}"

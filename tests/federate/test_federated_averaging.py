@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from fedclip.cache import FeatureCache, import_npz
@@ -27,6 +27,10 @@ def two_clients(make_features: MakeFeatures, settings: Settings) -> Federation:
     # 49 and 55 rows: 29 and 33 to train on, so batches of 8 end short and in a single sample.
     caches = [make_features("photo", 49, width=12), make_features("sketch", 55, width=12)]
     return build_federation(caches, settings, None, CPU)
+
+
+def attention_adapter(width: int, seed: int) -> nn.Module:
+    return make_adapter("attention", torch.zeros(3, width), seed)
 
 
 def plain_loss(loss: str, image: Tensor, text: Tensor, labels: Tensor, scale: float) -> Tensor:
@@ -57,7 +61,7 @@ def test_two_rounds_of_two_clients_equal_plain_pytorch_batch_by_batch(
         local_epochs=local_epochs,
     )
     federation = two_clients(make_features, settings)
-    adapter = make_adapter(12, seed_of("adapter", settings.seed))
+    adapter = attention_adapter(12, seed_of("adapter", settings.seed))
     names = ["attention.0.weight", "attention.0.bias", "attention.2.weight", "attention.2.bias"]
     server = [adapter.state_dict()[name].clone() for name in names]
     rounds = rounds_of(federation, settings)
@@ -94,7 +98,7 @@ def test_the_optimizer_is_made_anew_each_round(make_features: MakeFeatures) -> N
     settings = Settings.preset("paper", rounds=2, batch_size=8, lr=1e-2)
     federation = two_clients(make_features, settings)
     first, second = rounds_of(federation, settings)
-    restarted = make_adapter(12, 1)
+    restarted = attention_adapter(12, 1)
     restarted.load_state_dict(first.parameters)
     tasks = [
         LocalTask(client, federation, settings, 2, first.parameters)
@@ -106,7 +110,7 @@ def test_the_optimizer_is_made_anew_each_round(make_features: MakeFeatures) -> N
 
 
 def update(client: str, samples: int, *values: float) -> ClientUpdate:
-    return ClientUpdate(client, {"w": torch.tensor(values)}, samples, 0.0)
+    return ClientUpdate(client, {"w": torch.tensor(values)}, samples, 0.0, steps=1)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +127,7 @@ def test_the_adapter_for_512_features_has_525312_parameters() -> None:
 
 
 def test_the_adapter_weighs_images_and_leaves_texts_alone() -> None:
-    adapter = make_adapter(4, 0)
+    adapter = attention_adapter(4, 0)
     image, text = torch.randn(3, 4), torch.randn(2, 4)
     with torch.no_grad():
         adapted, same = adapter(image, text)
@@ -136,7 +140,7 @@ def test_the_adapter_weighs_images_and_leaves_texts_alone() -> None:
 def test_equal_seeds_make_equal_adapters_and_leave_the_global_generator_alone() -> None:
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    one, two, other = make_adapter(4, 7), make_adapter(4, 7), make_adapter(4, 8)
+    one, two, other = attention_adapter(4, 7), attention_adapter(4, 7), attention_adapter(4, 8)
     assert torch.equal(torch.get_rng_state(), state)
     for name, tensor in one.state_dict().items():
         assert torch.equal(tensor, two.state_dict()[name])

@@ -37,6 +37,11 @@ def test_single_options_override_a_preset_and_none_leaves_it() -> None:
         ({"weight_decay": -0.1}, "weight_decay is -0.1; it must not be negative"),
         ({"loss": "mse"}, "loss is 'mse'; it must be clip or class"),
         ({"weighting": "size"}, "weighting is 'size'; it must be samples or uniform"),
+        ({"adapter": "lora"}, "adapter is 'lora'; it must be attention, .*linear-probe or none"),
+        ({"optimizer": "lion"}, "optimizer is 'lion'; it must be adam or sgd"),
+        ({"ratio": 0.3}, "ratio is 0.3, but the adapter attention has none; residual and taskres"),
+        ({"ratio": 0.0, "adapter": "taskres"}, "ratio is 0.0; it must be a positive number"),
+        ({"ratio": 1.1, "adapter": "residual"}, "ratio is 1.1; of the adapter residual"),
     ],
 )
 def test_values_that_make_no_sense_are_refused(change: dict[str, Any], complaint: str) -> None:

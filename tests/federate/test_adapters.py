@@ -1,0 +1,198 @@
+"""The adapters: what each does to the features, and what a run makes of it."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import get_args
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from torch import Tensor
+from torch.nn import functional
+
+from fedclip.cli import run
+from fedclip.federate.adapters import make_adapter, trainable_parameters
+from fedclip.federate.settings import AdapterName
+
+MakeCache = Callable[..., Path]
+
+NAMES: tuple[AdapterName, ...] = get_args(AdapterName)
+D, C = 8, 3
+IMAGE = torch.randn(5, D, generator=torch.Generator().manual_seed(0))
+TEXT = torch.randn(C, D, generator=torch.Generator().manual_seed(1))
+
+Sides = tuple[Tensor, Tensor]
+
+
+def adapted(
+    name: AdapterName,
+    state: Mapping[str, Tensor] = MappingProxyType({}),
+    ratio: float | None = None,
+) -> Sides:
+    """Adapt the sample features, with some of the parameters set."""
+    adapter = make_adapter(name, TEXT, 0, ratio)
+    adapter.load_state_dict(state, strict=False)
+    with torch.no_grad():
+        image, text = adapter(IMAGE, TEXT)
+    return image, text
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("attention", 525_312),
+        ("attention-text", 525_312),
+        ("attention-both", 1_050_624),
+        ("linear", 262_656),
+        ("residual", 131_072),
+        ("taskres", 33_280),
+        ("scale", 512),
+        ("linear-probe", 33_280),
+        ("none", 0),
+    ],
+)
+def test_the_size_of_each_adapter_for_512_features_and_65_classes(
+    name: AdapterName, parameters: int
+) -> None:
+    adapter = make_adapter(name, torch.zeros(65, 512), seed=0)
+    assert trainable_parameters(adapter) == parameters
+    # What is federated is the whole state: nothing is trained that does not travel.
+    assert sum(tensor.numel() for tensor in adapter.state_dict().values()) == parameters
+
+
+@pytest.mark.parametrize("name", ["linear", "taskres", "scale", "linear-probe", "none"])
+def test_adapters_that_start_at_the_identity_start_at_zero_shot(name: AdapterName) -> None:
+    image, text = adapted(name)
+    assert torch.equal(image, IMAGE)
+    assert torch.equal(text, TEXT)
+
+
+def attention(rows: Tensor, prefix: str, state: dict[str, Tensor]) -> Tensor:
+    hidden = torch.tanh(rows @ state[f"{prefix}.0.weight"].T + state[f"{prefix}.0.bias"])
+    scores = hidden @ state[f"{prefix}.2.weight"].T + state[f"{prefix}.2.bias"]
+    return torch.softmax(scores, dim=1) * rows
+
+
+def test_the_attention_adapters_weigh_their_side() -> None:
+    state = make_adapter("attention-text", TEXT, 0).state_dict()
+    image, text = adapted("attention-text")
+    assert torch.equal(image, IMAGE)
+    torch.testing.assert_close(text, attention(TEXT, "attention", state))
+    state = make_adapter("attention-both", TEXT, 0).state_dict()
+    image, text = adapted("attention-both")
+    torch.testing.assert_close(image, attention(IMAGE, "image_attention", state))
+    torch.testing.assert_close(text, attention(TEXT, "text_attention", state))
+
+
+def test_the_linear_adapter_maps_images() -> None:
+    weight, bias = torch.randn(D, D), torch.randn(D)
+    image, text = adapted("linear", {"linear.weight": weight, "linear.bias": bias})
+    torch.testing.assert_close(image, IMAGE @ weight.T + bias)
+    assert torch.equal(text, TEXT)
+
+
+@pytest.mark.parametrize(("ratio", "share"), [(None, 0.2), (0.7, 0.7), (1.0, 1.0)])
+def test_the_residual_adapter_blends_by_its_ratio(ratio: float | None, share: float) -> None:
+    down, up = torch.randn(D // 4, D), torch.randn(D, D // 4)
+    image, text = adapted(
+        "residual", {"bottleneck.0.weight": down, "bottleneck.2.weight": up}, ratio
+    )
+    bottleneck = functional.relu(functional.relu(IMAGE @ down.T) @ up.T)
+    torch.testing.assert_close(image, share * bottleneck + (1 - share) * IMAGE)
+    assert torch.equal(text, TEXT)
+
+
+@pytest.mark.parametrize(("ratio", "scale"), [(None, 0.5), (2.0, 2.0)])
+def test_taskres_moves_each_class_text(ratio: float | None, scale: float) -> None:
+    residual = torch.randn(C, D)
+    image, text = adapted("taskres", {"residual": residual}, ratio)
+    assert torch.equal(image, IMAGE)
+    torch.testing.assert_close(text, TEXT + scale * residual)
+
+
+def test_scale_and_linear_probe_do_what_they_are_called() -> None:
+    weight = torch.randn(D)
+    assert torch.equal(adapted("scale", {"weight": weight})[0], IMAGE * weight)
+    vectors = torch.randn(C, D)
+    image, text = adapted("linear-probe", {"weight": vectors})
+    assert torch.equal(image, IMAGE)
+    assert torch.equal(text, vectors)
+
+
+def test_the_linear_probe_does_not_train_the_texts_that_it_starts_from() -> None:
+    text = TEXT.clone()
+    adapter = make_adapter("linear-probe", text, 0)
+    with torch.no_grad():
+        next(adapter.parameters()).zero_()
+    assert torch.equal(text, TEXT)
+
+
+@given(st.sampled_from(NAMES), st.integers(1, 9), st.integers(1, 4), st.integers(1, 6))
+def test_every_adapter_keeps_the_shapes_and_adapts_rows_by_themselves(
+    name: AdapterName, width: int, classes: int, rows: int
+) -> None:
+    random = torch.Generator().manual_seed(rows)
+    image = torch.randn(rows, width, generator=random)
+    text = torch.randn(classes, width, generator=random)
+    adapter = make_adapter(name, text, 0)
+    with torch.no_grad():
+        new_image, new_text = adapter(image, text)
+        alone, _ = adapter(image[:1], text)
+    assert new_image.shape == image.shape
+    assert new_text.shape == text.shape
+    torch.testing.assert_close(alone, new_image[:1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_records_the_adapter_that_it_used(
+    make_cache: MakeCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: AdapterName
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_cache({"art": 30, "photo": 40})
+    options = ["--target", "none", "--rounds", "2", "--lr", "1e-3", "--name", "one"]
+    assert run(["federate", "--adapter", name, *options]) == 0
+    config = json.loads(Path("runs/one/config.json").read_text())
+    result = json.loads(Path("runs/one/result.json").read_text())
+    expected = trainable_parameters(make_adapter(name, torch.zeros(C, 8), 0))
+    assert config["adapter"] == config["settings"]["adapter"] == name
+    assert result["status"] == "finished"
+    assert result["rounds"] == 2
+    assert result["trainable_parameters"] == expected
+    assert result["bytes_per_round"] == 4 * expected
+    with safe_open(Path("runs/one/adapter.safetensors"), "pt") as file:
+        assert json.loads(file.metadata()["fedclip"])["adapter"] == name
+        assert set(file.keys()) == set(make_adapter(name, torch.zeros(C, 8), 0).state_dict())
+
+
+def test_a_run_without_an_adapter_stays_at_zero_shot(
+    make_cache: MakeCache,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_cache({"art": 60, "photo": 70})
+    options = ["--target", "art", "--rounds", "3", "--name", "one"]
+    assert run(["federate", "--adapter", "none", *options]) == 0
+    lines = [json.loads(line) for line in Path("runs/one/rounds.jsonl").read_text().splitlines()]
+    result = json.loads(Path("runs/one/result.json").read_text())
+    assert result["accuracy"] == result["zero_shot"]
+    assert [line["test"] for line in lines] == 3 * [result["zero_shot"]]
+    assert all(line["train_loss"] > 0 for line in lines)
+    assert "0 trainable parameters, 0 bytes per round" in capsys.readouterr().out
+
+
+def test_the_list_of_adapters_names_each_with_its_size(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["adapters", "--embed-dim", "512", "--classes", "65"]) == 0
+    rows = {
+        line.split()[0]: line.split()[-1]
+        for line in capsys.readouterr().out.splitlines()
+        if line.strip()
+    }
+    assert rows["attention"] == "525,312"
+    assert rows["taskres"] == "33,280"
+    assert set(NAMES) <= set(rows)
