@@ -86,8 +86,8 @@ class Encoder:
         height, width = self.facts["image_size"]
         return 3, height, width
 
-    def launch_images(self, pixels: Tensor) -> Tensor:
-        """Encode (B, 3, H, W) float32 pixels to (B, D) float32 raw features on the device.
+    def launch_images(self, pixels: Tensor) -> "Launched":
+        """Begin to encode (B, 3, H, W) float32 pixels to (B, D) float32 raw features.
 
         On a GPU it returns before they are computed, and the pixels, if they are
         pinned, are copied while the batch before is still being encoded.
@@ -95,12 +95,15 @@ class Encoder:
         dtype = open_clip.get_input_dtype(self.name.precision)
         with self._inference():
             pixels = self._upload(pixels).to(dtype)
-            features: Tensor = self._encode_image(pixels, normalize=False)
-            return features.float()
+            features = self._encode_image(pixels, normalize=False).float()
+            here = features.to("cpu", non_blocking=True)
+        if self.device.type != "cuda":
+            return Launched(here)
+        return Launched(here, torch.cuda.current_stream(self.device).record_event())
 
     def encode_images(self, pixels: Tensor) -> npt.NDArray[np.float32]:
         """Encode (B, 3, H, W) float32 pixels to (B, D) float32 raw features."""
-        return to_numpy(self.launch_images(pixels))
+        return self.launch_images(pixels).numpy()
 
     def encode_texts(
         self, prompts: Sequence[str], batch_size: int = TEXT_BATCH
@@ -111,10 +114,11 @@ class Encoder:
         tokens = torch.cat([tokens, tokens[-1:].expand(padding, -1)]).to(self.device)
         with self._inference():
             features = [
-                to_numpy(self.model.encode_text(batch, normalize=False))  # type: ignore[operator]
+                self.model.encode_text(batch, normalize=False).float().cpu()  # type: ignore[operator]
                 for batch in torch.split(tokens, batch_size)
             ]
-        return np.concatenate(features)[: len(prompts)]
+        array: npt.NDArray[np.float32] = torch.cat(features)[: len(prompts)].numpy()
+        return array
 
     @cached_property
     def _encode_image(self) -> Callable[..., Tensor]:
@@ -167,10 +171,19 @@ def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return call
 
 
-def to_numpy(features: Tensor) -> npt.NDArray[np.float32]:
-    """Wait for features, and give them as a float32 array."""
-    array: npt.NDArray[np.float32] = features.float().cpu().numpy()
-    return array
+@dataclass(frozen=True, eq=False)
+class Launched:
+    """Features on their way: (B, D) float32 on the host, there once the event has happened."""
+
+    features: Tensor
+    arrived: torch.cuda.Event | None = None
+
+    def numpy(self) -> npt.NDArray[np.float32]:
+        """Wait for them."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        array: npt.NDArray[np.float32] = self.features.numpy()
+        return array
 
 
 def load_encoder(name: EncoderName, device: torch.device) -> Encoder:

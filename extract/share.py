@@ -9,12 +9,11 @@ from typing import Self
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from ..cache.parts import write_part
 from ..cache.report import Report
 from .clock import Clock
-from .encoders import Encoder, to_numpy
+from .encoders import Encoder, Launched
 from .images import PixelBatch, load_batches
 
 # What a killed extraction loses at most: a dozen seconds on a CPU, none on a GPU.
@@ -118,14 +117,14 @@ class Share:
 
     def _encoded(self) -> Iterator[tuple[PixelBatch, npt.NDArray[np.float32]]]:
         """Encode batch by batch; a device may compute one while the one before is taken home."""
-        computing: tuple[PixelBatch, Tensor] | None = None
+        computing: tuple[PixelBatch, Launched] | None = None
         while True:
             with self._clock.timing(WAITING):
                 batch = next(self._batches, None)
             done = computing
             with self._clock.timing(ENCODING):
                 computing = (batch, self._encoder.launch_images(batch.pixels)) if batch else None
-                finished = (done[0], to_numpy(done[1])) if done else None
+                finished = (done[0], done[1].numpy()) if done else None
             if finished:
                 yield finished
             if batch is None:
