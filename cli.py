@@ -177,7 +177,7 @@ def extract(
         str,
         typer.Option(
             help="What resizes images: pillow, as open_clip does, or torchvision, which takes half "
-            "the time and rounds otherwise, by up to 2/255."
+            "the time and rounds otherwise, by 2/255 as a rule."
         ),
     ] = "pillow",
     compiled: Annotated[

@@ -1,9 +1,8 @@
 """Writes clients' features as finished files, one each."""
 
-import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from io import BytesIO
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from .schema import (
     FORMAT_VERSION,
     ROWS_PER_CHUNK,
     FeatureCache,
+    body_sha256,
     pack_block,
 )
 
@@ -43,15 +43,55 @@ def write_caches(caches: Iterable[tuple[Path, FeatureCache]]) -> None:
 
 
 def _write(cache: FeatureCache, path: Path) -> None:
-    # In memory first, as HDF5 can crash the process where a disk is full.
-    buffer = BytesIO()
-    with h5py.File(buffer, "w", userblock_size=BLOCK_SIZE) as file:
-        _write_attributes(file, cache)
-        _write_datasets(file, cache)
-    body = buffer.getbuffer()[BLOCK_SIZE:]
-    with path.open("wb") as raw:
-        raw.write(pack_block(hashlib.sha256(body).digest()))
-        raw.write(body)
+    with FileIO(path, "w+") as raw:
+        patient = _Patient(raw)
+        try:
+            with h5py.File(patient, "w", userblock_size=BLOCK_SIZE) as file:
+                _write_attributes(file, cache)
+                _write_datasets(file, cache)
+        finally:
+            if patient.problem is not None:
+                raise patient.problem
+        sha256 = body_sha256(raw)
+        raw.seek(0)
+        raw.write(pack_block(sha256))
+
+
+class _Patient:
+    """A file that tells of a full disk when HDF5 is done, which it would crash the process of.
+
+    Attributes:
+        problem: The first thing that went wrong; nothing is written after it.
+    """
+
+    def __init__(self, raw: FileIO) -> None:
+        self._raw = raw
+        self.problem: OSError | None = None
+        self.read, self.readinto = raw.read, raw.readinto
+        self.seek, self.tell = raw.seek, raw.tell
+
+    def write(self, content: bytes) -> int:
+        self._attempt(self._write_all, content)
+        return len(content)
+
+    def _write_all(self, content: bytes) -> None:
+        left = memoryview(content)
+        while left:
+            left = left[self._raw.write(left) :]
+
+    def truncate(self, size: int) -> int:
+        self._attempt(self._raw.truncate, size)
+        return size
+
+    def flush(self) -> None:
+        """Do nothing, as nothing is held back."""
+
+    def _attempt(self, action: Callable[..., object], *arguments: object) -> None:
+        if self.problem is None:
+            try:
+                action(*arguments)
+            except OSError as error:
+                self.problem = error
 
 
 def _fixed_length(strings: Sequence[str]) -> tuple[npt.NDArray[np.bytes_], Any]:

@@ -17,6 +17,9 @@ Transform = Callable[[Image.Image], Tensor]
 # Bytes to (3, H, W) float32; raises whatever Pillow raises on bytes that are no usable image.
 Decoder = Callable[[bytes], Tensor]
 
+# Pillow knows many more; some run other programs, and few are looked after.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+
 
 def make_decoder(preprocess: PreprocessCfg, resizer: str) -> Decoder:
     """Decode with Pillow, and resize, crop and normalise as `preprocess` says.
@@ -29,14 +32,27 @@ def make_decoder(preprocess: PreprocessCfg, resizer: str) -> Decoder:
         FedclipError: the resizer cannot do what the encoder wants.
     """
     transform = TRANSFORMS[resizer](preprocess)
+    shorter = preprocess.size if isinstance(preprocess.size, int) else max(preprocess.size)
 
     def decode(content: bytes) -> Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(BytesIO(content)) as image:
+            with Image.open(BytesIO(content), formats=FORMATS) as image:
+                if preprocess.resize_mode == "shortest":
+                    _check_resized(image, shorter)
                 return transform(image)
 
     return decode
+
+
+def _check_resized(image: Image.Image, shorter: int) -> None:
+    """Refuse a thin image that would grow beyond what Pillow calls a decompression bomb."""
+    longer = shorter * max(image.size) // min(image.size)
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and shorter * longer > 2 * limit:
+        raise Image.DecompressionBombError(
+            f"{image.width}x{image.height} pixels would be resized to {shorter} by {longer}"
+        )
 
 
 def pillow_transform(preprocess: PreprocessCfg) -> Transform:
@@ -48,7 +64,8 @@ def pillow_transform(preprocess: PreprocessCfg) -> Transform:
 def torchvision_transform(preprocess: PreprocessCfg) -> Transform:
     """Resize RGB images as tensors, in half the time, and others as the reference does.
 
-    Its antialiased resizing rounds otherwise than Pillow's: by up to 2/255.
+    Its antialiased resizing rounds otherwise than Pillow's: by up to 2/255, and more on hard
+    edges of images that are much taller than wide, which Pillow resizes in another order.
 
     Raises:
         FedclipError: the encoder does not resize an image's shorter side to a square's.

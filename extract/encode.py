@@ -260,7 +260,7 @@ def _carried_over(
 def _digest(path: Path) -> bytes | None:
     try:
         return content_digest(path.read_bytes())
-    except OSError:
+    except (OSError, MemoryError):
         return None  # decoding will say why
 
 
@@ -315,9 +315,10 @@ def _results(
 def _check_all_usable(results: Sequence[ClientResult]) -> None:
     skipped = [item for result in results for item in result.skipped]
     if skipped:
+        others = f", and {len(skipped) - 1} more" if len(skipped) > 1 else ""
         raise FedclipError(
-            f"{len(skipped)} images cannot be used, the first, {skipped[0].id}, "
-            f"{skipped[0].reason}; mend or remove them, or leave out --strict"
+            f"{skipped[0].id} cannot be used, it {skipped[0].reason}{others}; mend or remove what "
+            "cannot be used, or leave out --strict"
         )
 
 

@@ -74,6 +74,8 @@ def describe(error: Exception, content: bytes) -> str:
     """Say in a few words why a file could not be decoded."""
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be read: {error.strerror}"
+    if isinstance(error, MemoryError):
+        return "needs more memory than there is"
     if not content:
         return "is empty"
     if type(error).__name__ == "UnidentifiedImageError":

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from fedclip.cache import FedclipError
 from fedclip.extract.decoders import make_decoder
@@ -87,6 +87,17 @@ def test_an_image_above_pillow_s_limit_is_refused(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30_000)
     with pytest.raises(Image.DecompressionBombError):
         make_decoder(PREPROCESS, resizer)(saved(smooth((300, 260))))
+
+
+@pytest.mark.parametrize("resizer", ["pillow", "torchvision"])
+def test_an_image_so_thin_that_it_would_grow_beyond_the_limit_is_refused(resizer: str) -> None:
+    with pytest.raises(Image.DecompressionBombError, match="1x20000 pixels would be resized to"):
+        make_decoder(PREPROCESS, resizer)(saved(Image.new("RGB", (1, 20_000)), "png"))
+
+
+def test_a_file_that_would_run_another_program_is_no_image() -> None:
+    with pytest.raises(UnidentifiedImageError):
+        make_decoder(PREPROCESS, "pillow")(saved(smooth((40, 48)), "eps"))
 
 
 @pytest.mark.parametrize(
