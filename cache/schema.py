@@ -10,7 +10,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from io import BufferedReader, FileIO
+from io import BufferedRandom, BufferedReader, FileIO
 from typing import Any
 
 import numpy as np
@@ -62,7 +62,7 @@ def content_digest(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=DIGEST_SIZE).digest()
 
 
-def body_sha256(file: BufferedReader | FileIO) -> bytes:
+def body_sha256(file: BufferedReader | BufferedRandom | FileIO) -> bytes:
     """Hash everything after the user block of an open cache file."""
     file.seek(BLOCK_SIZE)
     return hashlib.file_digest(file, "sha256").digest()
