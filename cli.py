@@ -45,6 +45,10 @@ CacheDir = Annotated[
     Path,
     typer.Option("--cache-dir", envvar="FEDCLIP_CACHE_DIR", help="Where caches are kept."),
 ]
+DataDir = Annotated[
+    Path,
+    typer.Option("--data-dir", envvar="FEDCLIP_DATA_DIR", help="Where data sets are looked for."),
+]
 CacheName = Annotated[
     str,
     typer.Argument(metavar="NAME", help="A cache as 'fedclip cache ls' names it, or its data set."),
@@ -108,16 +112,70 @@ def _top(
 @app.command()
 def extract(
     dataset: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="office-home, pacs or vlcs, found below --data-dir; demo, drawn there; or a "
-            "folder laid out <domain>/<class>/<image>."
+            help="A known data set ('fedclip datasets' lists them), taken from below --data-dir, "
+            "else from the Hugging Face hub; a folder laid out <domain>/<class>/<image>; or "
+            "hf:OWNER/NAME. With --manifest, the folder that its paths are relative to.",
+            show_default=False,
         ),
-    ],
-    data_dir: Annotated[
-        Path,
-        typer.Option(envvar="FEDCLIP_DATA_DIR", help="Where data sets are looked for."),
-    ] = Path("data"),
+    ] = None,
+    data_dir: DataDir = Path("data"),
+    client: Annotated[
+        str | None,
+        typer.Option(
+            help="Make the file of this one client: of a folder laid out <class>/<image>, or of "
+            "all rows of a list or table.",
+            show_default=False,
+        ),
+    ] = None,
+    listed: Annotated[
+        Path | None,
+        typer.Option(
+            "--manifest",
+            help="A .csv or .parquet list of images with the columns path, label and, without "
+            "--client, client.",
+            show_default=False,
+        ),
+    ] = None,
+    class_names: Annotated[
+        str | None,
+        typer.Option(
+            help="The classes in their order, A,B,C or @FILE with one a line, so that separate "
+            "sites agree; some may have no images. By default all that have, sorted.",
+            show_default=False,
+        ),
+    ] = None,
+    image_column: Annotated[
+        str | None,
+        typer.Option(help="The hub table's column of images (image).", show_default=False),
+    ] = None,
+    label_column: Annotated[
+        str | None,
+        typer.Option(help="The hub table's column of classes (label).", show_default=False),
+    ] = None,
+    domain_column: Annotated[
+        str | None,
+        typer.Option(
+            help="The hub table's column of domains, each a client (domain).", show_default=False
+        ),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="The hub table's split, or several joined by + (train).", show_default=False
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None,
+        typer.Option(help="The hub repository's branch, tag or commit (main).", show_default=False),
+    ] = None,
+    offline: Annotated[
+        bool,
+        typer.Option(
+            "--offline", help="Stay off the network: use what is here (also HF_HUB_OFFLINE=1)."
+        ),
+    ] = False,
     model: Annotated[
         str | None,
         typer.Option(
@@ -176,9 +234,11 @@ def extract(
     from .cache.report import open_report
     from .extract.names import EncoderName, default_model
     from .extract.pipeline import extract as run_extraction
-    from .extract.prompts import DEFAULT_TEMPLATE, check_templates
-    from .extract.request import Request
+    from .extract.prompts import DEFAULT_TEMPLATE, check_templates, parse_class_names
+    from .extract.request import Request, TableOptions
 
+    if dataset is None and listed is None:
+        raise typer.BadParameter("Missing option '--dataset' (or '--manifest').")
     request = Request(
         dataset=dataset,
         encoder=EncoderName.of(
@@ -193,6 +253,11 @@ def extract(
         device=device,
         force=force,
         strict=strict,
+        listed=listed,
+        client=client,
+        class_names=parse_class_names(class_names),
+        table=TableOptions(image_column, label_column, domain_column, split, revision),
+        offline=offline,
     )
     with open_report() as report:
         extraction = run_extraction(request, report)
@@ -222,6 +287,30 @@ def _print_extraction(extraction: Extraction) -> None:
         )
     else:
         print("encoded    nothing: the cache is up to date")
+
+
+@app.command()
+def datasets(data_dir: DataDir = Path("data")) -> None:
+    """List the known data sets: clients, classes, images, source, licence, what is here."""
+    from .extract.find import place_of
+    from .extract.known import KNOWN
+
+    _print_table(
+        ("data set", "clients", "classes", "images", "source", "licence", "here"),
+        [
+            (
+                name,
+                ", ".join(domain.client for domain in known.domains),
+                known.classes,
+                known.images,
+                known.source,
+                known.licence,
+                place_of(name, data_dir) or "-",
+            )
+            for name, known in KNOWN.items()
+        ],
+    )
+    print("or any folder <domain>/<class>/<image>, a --manifest, or hf:OWNER/NAME")
 
 
 @app.command()

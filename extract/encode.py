@@ -4,7 +4,6 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,8 +27,16 @@ from ..cache.store import writing
 from .datasets import ClientImages, ImageDataset
 from .encoders import Encoder, load_encoder
 from .images import load_batches
-from .manifest import Skipped, encoder_request, library_versions, listing, stat_files
+from .manifest import (
+    Skipped,
+    encoder_request,
+    library_versions,
+    listing,
+    make_entry,
+    stat_files,
+)
 from .request import ClientResult, Extraction, Request
+from .sources import Source
 from .texts import Texts
 
 MAX_WORKERS = 16
@@ -123,11 +130,7 @@ def _encode_into(
         skipped = _skipped(images, rows)
         fresh = sum(row.encoded for row in rows)
         results.append(ClientResult(images.name, len(cache.labels), fresh, skipped))
-        manifest["clients"][images.name] = {
-            "rows": len(cache.labels),
-            "listing": seen,
-            "skipped": [{"id": item.id, "reason": item.reason} for item in skipped],
-        }
+        manifest["clients"][images.name] = make_entry(dataset, len(cache.labels), seen, skipped)
         folder.write_manifest(manifest)
     remove_parts(folder.path)
     return Extraction.of(folder, results, cache, encoded_texts, time.perf_counter() - start)
@@ -198,26 +201,26 @@ class _Encoding:
 
     def encode(self, images: ClientImages, vectors: Mapping[bytes, Vector]) -> list[_Row]:
         """Give each of a client's images its row: carried over by content, or encoded now."""
-        digests = [_digest(image.path) if vectors else None for image in images.images]
+        digests = [_digest(image.source) if vectors else None for image in images.images]
         missing = [index for index, digest in enumerate(digests) if digest not in vectors]
         rows = {
             index: _Row(vectors[digest], digest)
             for index, digest in enumerate(digests)
             if digest is not None and digest in vectors
         }
-        fresh = self._encode_files([images.images[index].path for index in missing], images.name)
+        fresh = self._encode([images.images[index].source for index in missing], images.name)
         rows |= zip(missing, fresh, strict=True)
         return [rows[index] for index in range(len(images.images))]
 
-    def _encode_files(self, paths: Sequence[Path], client: str) -> Iterator[_Row]:
-        """Encode files in order, and keep every few hundred rows as a part."""
-        if not paths:
+    def _encode(self, sources: Sequence[Source], client: str) -> Iterator[_Row]:
+        """Encode images in order, and keep every few hundred rows as a part."""
+        if not sources:
             return
         batch_size = self.manifest["batch_size"]
         shape, done, skipped = self.encoder.pixel_shape, 0, 0
         unkept: list[_Row] = []
-        self.report.progress(client, done, len(paths), "images")
-        for batch in load_batches(paths, self.encoder.transform, shape, batch_size, self.workers):
+        self.report.progress(client, done, len(sources), "images")
+        for batch in load_batches(sources, self.encoder.transform, shape, batch_size, self.workers):
             features = self.encoder.encode_images(batch.pixels)
             rows = [
                 _Row(None, digest, problem) if problem else _Row(vector, digest, encoded=True)
@@ -233,7 +236,7 @@ class _Encoding:
                 self._keep(unkept)
                 unkept = []
             detail = f"{skipped} skipped" if skipped else ""
-            self.report.progress(client, done, len(paths), "images", detail)
+            self.report.progress(client, done, len(sources), "images", detail)
 
     def _keep(self, rows: Sequence[_Row]) -> None:
         self.folder.write_manifest(self.manifest)  # first, as the batch shape goes with the part
@@ -241,9 +244,9 @@ class _Encoding:
         write_part(self.folder.path, [row.digest for row in rows], vectors)
 
 
-def _digest(path: Path) -> bytes | None:
+def _digest(source: Source) -> bytes | None:
     try:
-        return content_digest(path.read_bytes())
+        return content_digest(source.read())
     except OSError:
         return None  # decoding will say why
 
@@ -263,7 +266,7 @@ def _client_cache(
     if not kept:
         raise FedclipError(
             f"{images.name}: not one of its {len(rows)} images could be used; the first, "
-            f"{images.images[0].path}, {rows[0].problem}"
+            f"{images.images[0].id}, {rows[0].problem}"
         )
     try:
         return FeatureCache(

@@ -1,11 +1,10 @@
-"""Image files to batches of pixels, in worker processes."""
+"""Images to batches of pixels, in worker processes."""
 
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 
 import torch
 from PIL import Image
@@ -14,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..cache import FedclipError
 from ..cache.schema import content_digest
+from .sources import Source
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -48,21 +48,21 @@ class PixelBatch:
     problems: tuple[str, ...]
 
 
-class _ImageFiles(Dataset[Decoded]):
+class _Images(Dataset[Decoded]):
     def __init__(
-        self, paths: Sequence[Path], transform: Transform, shape: tuple[int, int, int]
+        self, sources: Sequence[Source], transform: Transform, shape: tuple[int, int, int]
     ) -> None:
-        self.paths = paths
+        self.sources = sources
         self.transform = transform
         self.shape = shape
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.sources)
 
     def __getitem__(self, index: int) -> Decoded:
         content = b""
         try:
-            content = self.paths[index].read_bytes()
+            content = self.sources[index].read()
             pixels, problem = decode(content, self.transform), ""
         except Exception as error:  # whatever a decoder makes of a broken file
             pixels, problem = torch.zeros(self.shape), describe(error, content)
@@ -114,20 +114,20 @@ def _ignore_interrupts(_worker: int) -> None:
 
 
 def load_batches(
-    paths: Sequence[Path],
+    sources: Sequence[Source],
     transform: Transform,
     shape: tuple[int, int, int],
     batch_size: int,
     workers: int,
 ) -> Iterator[PixelBatch]:
-    """Decode `paths` in order, `batch_size` at a time, in `workers` processes (0: in this one).
+    """Decode `sources` in order, `batch_size` at a time, in `workers` processes (0: in this one).
 
     The batches do not depend on the number of workers. Memory is bounded: each
     worker is at most two batches ahead.
     """
     try:
         yield from DataLoader(
-            _ImageFiles(paths, transform, shape),
+            _Images(sources, transform, shape),
             batch_size=batch_size,
             num_workers=workers,
             collate_fn=_Collate(batch_size),

@@ -16,6 +16,7 @@ from PIL import Image
 from fedclip.cache import FedclipError
 from fedclip.cache.schema import content_digest
 from fedclip.extract.images import PixelBatch, decode, load_batches
+from fedclip.extract.sources import FileSource
 
 TRANSFORM = image_transform_v2(PreprocessCfg(size=16), is_train=False)
 SHAPE = (3, 16, 16)
@@ -33,7 +34,9 @@ def encoded(image: Image.Image, suffix: str) -> bytes:
 
 
 def batches(paths: Sequence[Path], batch_size: int = 4, workers: int = 0) -> list[PixelBatch]:
-    return list(load_batches(paths, TRANSFORM, SHAPE, batch_size, workers))
+    return list(
+        load_batches([FileSource(path) for path in paths], TRANSFORM, SHAPE, batch_size, workers)
+    )
 
 
 @pytest.fixture
@@ -157,4 +160,4 @@ def test_a_worker_that_is_killed_is_explained_in_one_line(tmp_path: Path) -> Non
         raise AssertionError(f"alive with {image}")
 
     with pytest.raises(FedclipError, match=r"was killed.*--workers 0"):
-        list(load_batches(paths, deadly, SHAPE, 2, workers=1))
+        list(load_batches([FileSource(path) for path in paths], deadly, SHAPE, 2, workers=1))
