@@ -38,6 +38,7 @@ from .manifest import (
 from .request import ClientResult, Extraction, Request
 from .sources import Source
 from .texts import Texts
+from .weights import fetch_encoder
 
 MAX_WORKERS = 16
 
@@ -69,6 +70,7 @@ def encode_missing(request: Request, dataset: ImageDataset, report: Report) -> E
             is writing the cache, or no image of a client can be decoded (with
             `strict`, one that cannot).
     """
+    fetch_encoder(request.encoder, report)
     encoder = load_encoder(request.encoder, resolve_device(request.device))
     key = image_key(encoder.facts)
     folder = CacheFolder(request.cache_dir / dataset.name / f"{request.encoder.variant}-{key[:8]}")
@@ -266,7 +268,7 @@ def _client_cache(
     if not kept:
         raise FedclipError(
             f"{images.name}: not one of its {len(rows)} images could be used; the first, "
-            f"{images.images[0].id}, {rows[0].problem}"
+            f"{dataset.root}/{images.images[0].id}, {rows[0].problem}"
         )
     try:
         return FeatureCache(

@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -65,12 +66,11 @@ class Repository:
         folder = repo_folder_name(repo_id=self.id, repo_type=self.kind)
         return Path(constants.HF_HUB_CACHE) / folder
 
-    @property
-    def command(self) -> str:
-        """What gets it on a machine that is connected."""
-        kind = " --repo-type dataset" if self.kind == DATASET else ""
-        revision = f" --revision {self.revision}" if self.revision != MAIN else ""
-        return f"hf download {self.id}{kind}{revision}"
+    def command(self, *files: str) -> str:
+        """Say what gets it, or some of its files, on a machine that is connected."""
+        kind = ["--repo-type", "dataset"] if self.kind == DATASET else []
+        revision = ["--revision", self.revision] if self.revision != MAIN else []
+        return shlex.join(["hf", "download", self.id, *files, *kind, *revision])
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,13 @@ class Snapshot:
         repository: Whose they are.
         commit: The commit that the revision means.
         files: Their sizes and hashes by path; None for one that is known from disk only.
+        partial: Whether it lists what is on this machine, which may not be all.
     """
 
     repository: Repository
     commit: str
     files: Mapping[str, HubFile | None]
+    partial: bool = False
 
     @property
     def folder(self) -> Path:
@@ -138,7 +140,7 @@ def look_up(repository: Repository, report: Report) -> Snapshot:
         return _local(repository)
     api = HfApi()
     try:
-        with explained(repository):
+        with explained(repository, how_to_carry(repository)):
             commit = api.repo_info(
                 repository.id, repo_type=repository.kind, revision=repository.revision
             ).sha
@@ -185,9 +187,8 @@ def _local(repository: Repository) -> Snapshot:
         raise FedclipError(f"{repository}: is not on this machine; {how_to_carry(repository)}")
     snapshot = Snapshot(repository, commit, {})
     paths = (path for path in snapshot.folder.rglob("*") if path.is_file())
-    return Snapshot(
-        repository, commit, {path.relative_to(snapshot.folder).as_posix(): None for path in paths}
-    )
+    files = {path.relative_to(snapshot.folder).as_posix(): None for path in paths}
+    return Snapshot(repository, commit, files, partial=True)
 
 
 def is_here(repository: Repository) -> bool:
@@ -195,11 +196,11 @@ def is_here(repository: Repository) -> bool:
     return _commit(repository) is not None
 
 
-def how_to_carry(repository: Repository) -> str:
-    """Say how it comes to a machine without a network."""
+def how_to_carry(repository: Repository, *files: str) -> str:
+    """Say how it, or some of its files, comes to a machine without a network."""
     return (
-        f"run '{repository.command}' on a machine that is connected and carry what it says it "
-        f"made, {repository.storage.name}, to {repository.storage}"
+        f"run '{repository.command(*files)}' on a machine that is connected and carry the folder "
+        f"{repository.storage.name} of its HF_HOME/hub to {repository.storage.parent}"
     )
 
 
@@ -220,9 +221,10 @@ def download(snapshot: Snapshot, paths: Sequence[str], report: Report) -> Path:
         return snapshot.folder
     if constants.HF_HUB_OFFLINE:
         raise FedclipError(
-            f"{repository}: {absent[0]} is not on this machine; {how_to_carry(repository)}"
+            f"{repository}: {absent[0]} is not on this machine; "
+            + how_to_carry(repository, *absent)
         )
-    with explained(repository), _quiet():
+    with explained(repository, "run again to go on where it stopped"), _quiet():
         _transfer(snapshot, absent, report)
         # Nothing is left to transfer: this records the revision and links the files.
         folder = snapshot_download(
@@ -339,7 +341,7 @@ def _sha256(path: Path) -> str:
 
 
 @contextmanager
-def explained(repository: Repository) -> Iterator[None]:
+def explained(repository: Repository, advice: str) -> Iterator[None]:
     """Turn what the hub's client raises of a repository into one line."""
     from huggingface_hub import constants, errors
 
@@ -370,8 +372,7 @@ def explained(repository: Repository) -> Iterator[None]:
                 "disk with HF_HOME, and run again: what has arrived is kept"
             ) from None
         raise UnreachableError(
-            f"{repository}: cannot be had from {constants.ENDPOINT} ({first_line(error)}); "
-            "run again to go on where it stopped"
+            f"{repository}: cannot be had from {constants.ENDPOINT} ({first_line(error)}); {advice}"
         ) from None
 
 
