@@ -47,11 +47,23 @@ class Repository:
         id: ``owner/name``.
         kind: ``dataset`` or ``model``.
         revision: A branch, tag or commit.
+
+    Raises:
+        FedclipError: on construction, where this is no repository's name.
     """
 
     id: str
     kind: str
     revision: str = MAIN
+
+    def __post_init__(self) -> None:
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import validate_repo_id
+
+        try:
+            validate_repo_id(self.id)
+        except HFValidationError:
+            raise FedclipError(f"{self}: a repository on the hub is called OWNER/NAME") from None
 
     def __str__(self) -> str:
         prefix = "hf:" if self.kind == DATASET else "hf-hub:"
@@ -363,8 +375,6 @@ def explained(repository: Repository, advice: str) -> Iterator[None]:
         raise FedclipError(
             f"{repository}: there is no such revision; {_page(repository)} lists them"
         ) from None
-    except errors.HFValidationError:
-        raise FedclipError(f"{repository}: a repository is called OWNER/NAME") from None
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise FedclipError(

@@ -59,6 +59,9 @@ class Hub:
         self.requests: list[Request] = []
         self.drops: list[int] = []  # after so many bytes of the next large files
         self.damage = False
+        self.stall_at: int | None = None  # bytes of a large file after which nothing comes
+        self.stalled = threading.Event()
+        self.go_on = threading.Event()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
 
     @property
@@ -187,7 +190,13 @@ class Hub:
                     end = len(content)
                     self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{end}")
                 self.end_headers()
-                if hub.drops:
+                if hub.stall_at is not None:
+                    self.wfile.write(content[begin : hub.stall_at])
+                    self.wfile.flush()
+                    hub.stalled.set()
+                    hub.go_on.wait(60)
+                    self.close_connection = True
+                elif hub.drops:
                     self.wfile.write(content[begin : begin + hub.drops.pop(0)])
                     self.wfile.flush()
                     self.close_connection = True
@@ -260,6 +269,20 @@ def image_table(
     buffer = io.BytesIO()
     pq.write_table(table, buffer, row_group_size=group)
     return buffer.getvalue()
+
+
+@pytest.fixture
+def at_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Let this very process speak to the hub, and give the empty folder that downloads go to."""
+    from huggingface_hub import constants
+
+    template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    return tmp_path / "hf"
 
 
 @pytest.fixture(name="image_table")

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +85,9 @@ def test_a_data_set_is_laid_out_by_domain_and_class_and_no_two_images_are_alike(
     dataset = open_dataset("demo", tmp_path)
     assert [client.name for client in dataset.clients] == ["cartoon", "neon", "photo", "sketch"]
     assert dataset.class_names == tuple(sorted(THINGS))
-    paths = [image.source.path for client in dataset.clients for image in client.images]
-    assert len(paths) == 120
-    assert len({Image.open(path).tobytes() for path in paths}) == 120
+    contents = [image.source.read() for client in dataset.clients for image in client.images]
+    assert len(contents) == 120
+    assert len({Image.open(BytesIO(content)).tobytes() for content in contents}) == 120
     picture = np.asarray(Image.open(tmp_path / "demo" / "neon" / "fish" / "001.png"))
     assert np.array_equal(picture, draw_picture("neon", "fish", 5, 1))
 
