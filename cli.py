@@ -28,6 +28,9 @@ INTERRUPTED = 130
 SKIPPED_SHOWN = 10
 PLAIN_WIDTH = 240
 
+# Columns of a table that hold words, besides the first.
+_WORDS = frozenset({"clients by name", "source", "licence", "here"})
+
 # The base of typer's usage errors, whichever click it carries.
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 
@@ -296,7 +299,7 @@ def datasets(data_dir: DataDir = Path("data")) -> None:
     from .extract.known import KNOWN
 
     _print_table(
-        ("data set", "clients", "classes", "images", "source", "licence", "here"),
+        ("data set", "clients by name", "classes", "images", "source", "licence", "here"),
         [
             (
                 name,
@@ -714,7 +717,8 @@ def _print_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> N
 
     table = Table(box=SIMPLE_HEAD)
     for column, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if column else "left", no_wrap=True)
+        words = column == 0 or heading in _WORDS
+        table.add_column(heading, justify="left" if words else "right", no_wrap=True)
     for row in rows:
         table.add_row(*map(str, row))
     _print(table)

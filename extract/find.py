@@ -56,15 +56,13 @@ def find_dataset(request: Request, report: Report) -> ImageDataset | LocatedTabl
 
 
 def place_of(dataset: str, data_dir: Path) -> str | None:
-    """Say where on this machine a known data set is: a folder, or the hub's cache."""
+    """Say where on this machine a known data set is: in a folder, or in the hub's cache."""
     folder = below(dataset, data_dir)
     if folder is not None:
         return str(folder)
-    known = KNOWN[dataset]
-    if known.hub is None:
-        return None
-    repository = hub.Repository(known.hub.repository, hub.DATASET)
-    return str(repository.storage) if hub.is_here(repository) else None
+    place = KNOWN[dataset].hub
+    there = place is not None and hub.is_here(hub.Repository(place.repository, hub.DATASET))
+    return "the hub's cache" if there else None
 
 
 def _repository(dataset: str | None) -> HubDataset | None:

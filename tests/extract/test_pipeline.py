@@ -221,7 +221,7 @@ SECOND_RUN = """
 import sys
 from fedclip.cli import run
 code = run(sys.argv[1:])
-unwanted = {"torch", "open_clip", "torchvision", "PIL"} & set(sys.modules)
+unwanted = {"torch", "open_clip", "torchvision", "PIL", "pyarrow", "huggingface_hub"} & set(sys.modules)
 assert not unwanted, unwanted
 sys.exit(code)
 """
