@@ -606,7 +606,7 @@ def cache_show(name: CacheName, cache_dir: CacheDir = Path("caches")) -> None:
         "cache": folder.name,
         "folder": folder.path,
         "data set": first.dataset,
-        "from": manifest.get("root") or manifest.get("imported", {}).get("file", "unknown"),
+        "from": _origin(manifest),
         "key": first.key,
         "logit scale": f"{first.logit_scale:g}",
         "features": f"{first.embed_dim} wide, {'unit norm' if first.normalized else 'raw'}",
@@ -625,6 +625,14 @@ def cache_show(name: CacheName, cache_dir: CacheDir = Path("caches")) -> None:
             for c in clients
         ],
     )
+
+
+def _origin(manifest: dict[str, Any]) -> str:
+    """Say where a cache's images were: a folder, or a repository at its commit."""
+    root = manifest.get("root") or manifest.get("imported", {}).get("file", "unknown")
+    hubs = [entry.get("hub") for entry in manifest.get("clients", {}).values()]
+    commits = sorted({str(hub.get("commit")) for hub in hubs if isinstance(hub, dict)})
+    return f"{root} at {', '.join(commits)}" if commits else str(root)
 
 
 @cache_app.command("diff")

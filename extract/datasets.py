@@ -142,10 +142,15 @@ def _client(client: str, classes: ClassImages, class_names: Sequence[str]) -> Cl
 
 
 def _size_warnings(known: str, clients: Sequence[tuple[str, ClassImages]]) -> tuple[str, ...]:
+    published = KNOWN[known]
     sizes = {client: sum(map(len, classes.values())) for client, classes in clients}
-    return tuple(
+    warnings = tuple(
         f"{known}: {domain.client} has {sizes.get(domain.client, 0)} images here, and "
         f"{domain.images} as published"
-        for domain in KNOWN[known].domains
-        if sizes.get(domain.client, 0) != domain.images
+        for domain in published.domains
+        if domain.images is not None and sizes.get(domain.client, 0) != domain.images
     )
+    total = sum(sizes.values())
+    if not warnings and total != published.images:
+        return (f"{known}: has {total} images here, and {published.images} as published",)
+    return warnings

@@ -321,7 +321,7 @@ class _Watched(io.BufferedRandom):
         self.seek(0, os.SEEK_END)
         self._told = told
 
-    def write(self, data: "bytes") -> int:  # type: ignore[override]
+    def write(self, data: bytes) -> int:  # type: ignore[override]
         written = super().write(data)
         self._told(self.tell())
         return written

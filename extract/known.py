@@ -6,6 +6,8 @@ from pathlib import Path
 
 from ..cache.report import Report
 
+HF = "hf:"
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -18,11 +20,11 @@ class Columns:
 
 @dataclass(frozen=True)
 class Domain:
-    """A domain of a known data set: its folder names, and how many images were published."""
+    """A domain of a known data set: its folder names, and how many images, where that is known."""
 
     client: str
     folders: tuple[str, ...]
-    images: int
+    images: int | None = None
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,8 @@ class KnownDataset:
 
     Attributes:
         domains: Its domains; a folder that holds one folder of each is its root.
+        images: How many images were published.
         classes: How many classes it has.
-        source: Who published it, and where.
         licence: Its licence, as far as one is stated.
         names: Names for class folders that are named otherwise, by numbers say.
         splits: Folders between domain and class, all of which belong to the domain.
@@ -57,8 +59,8 @@ class KnownDataset:
     """
 
     domains: tuple[Domain, ...]
+    images: int
     classes: int
-    source: str
     licence: str
     names: Mapping[str, str] = field(default_factory=dict)
     splits: tuple[str, ...] = ()
@@ -67,9 +69,11 @@ class KnownDataset:
     make: Callable[[Path, Report], None] | None = None
 
     @property
-    def images(self) -> int:
-        """How many images were published."""
-        return sum(domain.images for domain in self.domains)
+    def source(self) -> str:
+        """Where it comes from on a machine that does not have it."""
+        if self.hub is not None:
+            return f"{HF}{self.hub.repository}"
+        return "drawn here" if self.make is not None else "a folder of yours"
 
 
 def _draw_demo(folder: Path, report: Report) -> None:
@@ -79,7 +83,6 @@ def _draw_demo(folder: Path, report: Report) -> None:
 
 
 DEMO = "demo"
-HF = "hf:"
 
 # Where each figure and licence is stated: docs/datasets.md.
 KNOWN: Mapping[str, KnownDataset] = {
@@ -91,8 +94,8 @@ KNOWN: Mapping[str, KnownDataset] = {
             Domain("product", ("Product",), 4439),
             Domain("real_world", ("Real World", "Real_World", "RealWorld"), 4357),
         ),
+        images=15588,
         classes=65,
-        source="hf:flwrlabs/office-home",
         licence="fair use notice",
         hub=HubDataset("flwrlabs/office-home"),
     ),
@@ -104,8 +107,8 @@ KNOWN: Mapping[str, KnownDataset] = {
             Domain("photo", ("photo",), 1670),
             Domain("sketch", ("sketch",), 3929),
         ),
+        images=9991,
         classes=7,
-        source="hf:flwrlabs/pacs",
         licence="unknown",
         hub=HubDataset("flwrlabs/pacs"),
     ),
@@ -117,33 +120,29 @@ KNOWN: Mapping[str, KnownDataset] = {
             Domain("pascal", ("PASCAL", "VOC2007"), 3376),
             Domain("sun", ("SUN", "SUN09"), 3282),
         ),
+        images=10729,
         classes=5,
-        source="a folder of yours",
         licence="unknown",
         names={"0": "bird", "1": "car", "2": "chair", "3": "dog", "4": "person"},
         splits=("train", "crossval", "test"),
         whole="full",
     ),
-    # Peng et al. 2019, "Moment Matching for Multi-Source Domain Adaptation", the cleaned lists.
+    # Peng et al. 2019, "Moment Matching for Multi-Source Domain Adaptation".
     "domainnet": KnownDataset(
-        (
-            Domain("clipart", ("clipart",), 48129),
-            Domain("infograph", ("infograph",), 51605),
-            Domain("painting", ("painting",), 72266),
-            Domain("quickdraw", ("quickdraw",), 172500),
-            Domain("real", ("real",), 172947),
-            Domain("sketch", ("sketch",), 69128),
+        tuple(
+            Domain(name, (name,))
+            for name in ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
         ),
+        images=586575,
         classes=345,
-        source="hf:wltjr1007/DomainNet",
         licence="other",
         hub=HubDataset("wltjr1007/DomainNet", split="train+test"),
     ),
     # Drawn by this package.
     DEMO: KnownDataset(
         tuple(Domain(style, (style,), 300) for style in ("cartoon", "neon", "photo", "sketch")),
+        images=1200,
         classes=10,
-        source="drawn here",
         licence="MIT",
         make=_draw_demo,
     ),

@@ -139,14 +139,15 @@ def origin(dataset: ImageDataset) -> dict[str, Any]:
 
 def clients_from(manifest: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
     """List the clients that were made of these rows on the hub, or none if one is missing."""
-    entries = manifest.get("clients", {})
-    made = {client: entry["hub"] for client, entry in entries.items() if "hub" in entry}
+    made = {client: entry.get("hub") for client, entry in manifest.get("clients", {}).items()}
     for record in made.values():
-        clients = record.get("clients", [])
-        if {**facts, "clients": clients} == record and all(
-            made.get(client) == record for client in clients
+        clients = record.get("clients") if isinstance(record, dict) else None
+        if (
+            isinstance(clients, list)
+            and record == {**facts, "clients": clients}
+            and all(made.get(client) == record for client in clients)
         ):
-            return list(clients)
+            return clients
     return []
 
 

@@ -98,8 +98,8 @@ def read_clients(
     numbers: dict[str, int] = {}
     for file in files:
         table = _Table.open(dataset, file, columns, features or {}, by_domain=client is None)
-        labels = table.texts(columns.label, class_names)
-        owners = table.texts(columns.domain) if client is None else [client] * len(labels)
+        labels = table.labels(columns.label, class_names)
+        owners = table.domains(columns.domain) if client is None else [client] * len(labels)
         declared = table.names(columns.label) or ()
         places = table.places()
         for label, owner, (group, row) in zip(labels, owners, places, strict=True):
@@ -156,15 +156,26 @@ class _Table:
         names = feature.get("names") if isinstance(feature, dict) else None
         return [str(name) for name in names] if isinstance(names, list) else None
 
-    def texts(self, column: str, names: Sequence[str] = ()) -> list[str]:
-        """Give a column's values as texts, its numbers by their names."""
+    def domains(self, column: str) -> list[str]:
+        """Give the domains as texts: numbers by their names, or as they are without."""
         values = self.data.column(column).to_pylist()
-        names = self.names(column) or names
-        if values and isinstance(values[0], int) and not names:
+        names = self.names(column)
+        if names is None:
+            values = [str(value) if isinstance(value, int) else value for value in values]
+        return self._texts(column, values, names or ())
+
+    def labels(self, column: str, class_names: Sequence[str]) -> list[str]:
+        """Give the labels as texts: numbers by their names, or else by `class_names`."""
+        values = self.data.column(column).to_pylist()
+        names = self.names(column) or class_names
+        if not names and any(isinstance(value, int) for value in values):
             raise FedclipError(
                 f"{self.dataset}: its column {column!r} holds numbers without names; give the "
                 "names in their order with --class-names, or another column"
             )
+        return self._texts(column, values, names)
+
+    def _texts(self, column: str, values: Sequence[Any], names: Sequence[str]) -> list[str]:
         texts = []
         for row, value in enumerate(values):
             if isinstance(value, int) and 0 <= value < len(names):

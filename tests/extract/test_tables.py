@@ -155,6 +155,13 @@ def test_domainnet_is_all_its_splits_and_its_domains_may_be_numbers_with_names(
     ]
 
 
+def test_domains_that_are_numbers_without_names_are_called_by_them(
+    hub: Hub, image_table: Table, tmp_path: Path
+) -> None:
+    hub.repo("owner/pets", {"train.parquet": image_table(rows((0, 1)), NAMES)})
+    assert list(labels(ask(tmp_path, "hf:owner/pets"))) == ["0", "1"]
+
+
 CARD = """---
 dataset_info:
   features:
