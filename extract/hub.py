@@ -16,11 +16,12 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from rich.filesize import decimal
 
 from ..cache import FedclipError
+from ..cache.files import replacing
 from ..cache.report import Report
 from .sources import FileSource
 
@@ -171,14 +172,20 @@ def look_up(repository: Repository, report: Report) -> Snapshot:
             raise
         report.warn(f"{error}; for now commit {here[:8]} is taken, which is here")
         return _local(repository)
-    wrong = next((name for name in (commit, *_etags(files)) if not _HASH.fullmatch(name)), None)
-    if wrong is not None:
-        raise FedclipError(f"{repository}: the hub answered {wrong!r} where a hash belongs")
+    _check_names(repository, commit, files)
     return Snapshot(repository, commit, files)
 
 
-def _etags(files: Mapping[str, HubFile]) -> list[str]:
-    return [file.etag for file in files.values()]
+def _check_names(repository: Repository, commit: str, files: Mapping[str, HubFile]) -> None:
+    """Refuse an answer that would name a file outside of the repository's folder."""
+    for name in (commit, *(file.etag for file in files.values())):
+        if not _HASH.fullmatch(name):
+            raise FedclipError(f"{repository}: the hub answered {name!r} where a hash belongs")
+    for path in map(PurePosixPath, files):
+        if path.is_absolute() or ".." in path.parts:
+            raise FedclipError(
+                f"{repository}: the hub lists {str(path)!r}, which leaves the folder"
+            )
 
 
 def _commit(repository: Repository) -> str | None:
@@ -238,14 +245,19 @@ def download(snapshot: Snapshot, paths: Sequence[str], report: Report) -> Path:
         )
     with explained(repository, "run again to go on where it stopped"), _quiet():
         _transfer(snapshot, absent, report)
-        # Nothing is left to transfer: this records the revision and links the files.
-        folder = snapshot_download(
+        # Nothing is left to transfer: this links the files.
+        snapshot_download(
             repository.id,
             repo_type=repository.kind,
-            revision=repository.revision,
+            revision=snapshot.commit,
             allow_patterns=list(paths),
         )
-    return Path(folder)
+    if repository.revision != snapshot.commit:
+        ref = repository.storage / "refs" / repository.revision
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(ref) as temporary:
+            temporary.write_text(snapshot.commit)
+    return snapshot.folder
 
 
 def _transfer(snapshot: Snapshot, paths: Sequence[str], report: Report) -> None:

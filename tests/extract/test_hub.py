@@ -265,6 +265,26 @@ def test_rows_of_a_table_give_what_the_same_images_in_a_folder_give_bit_for_bit(
 
 
 @pytest.mark.usefixtures("at_hub")
+def test_a_row_without_a_usable_image_is_skipped_and_named(
+    hub: Hub,
+    image_table: Table,
+    tiny_clip: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made = rows(("art",))
+    made[1]["image"], made[4]["image"] = None, b"words"
+    hub.repo("owner/pets", {"train.parquet": image_table(made, {"label": CLASSES})})
+    model = ("--model", f"local-dir:{tiny_clip}", "--device", "cpu", "--workers", "0")
+    arguments = ["--dataset", "hf:owner/pets", "--cache-dir", str(tmp_path / "caches")]
+    assert run(["extract", *arguments, *model]) == 0
+    told = capsys.readouterr().out
+    assert "skipped    train/00000001: is empty" in told
+    assert "skipped    train/00000004: is no image that Pillow knows" in told
+    assert caches(tmp_path)["art"].ids == tuple(f"train/{n:08d}" for n in (0, 2, 3, 5))
+
+
+@pytest.mark.usefixtures("at_hub")
 def test_weights_that_are_not_here_say_how_to_get_them_and_where_to_carry_them(
     make_images: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

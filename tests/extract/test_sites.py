@@ -117,6 +117,38 @@ def test_two_sites_may_share_a_cache_and_a_third_of_one_name_may_not(
     assert "file this folder under a name of its own" in capsys.readouterr().err
 
 
+def test_a_list_s_clients_are_extracted_and_known_again(
+    make_images: MakeImages,
+    tiny_clip: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = make_images("scans", ("a", "b"), ("cat", "dog"), images=2)
+    paths = sorted(path.relative_to(root) for path in root.rglob("*.png"))
+    lines = [f"{path},{path.parts[1]},site-{path.parts[0]}" for path in paths]
+    (root / "mine.csv").write_text("path,label,client\n" + "\n".join(lines))
+    model = ["--model", f"local-dir:{tiny_clip}", "--device", "cpu", "--workers", "0"]
+    arguments = ["extract", "--manifest", str(root / "mine.csv"), *model]
+    for _ in range(2):
+        assert run([*arguments, "--cache-dir", str(tmp_path / "caches")]) == 0
+    assert "encoded    nothing: the cache is up to date" in capsys.readouterr().out
+    one, other = load_cache(find_caches(tmp_path / "caches")[0])
+    assert (one.dataset, one.client, other.client) == ("mine", "site-a", "site-b")
+    assert one.ids == ("a/cat/00.png", "a/cat/01.png", "a/dog/00.png", "a/dog/01.png")
+
+
+def test_known_data_sets_are_listed_with_where_they_are(
+    make_images: MakeImages, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_images("data/VLCS", ("CALTECH", "LABELME", "PASCAL", "SUN"), images=1)
+    assert run(["datasets", "--data-dir", str(tmp_path / "data")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (vlcs,) = [line for line in lines if line.strip().startswith("vlcs")]
+    assert vlcs.split()[-1] == str(root)
+    (demo,) = [line for line in lines if line.strip().startswith("demo")]
+    assert " ".join(demo.split()) == ("demo cartoon, neon, photo, sketch 10 1200 drawn here MIT -")
+
+
 def test_a_site_s_folder_is_laid_out_by_class(make_images: MakeImages, tmp_path: Path) -> None:
     root = make_images("scans", (".",), ("cat", "dog"), images=1)
     dataset = open_dataset("scans", tmp_path, client="Hospital A")

@@ -278,6 +278,21 @@ def test_what_is_no_repository_s_name_is_refused_without_asking(
     assert hub.requests == []
 
 
+def test_what_the_client_of_the_hub_finds_is_what_was_downloaded(
+    hub: Hub, image_table: Table, tmp_path: Path, at_hub: Path
+) -> None:
+    from huggingface_hub import snapshot_download
+
+    table = image_table(rows(), NAMES)
+    repo = hub.repo("owner/pets", {"train.parquet": table})
+    ask(tmp_path, "hf:owner/pets")
+    found = snapshot_download(
+        "owner/pets", repo_type="dataset", local_files_only=True, cache_dir=at_hub
+    )
+    assert Path(found).name == repo.branches["main"]
+    assert (Path(found) / "train.parquet").read_bytes() == table
+
+
 def test_a_repository_that_is_missing_or_gated_is_one_line_with_what_to_do(
     hub: Hub, image_table: Table, tmp_path: Path
 ) -> None:
@@ -449,6 +464,15 @@ def test_a_hash_from_the_hub_is_no_path(
     repo.commits["../../out"] = repo.commits[repo.branches["main"]]
     repo.branches["main"] = "../../out"
     assert "answered '../../out' where a hash belongs" in refusal(tmp_path, "hf:owner/pets")
+    assert not at_hub.exists()
+
+
+def test_a_file_s_name_from_the_hub_does_not_leave_its_folder(
+    hub: Hub, image_table: Table, tmp_path: Path, at_hub: Path
+) -> None:
+    hub.repo("owner/pets", {"../../../train.parquet": image_table(rows(), NAMES)})
+    message = refusal(tmp_path, "hf:owner/pets")
+    assert "lists '../../../train.parquet', which leaves the folder" in message
     assert not at_hub.exists()
 
 
