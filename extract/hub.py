@@ -252,12 +252,18 @@ def download(snapshot: Snapshot, paths: Sequence[str], report: Report) -> Path:
             revision=snapshot.commit,
             allow_patterns=list(paths),
         )
-    if repository.revision != snapshot.commit:
-        ref = repository.storage / "refs" / repository.revision
-        ref.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(ref) as temporary:
-            temporary.write_text(snapshot.commit)
     return snapshot.folder
+
+
+def remember(snapshot: Snapshot) -> None:
+    """Record what the revision means, for when the hub is not asked; its files must be here."""
+    repository = snapshot.repository
+    if snapshot.partial or repository.revision == snapshot.commit:
+        return
+    ref = repository.storage / "refs" / repository.revision
+    ref.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(ref) as temporary:
+        temporary.write_text(snapshot.commit)
 
 
 def _transfer(snapshot: Snapshot, paths: Sequence[str], report: Report) -> None:
@@ -267,8 +273,6 @@ def _transfer(snapshot: Snapshot, paths: Sequence[str], report: Report) -> None:
     begun = {file.etag: _size(blobs, file.etag) for file in wanted.values()}
     total = sum({file.etag: file.size for file in wanted.values()}.values())
     left = total - sum(begun.values())
-    if not left:
-        return
     if left >= _WORTH_TELLING:
         report.note(
             f"download   {snapshot.repository}: {len(wanted)} files, {decimal(left)}"
@@ -289,6 +293,7 @@ def _transfer(snapshot: Snapshot, paths: Sequence[str], report: Report) -> None:
             report.progress(str(snapshot.repository), done // scale, total // scale, unit)
 
     for path, file in wanted.items():
+        told(file.etag, begun[file.etag])
         _transfer_file(snapshot, path, file, told)
 
 
@@ -316,6 +321,8 @@ def _transfer_file(
         partial = _partial(blob)
         with _Watched(partial, lambda size: told(file.etag, size)) as content:
             _get(snapshot, path, file.size, content)
+            content.flush()
+            os.fsync(content.fileno())
         if len(file.etag) == _SHA256_DIGITS and _sha256(partial) != file.etag:
             partial.unlink()
             raise FedclipError(

@@ -62,11 +62,11 @@ class LocatedTable:
 
         card = _card(self.snapshot, report)
         by_split = {
-            split: _split_files(str(self.snapshot.repository), card, self.snapshot.files, split)
-            for split in self.place.split.split("+")
+            split: _split_files(self.snapshot, card, split) for split in self.place.split.split("+")
         }
         paths = [path for files in by_split.values() for path in files]
         folder = hub.download(self.snapshot, paths, report)
+        hub.remember(self.snapshot)
         files = [
             RowFile(folder / path, self.snapshot.version(path), split)
             for split, paths in by_split.items()
@@ -145,15 +145,18 @@ def _card(snapshot: hub.Snapshot, report: Report) -> Mapping[str, Any]:
         return {}
 
 
-def _split_files(
-    dataset: str, card: Mapping[str, Any], paths: Mapping[str, Any], split: str
-) -> list[str]:
+def _split_files(snapshot: hub.Snapshot, card: Mapping[str, Any], split: str) -> list[str]:
     """Find a split's Parquet files, in order: by the card, else by the files' names.
 
     Raises:
         FedclipError: there are none, or some of a numbered series are missing.
     """
-    tables = sorted(path for path in paths if path.endswith(_SUFFIX))
+    dataset = snapshot.repository
+    tables = sorted(path for path in snapshot.files if path.endswith(_SUFFIX))
+    if not tables and snapshot.partial:
+        raise FedclipError(
+            f"{dataset}: its tables are not on this machine; {hub.how_to_carry(dataset)}"
+        )
     if not tables:
         raise FedclipError(
             f"{dataset}: holds no Parquet files; the hub converts most data sets, see whether "
@@ -167,8 +170,8 @@ def _split_files(
         series = re.search(r"-of-(\d{5})", path)
         if series and len(files) < int(series[1]):
             raise FedclipError(
-                f"{dataset}: only {len(files)} of the split's {int(series[1])} files are here; "
-                "leave out --offline to get the others"
+                f"{dataset}: has only {len(files)} of the split's {int(series[1])} files"
+                + (f" here; {hub.how_to_carry(dataset)}" if snapshot.partial else "")
             )
     return files
 

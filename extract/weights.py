@@ -14,7 +14,7 @@ from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS
 
 from ..cache import FedclipError
 from ..cache.report import Report
-from .hub import MODEL, Repository, Snapshot, download, how_to_carry, look_up
+from .hub import MODEL, Repository, Snapshot, download, how_to_carry, look_up, remember
 from .names import HF_HUB, LOCAL_DIR, RANDOM, EncoderName
 
 # What a tokenizer of the `transformers` library is made of.
@@ -63,6 +63,7 @@ def _fetch_model(name: EncoderName, report: Report) -> Mapping[str, Any]:
         if name.pretrained != RANDOM:
             wanted.append(_weights(snapshot, HF_WEIGHTS_NAME))
         folder = download(snapshot, wanted, report)
+        remember(snapshot)
         return _read_config((folder / HF_CONFIG_NAME).read_text(encoding="utf-8"))
     tag = open_clip.get_pretrained_cfg(name.model, name.pretrained or "")
     if tag.get("hf_hub"):
@@ -72,6 +73,7 @@ def _fetch_model(name: EncoderName, report: Report) -> Mapping[str, Any]:
         snapshot = look_up(Repository(repository, MODEL), report)
         filename = HF_WEIGHTS_NAME if bare else place.name
         download(snapshot, [_weights(snapshot, filename)], report)
+        remember(snapshot)
     return open_clip.get_model_config(name.model) or {}
 
 
@@ -111,3 +113,4 @@ def _first(snapshot: Snapshot, *names: str) -> str:
 def _fetch_tokenizer(repository: Repository, report: Report) -> None:
     snapshot = look_up(repository, report)
     download(snapshot, sorted(_TOKENIZER_FILES & snapshot.files.keys()), report)
+    remember(snapshot)

@@ -344,7 +344,32 @@ def test_offline_takes_what_was_downloaded_and_asks_nothing(
     assert hub.requests == []
     next(at_hub.rglob("snapshots/*/data/train-00001*")).unlink()
     message = refusal(tmp_path, "pacs", offline=True)
-    assert "only 1 of the split's 2 files are here" in message
+    assert "has only 1 of the split's 2 files here; run 'hf download flwrlabs/pacs " in message
+
+
+def test_a_download_that_broke_leaves_the_commit_before_it_for_work_offline(
+    hub: Hub, image_table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    card = {"README.md": b"---\nlicense: mit\n---\n"}
+    repo = hub.repo("owner/pets", {**card, "train.parquet": image_table(rows(), NAMES)})
+    before = ask(tmp_path, "hf:owner/pets")
+    repo.push({"README.md": b"new", "train.parquet": image_table(rows(("zoo",)), NAMES)})
+    hub.drops = [0] * 12
+    assert "run again to go on" in refusal(tmp_path, "hf:owner/pets")
+    assert ask(tmp_path, "hf:owner/pets", offline=True) == before
+
+
+def test_a_transfer_that_ended_just_before_its_file_was_in_place_is_finished(
+    hub: Hub, image_table: Table, tmp_path: Path, at_hub: Path
+) -> None:
+    hub.repo("owner/pets", {"train.parquet": image_table(rows(), NAMES)})
+    dataset = ask(tmp_path, "hf:owner/pets")
+    (blob,) = at_hub.rglob("blobs/*")
+    blob.rename(blob.with_name(f"{blob.name}.fedclip.incomplete"))
+    hub.requests.clear()
+    assert ask(tmp_path, "hf:owner/pets") == dataset
+    assert hub.large_gets() == []
 
 
 def test_where_the_hub_does_not_answer_what_is_here_is_taken_with_a_warning(
