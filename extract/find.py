@@ -39,8 +39,11 @@ def find_dataset(request: Request, report: Report) -> ImageDataset | LocatedTabl
     if dataset is None:
         raise FedclipError("there is no data set without --dataset or --manifest")
     known = KNOWN.get(dataset)
-    here = known is not None and below(dataset, request.data_dir) is not None
-    place = _repository(dataset) if known is None else None if here else known.hub
+    if known is None:
+        here, place = False, _repository(dataset)
+    else:
+        here = below(dataset, request.data_dir) is not None
+        place = None if here else known.hub
     _check_options(request, place, dataset if known else None)
     if place is not None:
         return _locate(request, place, dataset if known else None, report)
@@ -65,8 +68,8 @@ def place_of(dataset: str, data_dir: Path) -> str | None:
     return "the hub's cache" if there else None
 
 
-def _repository(dataset: str | None) -> HubDataset | None:
-    if dataset is None or not dataset.startswith(HF):
+def _repository(dataset: str) -> HubDataset | None:
+    if not dataset.startswith(HF):
         return None
     repository = dataset.removeprefix(HF)
     if not _REPOSITORY.fullmatch(repository):
