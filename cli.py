@@ -37,6 +37,7 @@ MANY_RUNS = 1000
 # Options of federate that do not shape a run, so that an ablation does not vary them.
 SHARED_BY_RUNS = {"cache", "device", "save_every", "runs_dir", "cache_dir"}
 
+
 # The base of typer's usage errors, whichever click it carries.
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 
@@ -53,6 +54,10 @@ app.add_typer(cache_app, name="cache")
 CacheDir = Annotated[
     Path,
     typer.Option("--cache-dir", envvar="FEDCLIP_CACHE_DIR", help="Where caches are kept."),
+]
+DataDir = Annotated[
+    Path,
+    typer.Option("--data-dir", envvar="FEDCLIP_DATA_DIR", help="Where data sets are looked for."),
 ]
 CacheName = Annotated[
     str,
@@ -117,16 +122,70 @@ def _top(
 @app.command()
 def extract(
     dataset: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="office-home, pacs or vlcs, found below --data-dir; demo, drawn there; or a "
-            "folder laid out <domain>/<class>/<image>."
+            help="A known data set ('fedclip datasets' lists them), taken from below --data-dir, "
+            "else from the Hugging Face hub; a folder laid out <domain>/<class>/<image>; or "
+            "hf:OWNER/NAME. With --manifest, the folder that its paths are relative to.",
+            show_default=False,
         ),
-    ],
-    data_dir: Annotated[
-        Path,
-        typer.Option(envvar="FEDCLIP_DATA_DIR", help="Where data sets are looked for."),
-    ] = Path("data"),
+    ] = None,
+    data_dir: DataDir = Path("data"),
+    client: Annotated[
+        str | None,
+        typer.Option(
+            help="Make the file of this one client: of a folder laid out <class>/<image>, or of "
+            "all rows of a list or table.",
+            show_default=False,
+        ),
+    ] = None,
+    listed: Annotated[
+        Path | None,
+        typer.Option(
+            "--manifest",
+            help="A .csv or .parquet list of images with the columns path, label and, without "
+            "--client, client.",
+            show_default=False,
+        ),
+    ] = None,
+    class_names: Annotated[
+        str | None,
+        typer.Option(
+            help="The classes in their order, A,B,C or @FILE with one a line, so that separate "
+            "sites agree; some may have no images. By default all that have, sorted.",
+            show_default=False,
+        ),
+    ] = None,
+    image_column: Annotated[
+        str | None,
+        typer.Option(help="The hub table's column of images (image).", show_default=False),
+    ] = None,
+    label_column: Annotated[
+        str | None,
+        typer.Option(help="The hub table's column of classes (label).", show_default=False),
+    ] = None,
+    domain_column: Annotated[
+        str | None,
+        typer.Option(
+            help="The hub table's column of domains, each a client (domain).", show_default=False
+        ),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="The hub table's split, or several joined by + (train).", show_default=False
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None,
+        typer.Option(help="The hub repository's branch, tag or commit (main).", show_default=False),
+    ] = None,
+    offline: Annotated[
+        bool,
+        typer.Option(
+            "--offline", help="Stay off the network: use what is here (also HF_HUB_OFFLINE=1)."
+        ),
+    ] = False,
     model: Annotated[
         str | None,
         typer.Option(
@@ -208,10 +267,12 @@ def extract(
     from .cache.report import open_report
     from .extract.names import EncoderName, default_model
     from .extract.pipeline import extract_share
-    from .extract.prompts import DEFAULT_TEMPLATE, check_templates
+    from .extract.prompts import DEFAULT_TEMPLATE, check_templates, parse_class_names
     from .extract.ranks import Ranks
-    from .extract.request import Request
+    from .extract.request import Request, TableOptions
 
+    if dataset is None and listed is None:
+        raise typer.BadParameter("Missing option '--dataset' (or '--manifest').")
     request = Request(
         dataset=dataset,
         encoder=EncoderName.of(
@@ -230,6 +291,11 @@ def extract(
         device=device,
         force=force,
         strict=strict,
+        listed=listed,
+        client=client,
+        class_names=parse_class_names(class_names),
+        table=TableOptions(image_column, label_column, domain_column, split, revision),
+        offline=offline,
     )
     with open_report() as report:
         extraction = extract_share(request, Ranks.launched(), report)
@@ -262,6 +328,31 @@ def _print_extraction(extraction: Extraction) -> None:
         print(f"time       {', '.join(spent)}")
     else:
         print("encoded    nothing: the cache is up to date")
+
+
+@app.command()
+def datasets(data_dir: DataDir = Path("data")) -> None:
+    """List the known data sets: clients, classes, images, source, licence, what is here."""
+    from .extract.find import place_of
+    from .extract.known import KNOWN
+
+    _print_table(
+        ("data set", "clients by name", "classes", "images", "source", "licence", "here"),
+        [
+            (
+                name,
+                ", ".join(domain.client for domain in known.domains),
+                known.classes,
+                known.images,
+                known.source,
+                known.licence,
+                place_of(name, data_dir) or "-",
+            )
+            for name, known in KNOWN.items()
+        ],
+        words={"clients by name", "source", "licence", "here"},
+    )
+    print("or any folder <domain>/<class>/<image>, a --manifest, or hf:OWNER/NAME")
 
 
 @app.command()
@@ -621,7 +712,7 @@ def adapters(
     from .federate.adapters import describe_adapters
 
     rows = [(name, what, f"{size:,}") for name, size, what in describe_adapters(embed_dim, classes)]
-    _print_table(("name", "what", "parameters"), rows, words=2)
+    _print_table(("name", "what", "parameters"), rows, words={"what"})
 
 
 @app.command()
@@ -845,7 +936,7 @@ def cache_show(name: CacheName, cache_dir: CacheDir = Path("caches")) -> None:
         "cache": folder.name,
         "folder": folder.path,
         "data set": first.dataset,
-        "from": manifest.get("root") or manifest.get("imported", {}).get("file", "unknown"),
+        "from": _origin(manifest),
         "image key": first.key,
         "text key": first.text_key,
         "logit scale": f"{first.logit_scale:g}",
@@ -865,6 +956,14 @@ def cache_show(name: CacheName, cache_dir: CacheDir = Path("caches")) -> None:
             for c in clients
         ],
     )
+
+
+def _origin(manifest: dict[str, Any]) -> str:
+    """Say where a cache's images were: a folder, or a repository at its commit."""
+    root = manifest.get("root") or manifest.get("imported", {}).get("file", "unknown")
+    hubs = [entry.get("hub") for entry in manifest.get("clients", {}).values()]
+    commits = sorted({str(hub.get("commit")) for hub in hubs if isinstance(hub, dict)})
+    return f"{root} at {', '.join(commits)}" if commits else str(root)
 
 
 @cache_app.command("diff")
@@ -951,14 +1050,17 @@ def cache_import(
         print(f"ignored    {', '.join(imported.ignored)} (arrays of no use here)")
 
 
-def _print_table(headings: Sequence[str], rows: Sequence[Sequence[object]], words: int = 1) -> None:
-    """Print a table whose first `words` columns are words, and the others numbers."""
+def _print_table(
+    headings: Sequence[str], rows: Sequence[Sequence[object]], words: Collection[str] = ()
+) -> None:
+    """Print a table whose first column and those of `words` are words, and the others numbers."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD)
     for column, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if column < words else "right", no_wrap=True)
+        left = column == 0 or heading in words
+        table.add_column(heading, justify="left" if left else "right", no_wrap=True)
     for row in rows:
         table.add_row(*map(str, row))
     _print(table)

@@ -30,6 +30,7 @@ from fedclip.extract.names import EncoderName
 from fedclip.extract.pipeline import extract
 from fedclip.extract.prompts import DEFAULT_TEMPLATE
 from fedclip.extract.request import Request
+from fedclip.extract.sources import FileSource
 
 SIZES = ((500, 375), (1500, 1100))
 BATCHES = 4
@@ -76,7 +77,8 @@ def measure_loading(encoder: Encoder, paths: Sequence[Path]) -> float:
     """Decode files in worker processes and do nothing with them; images/s."""
     batch_size, workers = default_batch_size(encoder.device), default_workers(encoder.device)
     start = time.perf_counter()
-    for _ in load_batches(paths, encoder.decode, encoder.pixel_shape, batch_size, workers):
+    sources = [FileSource(path) for path in paths]
+    for _ in load_batches(sources, encoder.decode, encoder.pixel_shape, batch_size, workers):
         pass
     return len(paths) / (time.perf_counter() - start)
 

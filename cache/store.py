@@ -160,7 +160,7 @@ def check_same(paths: Sequence[Path], clients: Sequence[FeatureCache]) -> None:
     """Check that clients can be federated: one encoder, the same classes and templates.
 
     Raises:
-        CacheError: they differ; the message names two files and what differs.
+        CacheError: they differ; the message names two clients, their files and what differs.
     """
     first_path, first = paths[0], clients[0]
     seen: dict[str, Path] = {}
@@ -171,32 +171,43 @@ def check_same(paths: Sequence[Path], clients: Sequence[FeatureCache]) -> None:
                 "keep one of them"
             )
         seen[cache.client] = path
-        differing = [
-            name
-            for name in (
-                "key",
-                "dataset",
-                "embed_dim",
-                "logit_scale",
-                "normalized",
-                "class_names",
-                "templates",
-            )
-            if getattr(cache, name) != getattr(first, name)
-        ]
-        if differing[:1] == ["key"]:
+        if cache.key != first.key:
             facts = ", ".join(differing_facts(first.encoder, cache.encoder))
             raise CacheError(
                 f"{first_path} and {path} are of different encoders ({facts}), so their features "
                 "cannot be compared; keep them in different folders"
             )
-        if not differing and not _close(cache.text_features, first.text_features):
-            differing = ["text features"]
-        if differing:
+        differences = _differences(first, cache)
+        if differences:
             raise CacheError(
-                f"{first_path} and {path} differ in {', '.join(differing)}; "
-                "extract them again with the same options"
+                f"{first_path} and {path} differ in {' and '.join(differences)}; extract them "
+                "again with the same --name, --class-names and --template"
             )
+
+
+def _differences(one: FeatureCache, other: FeatureCache) -> list[str]:
+    """Say in what two clients of one encoder differ, so that they cannot be federated."""
+    differences = [
+        f"{name} ({getattr(one, name)} at {one.client}, {getattr(other, name)} at {other.client})"
+        for name in ("dataset", "embed_dim", "logit_scale", "normalized")
+        if getattr(one, name) != getattr(other, name)
+    ]
+    for name in ("class_names", "templates"):
+        values: tuple[Sequence[str], Sequence[str]] = getattr(one, name), getattr(other, name)
+        if values[0] != values[1]:
+            differences.append(f"{name} ({_told_apart(one.client, other.client, *values)})")
+    if not differences and not _close(other.text_features, one.text_features):
+        differences = ["text features"]
+    return differences
+
+
+def _told_apart(one: str, other: str, names: Sequence[str], others: Sequence[str]) -> str:
+    """Say which names only one of two clients has, or that their order differs."""
+    only = {one: sorted({*names} - {*others}), other: sorted({*others} - {*names})}
+    sides = [
+        f"only {client} has {', '.join(map(repr, own))}" for client, own in only.items() if own
+    ]
+    return ", ".join(sides) or f"{one} and {other} have the same in another order"
 
 
 def cache_differences(

@@ -4,9 +4,9 @@ import base64
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -23,19 +23,28 @@ from ..cache.device import resolve_device
 from ..cache.key import differing_facts
 from ..cache.known import KnownVectors
 from ..cache.parts import PARTS, find_parts, remove_parts
-from ..cache.report import Report
+from ..cache.report import Report, Silence
 from ..cache.schema import content_digest
 from ..cache.store import writing
 from ..cache.writer import write_caches
 from .clock import Clock
 from .datasets import ClientImages, ImageDataset
 from .encoders import Encoder, load_encoder
-from .manifest import Skipped, encoder_request, library_versions, listing, stat_files
+from .manifest import (
+    Skipped,
+    encoder_request,
+    library_versions,
+    listing,
+    make_entry,
+    stat_files,
+)
 from .names import RESIZERS
 from .ranks import Ranks
 from .request import ClientResult, Extraction, Request
 from .share import ENCODING, WRITING, Receipt, Share, Task
+from .sources import Source
 from .texts import Texts
+from .weights import fetch_encoder
 
 MAX_WORKERS = 16
 
@@ -61,7 +70,16 @@ class _Job:
     folder: CacheFolder
     ranks: Ranks
     report: Report
-    clock: Clock
+    key: str
+    clock: Clock = field(default_factory=Clock)
+
+    @classmethod
+    def of(cls, request: Request, dataset: ImageDataset, ranks: Ranks, report: Report) -> Self:
+        """Load the encoder, whose key names the cache."""
+        encoder = load_encoder(request.encoder, resolve_device(request.device, ranks.local_rank))
+        key = image_key(encoder.facts)
+        path = request.cache_dir / dataset.name / f"{request.encoder.variant}-{key[:8]}"
+        return cls(request, dataset, encoder, CacheFolder(path), ranks, report, key)
 
     @property
     def tasks(self) -> list[Task]:
@@ -69,7 +87,7 @@ class _Job:
         images = [
             (client.name, image) for client in self.dataset.clients for image in client.images
         ]
-        return [Task(number, name, image.path) for number, (name, image) in enumerate(images)]
+        return [Task(number, name, image.source) for number, (name, image) in enumerate(images)]
 
     def share(self, tasks: Sequence[Task], batch_size: int) -> Share:
         """Begin this rank's share of `tasks`; a batch is always one rank's."""
@@ -90,46 +108,46 @@ class _Job:
 
 def encode_missing(
     request: Request, dataset: ImageDataset, ranks: Ranks, report: Report
-) -> Extraction | None:
-    """Encode what a cache lacks, and carry over the rest by content.
-
-    Of several ranks each encodes its share, and the first gives the result.
+) -> Extraction:
+    """Encode what a cache lacks, with the help of the other ranks, and carry over the rest.
 
     Raises:
         FedclipError: the encoder or the cache at hand cannot be used, another process
             is writing the cache, or no image of a client can be decoded (with
             `strict`, one that cannot).
     """
-    encoder = load_encoder(request.encoder, resolve_device(request.device, ranks.local_rank))
-    key = image_key(encoder.facts)
-    folder = CacheFolder(request.cache_dir / dataset.name / f"{request.encoder.variant}-{key[:8]}")
-    job = _Job(request, dataset, encoder, folder, ranks, report, Clock())
-    if not ranks.leads:
-        _follow(job)
-        return None
-    with writing(folder):
-        return _lead(job, key)
+    fetch_encoder(request.encoder, report)
+    ranks.tell("weights", "here")
+    job = _Job.of(request, dataset, ranks, report)
+    with writing(job.folder):
+        return _encode(job)
 
 
-def _follow(job: _Job) -> None:
-    """Encode this rank's share of what the leader found missing, and tell it what became of it."""
-    plan = job.ranks.ask("plan")
+def help_encoding(request: Request, dataset: ImageDataset, ranks: Ranks) -> None:
+    """Encode this rank's share of what the first finds missing, and tell what became of it.
+
+    Raises:
+        FedclipError: the encoder cannot be used, or the files here are others.
+    """
+    ranks.ask("weights")
+    job = _Job.of(request, dataset, ranks, Silence())
+    plan = ranks.ask("plan")
     tasks = job.tasks
     if len(tasks) != plan["images"]:
         raise FedclipError(
-            f"{job.dataset.root}: rank {job.ranks.rank} finds {len(tasks)} images here and rank 0 "
+            f"{dataset.root}: rank {ranks.rank} finds {len(tasks)} images here and rank 0 "
             f"{plan['images']}; all ranks must see the same files"
         )
     missing = np.unpackbits(np.frombuffer(base64.b64decode(plan["missing"]), np.uint8))
     share = job.share([tasks[number] for number in np.flatnonzero(missing)], plan["batch_size"])
     told = 0
     for receipt in share.encode():
-        job.ranks.tell(f"receipt/{job.ranks.rank}/{told}", asdict(receipt))
+        ranks.tell(f"receipt/{ranks.rank}/{told}", asdict(receipt))
         told += 1
-    job.ranks.tell(f"receipt/{job.ranks.rank}/{told}", None)
+    ranks.tell(f"receipt/{ranks.rank}/{told}", None)
 
 
-def _lead(job: _Job, key: str) -> Extraction:
+def _encode(job: _Job) -> Extraction:
     start = time.perf_counter()
     request, dataset, folder, encoder = job.request, job.dataset, job.folder, job.encoder
     if request.force:
@@ -137,7 +155,7 @@ def _lead(job: _Job, key: str) -> Extraction:
     manifest = {} if request.force else folder.read_manifest()
     batch_size = _batch_size(manifest, request, encoder)
     _note_encoder(job, batch_size)
-    known, texts = _known(job, key)
+    known, texts = _known(job)
     # What was seen before reading, so that a later change is noticed as one.
     seen = {client.name: listing(client) for client in dataset.clients}
     tasks = job.tasks
@@ -149,7 +167,7 @@ def _lead(job: _Job, key: str) -> Extraction:
         "request": encoder_request(request.encoder),
         "weights": stat_files(encoder.sources),
         "versions": library_versions(),
-        "key": key,
+        "key": job.key,
         "encoder": dict(encoder.facts),
         "batch_size": batch_size,
         "clients": manifest.get("clients", {}),
@@ -168,11 +186,9 @@ def _lead(job: _Job, key: str) -> Extraction:
     with job.clock.timing(WRITING):
         write_caches(_caches(job, outcomes, known, texts))
         for result in results:
-            manifest["clients"][result.client] = {
-                "rows": result.rows,
-                "listing": seen[result.client],
-                "skipped": [asdict(item) for item in result.skipped],
-            }
+            manifest["clients"][result.client] = make_entry(
+                dataset, result.rows, seen[result.client], result.skipped
+            )
         folder.write_manifest(manifest)
         remove_parts(folder.path)
     return Extraction(
@@ -213,7 +229,7 @@ def _note_encoder(job: _Job, batch_size: int) -> None:
         job.report.note(f"           (this cache was begun with batches of {batch_size})")
 
 
-def _known(job: _Job, key: str) -> tuple[KnownVectors, Texts]:
+def _known(job: _Job) -> tuple[KnownVectors, Texts]:
     """Learn what vectors the cache holds already, unless everything is to be made anew.
 
     Raises:
@@ -230,7 +246,7 @@ def _known(job: _Job, key: str) -> tuple[KnownVectors, Texts]:
             job.report.note(f"           (taking up {len(known)} images that were encoded before)")
         for path in job.folder.files:
             cache = read_cache(path)
-            if cache.key != key:
+            if cache.key != job.key:
                 facts = ", ".join(differing_facts(cache.encoder, job.encoder.facts))
                 raise CacheError(
                     f"{path}: is of another encoder than this cache ({facts}); move it elsewhere"
@@ -250,16 +266,16 @@ def _carried_over(
         return outcomes
     for done, task in enumerate(tasks):
         report.progress("comparing", done, len(tasks), "images")
-        digest = _digest(task.path)
+        digest = _digest(task.source)
         if digest is not None and digest in known:
             outcomes[task.number] = _Outcome(digest)
     report.progress("comparing", len(tasks), len(tasks), "images")
     return outcomes
 
 
-def _digest(path: Path) -> bytes | None:
+def _digest(source: Source) -> bytes | None:
     try:
-        return content_digest(path.read_bytes())
+        return content_digest(source.read())
     except (OSError, MemoryError):
         return None  # decoding will say why
 
@@ -348,7 +364,7 @@ def _client_cache(
     if not kept:
         raise FedclipError(
             f"{client.name}: not one of its {len(outcomes)} images could be used; the first, "
-            f"{client.images[0].path}, {outcomes[0].problem}"
+            f"{job.dataset.root}/{client.images[0].id}, {outcomes[0].problem}"
         )
     digests = [digest for _, digest in kept]
     try:

@@ -201,6 +201,11 @@ def load_encoder(name: EncoderName, device: torch.device) -> Encoder:
         model = _build(name, weights, quick_gelu=bool(tag.get("quick_gelu")))
         try:
             tokenizer = open_clip.get_tokenizer(name.model)
+        except ModuleNotFoundError as error:
+            raise FedclipError(
+                f"{name.model}: its tokenizer needs the package {error.name}; install it with "
+                f"'pip install {error.name}'"
+            ) from None
         except Exception as error:
             raise FedclipError(
                 f"{name.model}: its tokenizer cannot be had ({_first_line(error)})"

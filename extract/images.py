@@ -1,9 +1,8 @@
-"""Image files to batches of pixels, in worker processes."""
+"""Images to batches of pixels, in worker processes."""
 
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..cache import FedclipError
 from ..cache.schema import content_digest
 from .decoders import Decoder
+from .sources import Source
 
 # Seconds that a batch of images may take to be read; a stuck worker would be waited for for ever.
 PATIENCE = 600
@@ -51,19 +51,21 @@ class PixelBatch:
         return replace(self, pixels=self.pixels.pin_memory())
 
 
-class _ImageFiles(Dataset[Decoded]):
-    def __init__(self, paths: Sequence[Path], decode: Decoder, shape: tuple[int, int, int]) -> None:
-        self.paths = paths
+class _Images(Dataset[Decoded]):
+    def __init__(
+        self, sources: Sequence[Source], decode: Decoder, shape: tuple[int, int, int]
+    ) -> None:
+        self.sources = sources
         self.decode = decode
         self.shape = shape
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.sources)
 
     def __getitem__(self, index: int) -> Decoded:
         content = b""
         try:
-            content = self.paths[index].read_bytes()
+            content = self.sources[index].read()
             pixels, problem = self.decode(content), ""
         except Exception as error:  # whatever a decoder makes of a broken file
             pixels, problem = torch.zeros(self.shape), describe(error, content)
@@ -105,7 +107,7 @@ def _ignore_interrupts(_worker: int) -> None:
 
 
 def load_batches(
-    paths: Sequence[Path],
+    sources: Sequence[Source],
     decode: Decoder,
     shape: tuple[int, int, int],
     batch_size: int,
@@ -113,7 +115,7 @@ def load_batches(
     *,
     pinned: bool = False,
 ) -> Iterator[PixelBatch]:
-    """Decode `paths` in order, `batch_size` at a time, in `workers` processes (0: in this one).
+    """Decode `sources` in order, `batch_size` at a time, in `workers` processes (0: in this one).
 
     The processes start at once, not when the first batch is asked for. The batches do
     not depend on the number of workers. Memory is bounded: each worker is at most two
@@ -121,7 +123,7 @@ def load_batches(
     """
     batches = iter(
         DataLoader(
-            _ImageFiles(paths, decode, shape),
+            _Images(sources, decode, shape),
             batch_size=batch_size,
             num_workers=workers,
             collate_fn=_Collate(batch_size),

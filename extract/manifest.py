@@ -10,7 +10,9 @@ from typing import Any
 from ..cache import CacheFolder, FedclipError
 from ..cache.store import MANIFEST
 from .datasets import ClientImages, ImageDataset
+from .known import HF, KNOWN
 from .names import LOCAL_DIR, EncoderName, is_file
+from .sources import Source
 
 # A new version of these might encode otherwise, so the encoder is loaded and compared.
 _LIBRARIES = ("open_clip_torch", "torch", "torchvision", "pillow")
@@ -49,12 +51,18 @@ def stat_files(paths: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def listing(images: ClientImages) -> str:
-    """Hash a domain's ids, labels, sizes and times of change: equal, nothing was touched."""
+    """Hash a client's ids, labels and images' stamps: equal, nothing was touched."""
     digest = hashlib.sha256()
     for image in images.images:
-        stat = image.path.stat()
-        digest.update(f"{image.id}\0{image.label}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        digest.update(f"{image.id}\0{image.label}\0{_stamp(image.source)}\n".encode())
     return digest.hexdigest()
+
+
+def _stamp(source: Source) -> str:
+    try:
+        return source.stamp()
+    except OSError:
+        return "cannot be read"
 
 
 def variants(cache_dir: Path, dataset: str) -> list[CacheFolder]:
@@ -64,18 +72,40 @@ def variants(cache_dir: Path, dataset: str) -> list[CacheFolder]:
 
 
 def check_root(cache_dir: Path, dataset: ImageDataset) -> None:
-    """Refuse to file two different folders under one name.
+    """Refuse to file two different folders under one name; sites of their own have one each.
 
     Raises:
         FedclipError: a cache of this name was made from another folder that still exists.
     """
     for folder in variants(cache_dir, dataset.name):
-        root = Path(str(folder.read_manifest().get("root", dataset.root)))
-        if root != dataset.root and root.is_dir():
-            raise FedclipError(
-                f"{dataset.root}: the caches of {dataset.name!r} were made from {root}; "
-                "file this folder under a name of its own with --name"
-            )
+        manifest = folder.read_manifest()
+        roots = {
+            client: str(entry.get("root", manifest.get("root", dataset.root)))
+            for client, entry in manifest.get("clients", {}).items()
+        }
+        if dataset.alone:
+            ours = dataset.clients[0].name
+            roots = {ours: roots.get(ours, str(dataset.root))}
+        for root in roots.values():
+            if root != str(dataset.root) and _may_differ(root) and not _published(dataset, root):
+                raise FedclipError(
+                    f"{dataset.root}: the caches of {dataset.name!r} were made from {root}; "
+                    "file this folder under a name of its own with --name"
+                )
+
+
+def _may_differ(root: str) -> bool:
+    return root.startswith(HF) or Path(root).exists()
+
+
+def _published(dataset: ImageDataset, root: str) -> bool:
+    """Tell whether two places have one published data set: the hub, and a folder of it."""
+    known = KNOWN.get(dataset.name)
+    return (
+        known is not None
+        and known.hub is not None
+        and f"{HF}{known.hub.repository}" in (root, dataset.root)
+    )
 
 
 def recall(cache_dir: Path, dataset: str, name: EncoderName) -> CacheFolder | None:
@@ -96,6 +126,37 @@ def _unchanged(files: Any) -> bool:
         return bool(files == stat_files([Path(file["path"]) for file in files]))
     except (OSError, TypeError, KeyError):
         return False
+
+
+def make_entry(
+    dataset: ImageDataset, rows: int, seen: str, skipped: Sequence[Skipped]
+) -> dict[str, Any]:
+    """Describe what became of a client, and where its images were."""
+    return {
+        "rows": rows,
+        "listing": seen,
+        "skipped": [{"id": item.id, "reason": item.reason} for item in skipped],
+        **origin(dataset),
+    }
+
+
+def origin(dataset: ImageDataset) -> dict[str, Any]:
+    """Say where a data set's images are."""
+    return {"root": str(dataset.root), **({"hub": dict(dataset.hub)} if dataset.hub else {})}
+
+
+def clients_from(manifest: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
+    """List the clients that were made of these rows on the hub, or none if one is missing."""
+    made = {client: entry.get("hub") for client, entry in manifest.get("clients", {}).items()}
+    for record in made.values():
+        clients = record.get("clients") if isinstance(record, dict) else None
+        if (
+            isinstance(clients, list)
+            and record == {**facts, "clients": clients}
+            and all(made.get(client) == record for client in clients)
+        ):
+            return clients
+    return []
 
 
 def client_entry(

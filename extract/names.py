@@ -10,7 +10,7 @@ from typing import Self
 
 from ..cache import FedclipError
 from ..cache.files import slug
-from .datasets import DEMO
+from .known import DEMO
 
 LOCAL_DIR = "local-dir:"
 HF_HUB = "hf-hub:"
@@ -95,7 +95,7 @@ class EncoderName:
         return slug(f"{model.removeprefix(LOCAL_DIR).removeprefix(HF_HUB)}-{pretrained}")
 
 
-def default_model(dataset: str) -> str:
+def default_model(dataset: str | None) -> str:
     """Name the model for a data set where the user names none."""
     return DEMO_MODEL if dataset == DEMO else DEFAULT_MODEL
 

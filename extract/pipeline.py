@@ -4,21 +4,25 @@ Neither torch nor an encoder is imported until there is something to encode.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ..cache import CacheFolder, read_cache
 from ..cache.parts import remove_parts
 from ..cache.report import Report, Silence
 from ..cache.store import writing
-from .datasets import ImageDataset, obtain_dataset, open_dataset
-from .manifest import check_root, client_entry, listing, recall
+from .datasets import ImageDataset
+from .find import find_dataset
+from .hub import offline
+from .manifest import check_root, client_entry, clients_from, listing, origin, recall
 from .names import RANDOM
 from .ranks import Ranks
 from .request import ClientResult, Extraction, Request
+from .tables import LocatedTable
 
 
 def extract(request: Request, report: Report) -> Extraction:
-    """Bring a data set's cache up to date: encode what it lacks, and nothing else.
+    """Bring a data set's cache up to date: download and encode what it lacks, and nothing else.
 
     Raises:
         FedclipError: the data set, the encoder or the cache at hand cannot be used.
@@ -34,34 +38,47 @@ def extract_share(request: Request, ranks: Ranks, report: Report) -> Extraction 
     Raises:
         FedclipError: as `extract` does.
     """
-    if not ranks.leads:
-        report = Silence()
-    with ranks.leader_first("data set"):
-        obtain_dataset(request.dataset, request.data_dir, report)
-    dataset = open_dataset(request.dataset, request.data_dir, request.name)
+    with offline(request.offline), ranks.together():
+        if ranks.leads:
+            return _lead(request, ranks, report)
+        if not ranks.ask("up to date"):  # by then everything is downloaded
+            from .encode import help_encoding
+
+            help_encoding(request, _opened(find_dataset(request, Silence()), Silence()), ranks)
+        return None
+
+
+def _lead(request: Request, ranks: Ranks, report: Report) -> Extraction:
+    found = find_dataset(request, report)
+    extraction = _made_before(request, found) if isinstance(found, LocatedTable) else None
+    if extraction is not None:
+        report.note(f"data set   {extraction.folder.name}: as on the hub")
+        ranks.tell("up to date", True)
+        return extraction
+    dataset = _opened(found, report)
     _report_dataset(dataset, request, report)
     check_root(request.cache_dir, dataset)
-    if ranks.leads:
-        extraction = _up_to_date(request, dataset)
-        ranks.tell("up to date", extraction is not None)
-    else:
-        extraction = None
-        if ranks.ask("up to date"):
-            return None
+    extraction = _up_to_date(request, dataset)
+    ranks.tell("up to date", extraction is not None)
     if extraction is None:
         from .encode import encode_missing
 
         extraction = encode_missing(request, dataset, ranks, report)
-    if extraction is not None:
+    if not dataset.alone:
         _warn_of_strays(extraction, dataset, report)
     return extraction
 
 
+def _opened(found: ImageDataset | LocatedTable, report: Report) -> ImageDataset:
+    return found.open(report) if isinstance(found, LocatedTable) else found
+
+
 def _report_dataset(dataset: ImageDataset, request: Request, report: Report) -> None:
     images = sum(len(client.images) for client in dataset.clients)
+    at = f" at {dataset.hub['commit'][:8]}" if dataset.hub else ""
     report.note(
         f"data set   {dataset.name}: {len(dataset.clients)} clients, "
-        f"{len(dataset.class_names)} classes, {images} images below {dataset.root}"
+        f"{len(dataset.class_names)} classes, {images} images below {dataset.root}{at}"
     )
     for warning in dataset.warnings:
         report.warn(warning)
@@ -83,13 +100,29 @@ def _warn_of_strays(extraction: Extraction, dataset: ImageDataset, report: Repor
 
 def _up_to_date(request: Request, dataset: ImageDataset) -> Extraction | None:
     """Tell what the cache holds if there is nothing to do."""
-    if request.force:
-        return None
     folder = recall(request.cache_dir, dataset.name, request.encoder)
     extraction = _complete(folder, dataset, request.templates) if folder else None
-    if extraction and request.strict and extraction.skipped:
+    return extraction if extraction and _suffices(extraction, request) else None
+
+
+def _suffices(complete: Extraction, request: Request) -> bool:
+    return not request.force and not (request.strict and complete.skipped)
+
+
+def _made_before(request: Request, table: LocatedTable) -> Extraction | None:
+    """Tell whether a cache was made of these very rows, which then need not be here."""
+    start = time.perf_counter()
+    folder = recall(request.cache_dir, table.name, request.encoder)
+    if folder is None:
         return None
-    return extraction
+    manifest = folder.read_manifest()
+    clients = clients_from(manifest, table.facts)
+    made = _read(folder, manifest, clients, request.templates, start)
+    if made is None or not _suffices(made, request):
+        return None
+    with writing(folder):
+        folder.write_manifest(manifest)  # its time says which cache was asked for last
+    return made
 
 
 def _complete(
@@ -98,30 +131,56 @@ def _complete(
     """Tell whether a cache already holds everything; None if something is to be done."""
     start = time.perf_counter()
     manifest = folder.read_manifest()
-    results, caches = [], []
     for images in dataset.clients:
-        known, skipped = client_entry(manifest, images.name)
+        known, _ = client_entry(manifest, images.name)
         if not folder.file(images.name).exists() or known != listing(images):
             return None
-        cache = read_cache(folder.file(images.name))
-        results.append(ClientResult(images.name, len(cache.labels), 0, skipped))
-        caches.append(cache)
+    clients = [images.name for images in dataset.clients]
+    complete = _read(folder, manifest, clients, templates, start, dataset.class_names)
+    if complete is None:
+        return None
+    # Its time says which cache was asked for last, its roots where the images are now.
+    entries = {client: {**manifest["clients"][client], **origin(dataset)} for client in clients}
+    with writing(folder):
+        remove_parts(folder.path)  # of a run that was killed after its last file
+        folder.write_manifest(
+            {
+                **manifest,
+                "root": str(dataset.root),
+                "clients": {**manifest["clients"], **entries},
+            }
+        )
+    return complete
+
+
+def _read(
+    folder: CacheFolder,
+    manifest: Mapping[str, Any],
+    clients: Sequence[str],
+    templates: Sequence[str],
+    start: float,
+    class_names: Sequence[str] | None = None,
+) -> Extraction | None:
+    """Sum up clients' files; None if one is missing or is not what is asked for."""
+    if not clients or not all(folder.file(client).exists() for client in clients):
+        return None
+    caches = [read_cache(folder.file(client)) for client in clients]
     for cache in caches:
         if (
             cache.key != manifest.get("key")
-            or cache.class_names != dataset.class_names
+            or cache.class_names != tuple(class_names or caches[0].class_names)
             or cache.templates != caches[0].templates
             or not set(templates) <= set(cache.templates)
         ):
             return None
-    # Its time says which cache was asked for last, its root where the images are now.
-    with writing(folder):
-        remove_parts(folder.path)  # of a run that was killed after its last file
-        folder.write_manifest({**manifest, "root": str(dataset.root)})
+    results = [
+        ClientResult(client, len(cache.labels), 0, client_entry(manifest, client)[1])
+        for client, cache in zip(clients, caches, strict=True)
+    ]
     return Extraction(
         folder=folder,
         clients=tuple(results),
-        classes=len(dataset.class_names),
+        classes=len(caches[0].class_names),
         embed_dim=caches[0].embed_dim,
         encoded_texts=0,
         seconds=time.perf_counter() - start,

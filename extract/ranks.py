@@ -70,13 +70,14 @@ class Ranks:
         return json.loads(self._connected().get(subject))
 
     @contextmanager
-    def leader_first(self, subject: str) -> Iterator[None]:
-        """Let the leader do something before the others do."""
-        if not self.leads:
-            self.ask(subject)
+    def together(self) -> Iterator[None]:
+        """Have the leader, who may keep the store, wait at the end until the others are done."""
         yield
         if self.leads:
-            self.tell(subject, "done")
+            for rank in range(1, self.size):
+                self.ask(f"done/{rank}")
+        else:
+            self.tell(f"done/{self.rank}", True)
 
     def _connected(self) -> Store:
         if self._store is None:

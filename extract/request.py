@@ -5,8 +5,48 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..cache import CacheFolder
+from .known import Columns, HubDataset
 from .manifest import Skipped
 from .names import EncoderName
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """What a user says of a data set on the hub; None for what is known or customary.
+
+    Attributes:
+        image: The column of images.
+        label: The column of classes.
+        domain: The column of domains.
+        split: Splits, joined by ``+``.
+        revision: A branch, tag or commit.
+    """
+
+    image: str | None = None
+    label: str | None = None
+    domain: str | None = None
+    split: str | None = None
+    revision: str | None = None
+
+    @property
+    def options(self) -> dict[str, str | None]:
+        """What the command line calls each."""
+        return {
+            "--image-column": self.image,
+            "--label-column": self.label,
+            "--domain-column": self.domain,
+            "--split": self.split,
+            "--revision": self.revision,
+        }
+
+    def over(self, place: HubDataset) -> HubDataset:
+        """Say where a data set is, with what the user says of it."""
+        columns = Columns(
+            self.image or place.columns.image,
+            self.label or place.columns.label,
+            self.domain or place.columns.domain,
+        )
+        return HubDataset(place.repository, self.split or place.split, columns)
 
 
 @dataclass(frozen=True)
@@ -14,7 +54,8 @@ class Request:
     """What to extract.
 
     Attributes:
-        dataset: A published data set's name, or a folder.
+        dataset: A published data set's name, a folder, or ``hf:owner/name``; None for a list
+            whose paths are not relative to a folder of their own.
         encoder: The encoder's name.
         templates: Prompt templates, each with one ``{}``.
         data_dir: Where data sets are looked for.
@@ -25,9 +66,14 @@ class Request:
         device: ``auto`` or a torch device.
         force: Whether to encode everything again.
         strict: Whether an image that cannot be used is an error.
+        listed: A list of images to take instead of a folder's.
+        client: Whose images these all are; None where there are several clients.
+        class_names: The classes in their order; empty for all that have an image, sorted.
+        table: How to read a data set on the hub.
+        offline: Whether the network is out of bounds.
     """
 
-    dataset: str
+    dataset: str | None
     encoder: EncoderName
     templates: tuple[str, ...]
     data_dir: Path
@@ -38,6 +84,11 @@ class Request:
     device: str = "auto"
     force: bool = False
     strict: bool = False
+    listed: Path | None = None
+    client: str | None = None
+    class_names: tuple[str, ...] = ()
+    table: TableOptions = TableOptions()
+    offline: bool = False
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from ..cache.report import Report
 from .clock import Clock
 from .encoders import Encoder, Launched
 from .images import PixelBatch, load_batches
+from .sources import Source
 
 # What a killed extraction loses at most: a dozen seconds on a CPU, none on a GPU.
 PART_ROWS = 256
@@ -26,11 +27,11 @@ WRITING = "writing"
 
 @dataclass(frozen=True)
 class Task:
-    """An image to encode: its number in the data set, its client and its file."""
+    """An image to encode: its number in the data set, its client and its source."""
 
     number: int
     client: str
-    path: Path
+    source: Source
 
 
 @dataclass
@@ -79,7 +80,7 @@ class Share:
         self._clock = clock
         self._progress = _Progress(report, [task.client for task in tasks])
         self._batches = load_batches(
-            [task.path for task in tasks],
+            [task.source for task in tasks],
             encoder.decode,
             encoder.pixel_shape,
             batch_size,

@@ -274,13 +274,26 @@ def test_encoders_that_only_are_called_differently_are_one(
 @pytest.mark.parametrize(
     ("changes", "differing"),
     [
-        ({"classes": ("cat", "dog", "bird")}, "class_names"),
-        ({"classes": ("dog", "cat", "fish")}, "class_names"),
-        ({"classes": ("cat", "dog")}, "class_names"),
-        ({"templates": ("a photo of a {}",)}, "templates"),
-        ({"dataset": "other"}, "dataset"),
-        ({"logit_scale": 100.0}, "logit_scale"),
-        ({"normalized": True, "dataset": "other"}, "dataset, normalized"),
+        (
+            {"classes": ("cat", "dog", "bird")},
+            "class_names (only photo has 'fish', only sketch has 'bird')",
+        ),
+        (
+            {"classes": ("dog", "cat", "fish")},
+            "class_names (photo and sketch have the same in another order)",
+        ),
+        ({"classes": ("cat", "dog")}, "class_names (only photo has 'fish')"),
+        (
+            {"templates": ("a photo of a {}",)},
+            "templates (only photo has 'a picture of a {}', only sketch has 'a photo of a {}')",
+        ),
+        ({"dataset": "other"}, "dataset (tiny at photo, other at sketch)"),
+        ({"logit_scale": 100.0}, "logit_scale (20.0 at photo, 100.0 at sketch)"),
+        (
+            {"normalized": True, "dataset": "other"},
+            "dataset (tiny at photo, other at sketch) and normalized "
+            "(False at photo, True at sketch)",
+        ),
     ],
 )
 def test_clients_that_do_not_belong_together_are_refused_with_what_differs(

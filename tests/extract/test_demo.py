@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from safetensors import safe_open
 
 from fedclip.cache import FeatureCache, load_cache, resolve_cache
 from fedclip.cli import run
-from fedclip.extract.datasets import open_dataset
 from fedclip.extract.demo.dataset import draw_dataset
 from fedclip.extract.demo.draw import STYLES, draw_picture
 from fedclip.extract.demo.pretrain import (
@@ -29,6 +29,7 @@ from fedclip.extract.demo.pretrain import (
 )
 from fedclip.extract.demo.shapes import THINGS, Draw
 from fedclip.extract.encoders import CONFIG_FILE
+from fedclip.extract.folders import open_dataset
 from fedclip.extract.names import DEMO_MODEL, LOCAL_DIR, EncoderName
 from fedclip.extract.pipeline import extract
 from fedclip.extract.prompts import DEFAULT_TEMPLATE
@@ -84,9 +85,9 @@ def test_a_data_set_is_laid_out_by_domain_and_class_and_no_two_images_are_alike(
     dataset = open_dataset("demo", tmp_path)
     assert [client.name for client in dataset.clients] == ["cartoon", "neon", "photo", "sketch"]
     assert dataset.class_names == tuple(sorted(THINGS))
-    paths = [image.path for client in dataset.clients for image in client.images]
-    assert len(paths) == 120
-    assert len({Image.open(path).tobytes() for path in paths}) == 120
+    contents = [image.source.read() for client in dataset.clients for image in client.images]
+    assert len(contents) == 120
+    assert len({Image.open(BytesIO(content)).tobytes() for content in contents}) == 120
     picture = np.asarray(Image.open(tmp_path / "demo" / "neon" / "fish" / "001.png"))
     assert np.array_equal(picture, draw_picture("neon", "fish", 5, 1))
 

@@ -17,6 +17,7 @@ from fedclip.cache import FedclipError
 from fedclip.cache.schema import content_digest
 from fedclip.extract.decoders import make_decoder
 from fedclip.extract.images import PixelBatch, load_batches
+from fedclip.extract.sources import FileSource
 
 PREPROCESS = PreprocessCfg(size=16)
 TRANSFORM = image_transform_v2(PREPROCESS, is_train=False)
@@ -36,7 +37,8 @@ def encoded(image: Image.Image, suffix: str) -> bytes:
 
 
 def batches(paths: Sequence[Path], batch_size: int = 4, workers: int = 0) -> list[PixelBatch]:
-    return list(load_batches(paths, DECODE, SHAPE, batch_size, workers))
+    sources = [FileSource(path) for path in paths]
+    return list(load_batches(sources, DECODE, SHAPE, batch_size, workers))
 
 
 @pytest.fixture
@@ -160,4 +162,4 @@ def test_a_worker_that_is_killed_is_explained_in_one_line(tmp_path: Path) -> Non
         raise AssertionError(f"alive with {content!r}")
 
     with pytest.raises(FedclipError, match=r"was killed.*--workers 0"):
-        list(load_batches(paths, deadly, SHAPE, 2, workers=1))
+        list(load_batches([FileSource(path) for path in paths], deadly, SHAPE, 2, workers=1))

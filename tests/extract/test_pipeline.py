@@ -228,8 +228,8 @@ SECOND_RUN = """
 import sys
 from fedclip.cli import run
 code = run(sys.argv[1:])
-unwanted = {"torch", "open_clip", "torchvision", "PIL"} & set(sys.modules)
-assert not unwanted, unwanted
+heavy = {"torch", "open_clip", "torchvision", "PIL", "pyarrow", "huggingface_hub"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
 sys.exit(code)
 """
 

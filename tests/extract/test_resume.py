@@ -206,7 +206,7 @@ def test_under_torchrun_too(
         )
 
     with launch() as first:
-        while first.poll() is None and not list(tmp_path.glob("shared/*/*/parts/*.part")):
+        while first.poll() is None and not list(tmp_path.glob("shared/*/*/parts/[!.]*.part")):
             time.sleep(0.01)
         for process in processes_with(mark):
             with contextlib.suppress(ProcessLookupError):

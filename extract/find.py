@@ -1,0 +1,109 @@
+"""From what a user asks for to a data set: a folder, a list, or a repository on the hub."""
+
+import re
+from pathlib import Path
+
+from ..cache import FedclipError
+from ..cache.report import Report
+from . import hub
+from .datasets import ImageDataset
+from .folders import below, open_dataset
+from .known import HF, KNOWN, HubDataset
+from .lists import open_list
+from .request import Request
+from .tables import LocatedTable, locate_table
+
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def find_dataset(request: Request, report: Report) -> ImageDataset | LocatedTable:
+    """Find what was asked for; what is on the hub is located, and not downloaded yet.
+
+    A known data set that is below the data folder is taken from there; otherwise it is
+    drawn, or had from the hub, where the one or the other can be.
+
+    Raises:
+        FedclipError: there is no such data set, or options contradict each other.
+    """
+    dataset = request.dataset
+    if request.listed is not None:
+        _check_options(request, None, None)
+        return open_list(
+            request.listed,
+            request.data_dir,
+            dataset=dataset,
+            name=request.name,
+            client=request.client,
+            class_names=request.class_names,
+        )
+    if dataset is None:
+        raise FedclipError("there is no data set without --dataset or --manifest")
+    known = KNOWN.get(dataset)
+    if known is None:
+        here, place = False, _repository(dataset)
+    else:
+        here = below(dataset, request.data_dir) is not None
+        place = None if here else known.hub
+    _check_options(request, place, dataset if known else None)
+    if place is not None:
+        return _locate(request, place, dataset if known else None, report)
+    if known is not None and known.make is not None and not here:
+        known.make(request.data_dir / dataset, report)
+    return open_dataset(
+        dataset,
+        request.data_dir,
+        request.name,
+        client=request.client,
+        class_names=request.class_names,
+    )
+
+
+def place_of(dataset: str, data_dir: Path) -> str | None:
+    """Say where on this machine a known data set is: in a folder, or in the hub's cache."""
+    folder = below(dataset, data_dir)
+    if folder is not None:
+        return str(folder)
+    place = KNOWN[dataset].hub
+    there = place is not None and hub.is_here(hub.Repository(place.repository, hub.DATASET))
+    return "the hub's cache" if there else None
+
+
+def _repository(dataset: str) -> HubDataset | None:
+    if not dataset.startswith(HF):
+        return None
+    repository = dataset.removeprefix(HF)
+    if not _REPOSITORY.fullmatch(repository):
+        raise FedclipError(f"{dataset}: a repository on the hub is called {HF}OWNER/NAME")
+    return HubDataset(repository)
+
+
+def _check_options(request: Request, place: HubDataset | None, known: str | None) -> None:
+    """Refuse options that would be passed over."""
+    if request.client and known:
+        raise FedclipError(
+            f"--client {request.client}: {known} has clients of its own; leave --client out, or "
+            "give a folder laid out <class>/<image>"
+        )
+    given = [option for option, value in request.table.options.items() if value]
+    if given and place is None:
+        raise FedclipError(
+            f"{given[0]}: is for data sets on the hub, --dataset {HF}OWNER/NAME, and "
+            f"{request.dataset or request.listed} is on this machine"
+        )
+
+
+def _locate(request: Request, place: HubDataset, known: str | None, report: Report) -> LocatedTable:
+    try:
+        return locate_table(
+            request.table.over(place),
+            request.table.revision or hub.MAIN,
+            report,
+            name=request.name,
+            known=known,
+            client=request.client,
+            class_names=request.class_names,
+        )
+    except FedclipError as error:
+        if known is None:
+            raise
+        raise FedclipError(f"{error}; or say where {known} is with --data-dir") from None

@@ -1,0 +1,195 @@
+"""Data sets as folders of image files: published layouts, any folder, one site of its own."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..cache import FedclipError
+from ..cache.files import client_name, slug
+from .datasets import ImageDataset, gather
+from .known import KNOWN, KnownDataset
+from .sources import FileSource, Source
+
+IMAGE_SUFFIXES = frozenset(
+    {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+
+# How far below --data-dir a known data set is looked for: PACS/kfold is 2 deep.
+SEARCH_DEPTH = 3
+
+ClassFolders = dict[str, list[Path]]
+ClassFiles = dict[str, list[tuple[str, Source]]]
+
+
+def open_dataset(
+    dataset: str,
+    data_dir: Path,
+    name: str | None = None,
+    *,
+    client: str | None = None,
+    class_names: Sequence[str] = (),
+) -> ImageDataset:
+    """Find a data set by its published name below `data_dir`, or by its folder.
+
+    A folder, relative to the working directory or to `data_dir`, is laid out
+    ``<domain>/<class>/<image>``, or, where `client` names whose it is,
+    ``<class>/<image>``. `name` is what its caches are filed under, by default the
+    published name or the folder's. `class_names` are the classes in their order,
+    by default all that have an image, sorted.
+
+    Raises:
+        FedclipError: there is no such data set, it has no images, or its domains
+            differ in their classes.
+    """
+    known = KNOWN.get(dataset)
+    if known is not None:
+        root, folders = _find_known(dataset, known, data_dir)
+        clients = [
+            (domain.client, _class_folders(folders[domain.client], known))
+            for domain in known.domains
+        ]
+    else:
+        root = find_folder(dataset, data_dir)
+        clients = (
+            [(client_name(client), _class_folders(root))]
+            if client
+            else [(client_name(folder.name), _class_folders(folder)) for folder in _folders(root)]
+        )
+    check_utf8(root)
+    found = [(domain, _class_files(root, classes)) for domain, classes in clients]
+    if not any(files for _, classes in found for files in classes.values()):
+        layout = "<class>/<image>" if client else "<domain>/<class>/<image>"
+        raise FedclipError(f"{root}: there are no images laid out {layout} in this folder")
+    return gather(
+        name or (dataset if known else slug(root.name.lower())),
+        root,
+        found,
+        class_names=class_names,
+        known=dataset if known else None,
+        alone=client is not None,
+    )
+
+
+def below(dataset: str, data_dir: Path) -> Path | None:
+    """Find the folder below `data_dir` that holds a known data set."""
+    found = _search(dataset, data_dir)
+    return found[0] if found else None
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+
+
+def _find_known(dataset: str, known: KnownDataset, data_dir: Path) -> tuple[Path, dict[str, Path]]:
+    """Find the nearest folder that holds a folder of each domain."""
+    if not data_dir.is_dir():
+        raise FedclipError(
+            f"{data_dir}: there is no such folder to look for {dataset} in; "
+            "say where the data is with --data-dir"
+        )
+    found = _search(dataset, data_dir)
+    if found is None:
+        wanted = ", ".join("/".join(domain.folders) for domain in known.domains)
+        raise FedclipError(
+            f"{data_dir}: {dataset} is not below this folder (no folder holds {wanted}); get it "
+            "and put it there, or say where it is with --data-dir"
+        )
+    return found
+
+
+def _search(dataset: str, data_dir: Path) -> tuple[Path, dict[str, Path]] | None:
+    level = [data_dir.resolve()] if data_dir.is_dir() else []
+    for _ in range(SEARCH_DEPTH + 1):
+        # Among equals, a folder named like the data set comes first.
+        for root in sorted(level, key=lambda path: _plain(dataset) not in _plain(path.name)):
+            folders = _match_domains(root, KNOWN[dataset])
+            if folders:
+                return root, folders
+        level = [child for parent in level for child in _folders(parent)]
+    return None
+
+
+def _match_domains(root: Path, known: KnownDataset) -> dict[str, Path]:
+    children = _folders(root)
+    matches: dict[str, Path] = {}
+    for domain in known.domains:
+        names = {_plain(folder) for folder in domain.folders}
+        found = [child for child in children if _plain(child.name) in names]
+        if not found:
+            return {}
+        if len(found) > 1:
+            raise FedclipError(
+                f"{root}: {' and '.join(child.name for child in found)} would both be the client "
+                f"{domain.client!r}; keep one of them"
+            )
+        matches[domain.client] = found[0]
+    return matches
+
+
+def find_folder(dataset: str, data_dir: Path) -> Path:
+    """Find a folder, relative to the working directory or to `data_dir`."""
+    for folder in (Path(os.path.expanduser(dataset)), data_dir / dataset):  # noqa: PTH111
+        if dataset and folder.is_dir():
+            return folder.resolve()
+    raise FedclipError(
+        f"there is no data set or folder {dataset!r}; known data sets are {', '.join(KNOWN)}, "
+        "and a folder is laid out <domain>/<class>/<image>"
+    )
+
+
+def _class_folders(domain: Path, known: KnownDataset | None = None) -> ClassFolders:
+    """Map a domain's classes to their folders, of which a split domain has several."""
+    parents = [domain]
+    if known is not None:
+        splits = [domain / split for split in known.splits if (domain / split).is_dir()]
+        whole = [domain / known.whole] if known.whole and (domain / known.whole).is_dir() else []
+        parents = splits or whole or parents
+    classes: ClassFolders = {}
+    for parent in parents:
+        for folder in _folders(parent):
+            name = known.names.get(folder.name, folder.name) if known else folder.name
+            classes.setdefault(name, []).append(folder)
+    return classes
+
+
+def _images(folder: Path) -> list[Path]:
+    return [
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != "." and _is_file_or_lost(path)
+    ]
+
+
+def _is_file_or_lost(path: Path) -> bool:
+    """Tell a file, and a link to one that is gone, whose loss should not go unnoticed."""
+    return path.is_file() or (path.is_symlink() and not path.exists())
+
+
+def _class_files(root: Path, classes: ClassFolders) -> ClassFiles:
+    files = {
+        name: [path for folder in folders for path in _images(folder)]
+        for name, folders in classes.items()
+    }
+    return {
+        name: [(image_id(path, root), FileSource(path)) for path in paths]
+        for name, paths in files.items()
+    }
+
+
+def image_id(path: Path, root: Path) -> str:
+    """Identify an image file by its path below `root`."""
+    check_utf8(path)
+    return path.relative_to(root).as_posix()
+
+
+def check_utf8(path: Path) -> None:
+    """Refuse a path that a cache, whose text is UTF-8, could not hold."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise FedclipError(f"{str(path)!r}: this name is not UTF-8; rename it") from None

@@ -1,0 +1,149 @@
+"""Published data sets: their clients, sizes, layouts on disk and places on the hub."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..cache.report import Report
+
+HF = "hf:"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a table of images."""
+
+    image: str = "image"
+    label: str = "label"
+    domain: str = "domain"
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A domain of a known data set: its folder names, and how many images, where that is known."""
+
+    client: str
+    folders: tuple[str, ...]
+    images: int | None = None
+
+
+@dataclass(frozen=True)
+class HubDataset:
+    """A data set's repository on the Hugging Face hub.
+
+    Attributes:
+        repository: ``owner/name``.
+        split: The splits that make up the whole, joined by ``+``.
+        columns: What its columns are called.
+    """
+
+    repository: str
+    split: str = "train"
+    columns: Columns = Columns()
+
+
+@dataclass(frozen=True)
+class KnownDataset:
+    """A published data set in the layouts in which it is distributed.
+
+    Attributes:
+        domains: Its domains; a folder that holds one folder of each is its root.
+        images: How many images were published.
+        classes: How many classes it has.
+        licence: Its licence, as far as one is stated.
+        names: Names for class folders that are named otherwise, by numbers say.
+        splits: Folders between domain and class, all of which belong to the domain.
+        whole: The folder to take instead where none of `splits` is there.
+        hub: Where the hub has it.
+        make: Makes it in a folder, where the package can.
+    """
+
+    domains: tuple[Domain, ...]
+    images: int
+    classes: int
+    licence: str
+    names: Mapping[str, str] = field(default_factory=dict)
+    splits: tuple[str, ...] = ()
+    whole: str = ""
+    hub: HubDataset | None = None
+    make: Callable[[Path, Report], None] | None = None
+
+    @property
+    def source(self) -> str:
+        """Where it comes from on a machine that does not have it."""
+        if self.hub is not None:
+            return f"{HF}{self.hub.repository}"
+        return "drawn here" if self.make is not None else "a folder of yours"
+
+
+def _draw_demo(folder: Path, report: Report) -> None:
+    from .demo.dataset import draw_dataset
+
+    draw_dataset(folder, report)
+
+
+DEMO = "demo"
+
+# Where each figure and licence is stated: docs/datasets.md.
+KNOWN: Mapping[str, KnownDataset] = {
+    # Venkateswara et al. 2017, "Deep Hashing Network for Unsupervised Domain Adaptation".
+    "office-home": KnownDataset(
+        (
+            Domain("art", ("Art",), 2427),
+            Domain("clipart", ("Clipart",), 4365),
+            Domain("product", ("Product",), 4439),
+            Domain("real_world", ("Real World", "Real_World", "RealWorld"), 4357),
+        ),
+        images=15588,
+        classes=65,
+        licence="fair use notice",
+        hub=HubDataset("flwrlabs/office-home"),
+    ),
+    # Li et al. 2017, "Deeper, Broader and Artier Domain Generalization".
+    "pacs": KnownDataset(
+        (
+            Domain("art_painting", ("art_painting",), 2048),
+            Domain("cartoon", ("cartoon",), 2344),
+            Domain("photo", ("photo",), 1670),
+            Domain("sketch", ("sketch",), 3929),
+        ),
+        images=9991,
+        classes=7,
+        licence="unknown",
+        hub=HubDataset("flwrlabs/pacs"),
+    ),
+    # Fang et al. 2013, "Unbiased Metric Learning"; DomainBed names domains and classes otherwise.
+    "vlcs": KnownDataset(
+        (
+            Domain("caltech", ("CALTECH", "Caltech101"), 1415),
+            Domain("labelme", ("LABELME", "LabelMe"), 2656),
+            Domain("pascal", ("PASCAL", "VOC2007"), 3376),
+            Domain("sun", ("SUN", "SUN09"), 3282),
+        ),
+        images=10729,
+        classes=5,
+        licence="unknown",
+        names={"0": "bird", "1": "car", "2": "chair", "3": "dog", "4": "person"},
+        splits=("train", "crossval", "test"),
+        whole="full",
+    ),
+    # Peng et al. 2019, "Moment Matching for Multi-Source Domain Adaptation".
+    "domainnet": KnownDataset(
+        tuple(
+            Domain(name, (name,))
+            for name in ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
+        ),
+        images=586575,
+        classes=345,
+        licence="other",
+        hub=HubDataset("wltjr1007/DomainNet", split="train+test"),
+    ),
+    # Drawn by this package.
+    DEMO: KnownDataset(
+        tuple(Domain(style, (style,), 300) for style in ("cartoon", "neon", "photo", "sketch")),
+        images=1200,
+        classes=10,
+        licence="MIT",
+        make=_draw_demo,
+    ),
+}

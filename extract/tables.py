@@ -1,0 +1,210 @@
+"""Data sets on the hub as tables of images: which files are a split, and whose rows they hold."""
+
+import fnmatch
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..cache import FedclipError
+from ..cache.files import client_name, slug
+from ..cache.report import Report
+from . import hub
+from .datasets import ImageDataset, gather
+from .known import HF, KNOWN, HubDataset
+
+CARD = "README.md"
+PARQUET_BRANCH = "refs/convert/parquet"
+_SUFFIX = ".parquet"
+_CUSTOMARY_SPLITS = ("train", "validation", "valid", "val", "test")
+
+
+@dataclass(frozen=True)
+class LocatedTable:
+    """A data set on the hub of which nothing but the list of files needs to be here yet.
+
+    Attributes:
+        name: What its caches are filed under.
+        known: The published data set that it is, if it is one.
+        snapshot: Its files.
+        place: Its repository, split and columns.
+        client: The client of all rows, where there is no column of domains.
+        class_names: The classes in their order; empty for all that occur, sorted.
+    """
+
+    name: str
+    known: str | None
+    snapshot: hub.Snapshot
+    place: HubDataset
+    client: str | None
+    class_names: tuple[str, ...]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What decides which rows these are, and what they are called."""
+        return {
+            "repository": self.place.repository,
+            "revision": self.snapshot.repository.revision,
+            "commit": self.snapshot.commit,
+            "split": self.place.split,
+            "columns": asdict(self.place.columns),
+            "client": self.client,
+            "class_names": list(self.class_names),
+        }
+
+    def open(self, report: Report) -> ImageDataset:
+        """Download what is not here, and list each client's rows.
+
+        Raises:
+            FedclipError: it cannot be had, has no such split or column, or holds no images.
+        """
+        from .parquet import RowFile, card_features, read_clients
+
+        card = _card(self.snapshot, report)
+        by_split = {
+            split: _split_files(self.snapshot, card, split) for split in self.place.split.split("+")
+        }
+        paths = [path for files in by_split.values() for path in files]
+        folder = hub.download(self.snapshot, paths, report)
+        hub.remember(self.snapshot)
+        files = [
+            RowFile(folder / path, self.snapshot.version(path), split)
+            for split, paths in by_split.items()
+            for path in paths
+        ]
+        root = f"{HF}{self.place.repository}"
+        clients = read_clients(
+            root,
+            files,
+            self.place.columns,
+            _name_client(self.known),
+            client=self.client,
+            class_names=self.class_names,
+            features=card_features(card),
+        )
+        if not clients:
+            raise FedclipError(f"{root}: its split {self.place.split!r} has no rows")
+        return gather(
+            self.name,
+            root,
+            clients,
+            class_names=self.class_names,
+            known=self.known,
+            alone=self.client is not None,
+            hub=self.facts,
+        )
+
+
+def locate_table(
+    place: HubDataset,
+    revision: str,
+    report: Report,
+    *,
+    name: str | None = None,
+    known: str | None = None,
+    client: str | None = None,
+    class_names: Sequence[str] = (),
+) -> LocatedTable:
+    """Resolve a repository's revision.
+
+    Raises:
+        FedclipError: there is no such repository or revision, or it cannot be had.
+    """
+    snapshot = hub.look_up(hub.Repository(place.repository, hub.DATASET, revision), report)
+    return LocatedTable(
+        name=name or known or slug(place.repository.split("/")[-1].lower()),
+        known=known,
+        snapshot=snapshot,
+        place=place,
+        client=client_name(client) if client else None,
+        class_names=tuple(class_names),
+    )
+
+
+def _name_client(known: str | None) -> Callable[[str], str]:
+    """Turn a domain into a client's name as folders of that name are: `Real World`, real_world."""
+    names = {
+        folder: domain.client
+        for domain in (KNOWN[known].domains if known else ())
+        for folder in domain.folders
+    }
+    return lambda domain: names.get(domain) or client_name(domain)
+
+
+def _card(snapshot: hub.Snapshot, report: Report) -> Mapping[str, Any]:
+    """Read the metadata at the head of a data set's card, if it has one."""
+    if CARD not in snapshot.files:
+        return {}
+    from huggingface_hub.repocard import metadata_load
+
+    try:
+        return metadata_load(hub.download(snapshot, [CARD], report) / CARD) or {}
+    except FedclipError:
+        raise
+    except Exception:  # a card is written by hand, and nothing needs it
+        return {}
+
+
+def _split_files(snapshot: hub.Snapshot, card: Mapping[str, Any], split: str) -> list[str]:
+    """Find a split's Parquet files, in order: by the card, else by the files' names.
+
+    Raises:
+        FedclipError: there are none, or some of a numbered series are missing.
+    """
+    dataset = snapshot.repository
+    tables = sorted(path for path in snapshot.files if path.endswith(_SUFFIX))
+    if not tables and snapshot.partial:
+        raise FedclipError(
+            f"{dataset}: its tables are not on this machine; {hub.how_to_carry(dataset)}"
+        )
+    if not tables:
+        raise FedclipError(
+            f"{dataset}: holds no Parquet files; the hub converts most data sets, see whether "
+            f"--revision {PARQUET_BRANCH} has them"
+        )
+    splits = _card_splits(card, tables) or _named_splits(tables)
+    if split not in splits:
+        raise FedclipError(f"{dataset}: there is no split {split!r}; there is {', '.join(splits)}")
+    files = splits[split]
+    for path in files:
+        series = re.search(r"-of-(\d{5})", path)
+        if series and len(files) < int(series[1]):
+            raise FedclipError(
+                f"{dataset}: has only {len(files)} of the split's {int(series[1])} files"
+                + (f" here; {hub.how_to_carry(dataset)}" if snapshot.partial else "")
+            )
+    return files
+
+
+def _card_splits(card: Mapping[str, Any], tables: Sequence[str]) -> dict[str, list[str]]:
+    """Match the patterns that a card gives for each split of its default configuration."""
+    configs = [config for config in card.get("configs") or () if isinstance(config, dict)]
+    configs.sort(key=lambda config: not _is_default(config))
+    data_files = configs[0].get("data_files") if configs else None
+    if isinstance(data_files, (str, dict)):
+        data_files = [data_files]
+    splits: dict[str, list[str]] = {}
+    for entry in data_files or ():
+        split, patterns = ("train", entry) if isinstance(entry, str) else _entry(entry)
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            splits.setdefault(split, []).extend(fnmatch.filter(tables, str(pattern)))
+    return {split: sorted(set(files)) for split, files in splits.items() if files}
+
+
+def _is_default(config: Mapping[str, Any]) -> bool:
+    return bool(config.get("default")) or config.get("config_name") == "default"
+
+
+def _entry(entry: Any) -> tuple[str, Any]:
+    if isinstance(entry, dict):
+        return str(entry.get("split", "train")), entry.get("path", ())
+    return "train", ()
+
+
+def _named_splits(tables: Sequence[str]) -> dict[str, list[str]]:
+    """Tell splits by the words in the files' paths; without any, all is train."""
+    splits = {
+        split: [path for path in tables if re.search(rf"(^|[/._-]){split}([/._-]|$)", path)]
+        for split in _CUSTOMARY_SPLITS
+    }
+    return {split: files for split, files in splits.items() if files} or {"train": [*tables]}

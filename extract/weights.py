@@ -1,0 +1,116 @@
+"""Has an encoder's files on this machine before it is loaded: config, weights, tokenizer.
+
+open_clip would download them itself, from the same repositories and to the same place,
+but neither say how much there is nor go on where a connection broke.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+import open_clip
+from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+
+from ..cache import FedclipError
+from ..cache.report import Report
+from .hub import MODEL, Repository, Snapshot, download, how_to_carry, look_up, remember
+from .names import HF_HUB, LOCAL_DIR, RANDOM, EncoderName
+
+# What a tokenizer of the `transformers` library is made of.
+_TOKENIZER_FILES = frozenset(
+    {
+        "added_tokens.json",
+        "config.json",
+        "merges.txt",
+        "sentencepiece.bpe.model",
+        "special_tokens_map.json",
+        "spiece.model",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "vocab.json",
+        "vocab.txt",
+    }
+)
+
+
+def fetch_encoder(name: EncoderName, report: Report) -> None:
+    """Download what an encoder is loaded from, where that is on the hub and not here yet.
+
+    Raises:
+        FedclipError: it is not here and cannot be had; the line says how to carry it here.
+    """
+    if name.model.startswith(LOCAL_DIR):
+        return
+    try:
+        config = _fetch_model(name, report)
+        tokenizer = config.get("text_cfg", {}).get("hf_tokenizer_name")
+        if tokenizer:
+            _fetch_tokenizer(Repository(str(tokenizer), MODEL), report)
+    except FedclipError as error:
+        raise FedclipError(
+            f"{error}; or give a checkpoint file with --pretrained, or a folder with "
+            "--model local-dir:FOLDER"
+        ) from None
+
+
+def _fetch_model(name: EncoderName, report: Report) -> Mapping[str, Any]:
+    """Fetch config and weights, and return the architecture's config."""
+    if name.model.startswith(HF_HUB):
+        snapshot = look_up(Repository(name.model.removeprefix(HF_HUB), MODEL), report)
+        wanted = [_first(snapshot, HF_CONFIG_NAME)]
+        if name.pretrained != RANDOM:
+            wanted.append(_weights(snapshot, HF_WEIGHTS_NAME))
+        folder = download(snapshot, wanted, report)
+        remember(snapshot)
+        return _read_config((folder / HF_CONFIG_NAME).read_text(encoding="utf-8"))
+    tag = open_clip.get_pretrained_cfg(name.model, name.pretrained or "")
+    if tag.get("hf_hub"):
+        place = PurePosixPath(tag["hf_hub"])
+        bare = tag["hf_hub"].endswith("/")
+        repository = str(place if bare else place.parent)
+        snapshot = look_up(Repository(repository, MODEL), report)
+        filename = HF_WEIGHTS_NAME if bare else place.name
+        download(snapshot, [_weights(snapshot, filename)], report)
+        remember(snapshot)
+    return open_clip.get_model_config(name.model) or {}
+
+
+def _read_config(text: str) -> Mapping[str, Any]:
+    """Read an architecture's config; loading the encoder says what is wrong with one."""
+    try:
+        config = json.loads(text)
+        return dict(config.get("model_cfg", config))
+    except (ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _weights(snapshot: Snapshot, filename: str) -> str:
+    """Choose the weights as open_clip does: safetensors, where the repository has them."""
+    safe = (
+        HF_SAFE_WEIGHTS_NAME
+        if filename == HF_WEIGHTS_NAME
+        else str(PurePosixPath(filename).with_suffix(".safetensors"))
+    )
+    return _first(snapshot, safe, filename)
+
+
+def _first(snapshot: Snapshot, *names: str) -> str:
+    found = next((name for name in names if name in snapshot.files), None)
+    if found is not None:
+        return found
+    repository = snapshot.repository
+    if snapshot.partial:
+        raise FedclipError(
+            f"{repository}: {names[0]} is not on this machine; {how_to_carry(repository, names[0])}"
+        )
+    raise FedclipError(
+        f"{repository}: has no {' or '.join(names)}; it has {', '.join(sorted(snapshot.files))}"
+    )
+
+
+def _fetch_tokenizer(repository: Repository, report: Report) -> None:
+    snapshot = look_up(repository, report)
+    download(snapshot, sorted(_TOKENIZER_FILES & snapshot.files.keys()), report)
+    remember(snapshot)

@@ -1,0 +1,167 @@
+"""Lists of images, CSV or Parquet: taken as they are written, or refused with the line."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fedclip.cache import FedclipError
+from fedclip.extract.datasets import ImageDataset
+from fedclip.extract.lists import open_list
+from fedclip.extract.sources import FileSource
+
+Write = Callable[[Path, Sequence[dict[str, str]]], Path]
+
+ROWS = [
+    {"path": "a/2.png", "label": "cat", "client": "Hospital A"},
+    {"path": "a/1.png", "label": "big dog", "client": "Hospital A"},
+    {"path": "b/1.png", "label": "cat", "client": "clinic"},
+    {"path": "b/2.png", "label": "big dog", "client": "clinic"},
+]
+
+
+def write_csv(place: Path, rows: Sequence[dict[str, str]]) -> Path:
+    lines = [",".join(rows[0])] + [",".join(row.values()) for row in rows]
+    path = place / "scans.csv"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8-sig")
+    return path
+
+
+def write_parquet(place: Path, rows: Sequence[dict[str, str]]) -> Path:
+    path = place / "scans.parquet"
+    pq.write_table(pa.Table.from_pylist(list(rows)), path)
+    return path
+
+
+@pytest.fixture(params=[write_csv, write_parquet])
+def write(request: pytest.FixtureRequest) -> Write:
+    """Give the function that writes a list, in either format."""
+    function: Write = request.param
+    return function
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """Give a folder of the images that the lists name."""
+    for row in ROWS:
+        path = tmp_path / "lists" / row["path"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return tmp_path / "lists"
+
+
+def summary(dataset: ImageDataset) -> dict[str, list[tuple[str, str]]]:
+    return {
+        client.name: [(image.id, dataset.class_names[image.label]) for image in client.images]
+        for client in dataset.clients
+    }
+
+
+def refusal(file: Path, data_dir: Path = Path("/nowhere"), client: str | None = None) -> str:
+    with pytest.raises(FedclipError) as error:
+        open_list(file, data_dir, client=client)
+    message = str(error.value)
+    assert "\n" not in message
+    assert message.startswith(str(file))
+    return message
+
+
+def test_each_row_is_an_image_of_its_client(place: Path, write: Write) -> None:
+    file = write(place, ROWS)
+    dataset = open_list(file, Path("/nowhere"))
+    assert (dataset.name, dataset.root, dataset.alone) == ("scans", file, False)
+    assert dataset.class_names == ("big dog", "cat")
+    assert summary(dataset) == {
+        "clinic": [("b/1.png", "cat"), ("b/2.png", "big dog")],
+        "hospital_a": [("a/1.png", "big dog"), ("a/2.png", "cat")],
+    }
+    assert dataset.clients[0].images[0].source == FileSource(place / "b/1.png")
+
+
+def test_without_a_column_of_clients_all_rows_are_the_named_one_s(
+    place: Path, write: Write
+) -> None:
+    file = write(place, [{"label": row["label"], "path": row["path"]} for row in ROWS])
+    assert "say whose images these are with --client" in refusal(file)
+    dataset = open_list(file, Path("/nowhere"), client="Hospital A")
+    assert dataset.alone
+    assert {name: len(images) for name, images in summary(dataset).items()} == {"hospital_a": 4}
+
+
+def test_paths_are_relative_to_the_folder_named_else_the_list_s_else_the_data_folder(
+    place: Path, tmp_path: Path, write: Write
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    file = write(tmp_path / "elsewhere", ROWS)
+    assert "say what the paths are relative to with --dataset" in refusal(file)
+    for dataset in (
+        open_list(file, place),
+        open_list(file, Path("/nowhere"), dataset=str(place)),
+        open_list(file, tmp_path, dataset="lists"),
+    ):
+        assert dataset.clients[0].images[0].source == FileSource(place / "b/1.png")
+    assert open_list(file, place).name == "scans"
+    assert open_list(file, tmp_path, dataset="lists").name == "lists"
+    assert open_list(file, place, name="mine").name == "mine"
+
+
+@pytest.mark.parametrize("path", ["../lists/a/1.png", "a/../../x.png", "/etc/hosts", "a/.."])
+def test_a_path_that_leaves_the_folder_is_refused_with_its_line(
+    place: Path, path: str, write: Write
+) -> None:
+    file = write(place, [*ROWS, {"path": path, "label": "cat", "client": "clinic"}])
+    message = refusal(file)
+    assert message.split(":")[0] in (f"{file} line 6", f"{file} row 4")
+    assert f"{path!r} leaves {place}" in message
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"path": "a/9.png", "label": "cat", "client": "x"}, "there is no file 'a/9.png' below"),
+        ({"path": "a", "label": "cat", "client": "x"}, "there is no file 'a' below"),
+        ({"path": "a/1.png", "label": "", "client": "x"}, "has no label"),
+        ({"path": "a/1.png", "label": "cat", "client": ""}, "has no client"),
+        ({"path": "", "label": "cat", "client": "x"}, "has no path"),
+        ({"path": "a/./1.png", "label": "cat", "client": "x"}, "is in this list before"),
+    ],
+)
+def test_a_row_that_names_no_image_is_refused_with_its_line(
+    place: Path, row: dict[str, str], expected: str, write: Write
+) -> None:
+    message = refusal(write(place, [*ROWS, row]))
+    assert expected in message
+    assert "line 6" in message or "row 4" in message
+
+
+def test_columns_that_are_missing_are_named_beside_those_there_are(
+    place: Path, write: Write
+) -> None:
+    file = write(place, [{"file": "a/1.png", "label": "cat"}])
+    assert refusal(file) == f"{file}: lacks the column 'path'; it has file, label"
+    file = write(place, ROWS)
+    assert "leave out --client" in refusal(file, client="clinic")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("none.csv", b"path,label,client\n", "names no images"),
+        ("latin.csv", b"path,label,client\n\xe9,b,c\n", "is no CSV file in UTF-8"),
+        ("long.csv", b"path,label,client\na,b,c,d\n", "has more values than there are columns"),
+        ("quote.csv", b'path,label,client\n"a,b,c\n', "is no CSV file in UTF-8"),
+        ("words.parquet", b"words", "is no Parquet file, or damaged"),
+        ("list.txt", b"a", "a list is a .csv or a .parquet file"),
+    ],
+)
+def test_a_file_that_is_no_list_is_refused(
+    tmp_path: Path, name: str, content: bytes, expected: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert expected in refusal(tmp_path / name)
+
+
+def test_a_list_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "x.csv") == f"{tmp_path / 'x.csv'}: there is no such list"
