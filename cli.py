@@ -11,6 +11,7 @@ import shlex
 import sys
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -595,7 +596,7 @@ def ablate(
     grid: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[GRID.toml]",
+            metavar="GRID.toml",
             help="Lists of values for options, by their names; docs/formats.md has an example.",
             show_default=False,
         ),
@@ -634,7 +635,6 @@ def ablate(
     """
     from .federate.grid import make_grid, read_toml, split_set
 
-    parameters = {parameter.name: parameter for parameter in context.command.params}
     can_vary = set(options) - SHARED_BY_RUNS
     sets: dict[str, Sequence[Any]] = dict(map(split_set, vary or ()))
     if seeds is not None:
@@ -644,9 +644,9 @@ def ablate(
         sets,
         {name: options[name] for name in _given(context) & can_vary},
         can_vary,
-        lambda name, value: parameters[name].process_value(context, _as_text(value)),
+        partial(_parse, context),
     )
-    _confirm(len(combinations), yes)
+    _confirm(combinations.count, yes)
     folder, loaded = _load(options["cache"], options["cache_dir"])
 
     from .cache.device import resolve_device
@@ -698,9 +698,12 @@ def _confirm(runs: int, yes: bool) -> None:
     typer.confirm(f"This grid makes {runs:,} runs. Go on?", abort=True)
 
 
-def _as_text(value: Any) -> Any:
-    """Give a value as the command line would; a list is an option given several times."""
-    return [str(each) for each in value] if isinstance(value, list) else str(value)
+def _parse(context: typer.Context, name: str, value: Any) -> Any:
+    """Parse a value as the option of that name does; a list is one given several times."""
+    option: Any = next(each for each in context.command.params if each.name == name)
+    listed = value if isinstance(value, list) else [value]
+    text = [str(each) for each in listed]
+    return option.process_value(context, text if option.multiple else " ".join(text))
 
 
 @app.command()

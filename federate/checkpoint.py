@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..cache import FedclipError
 from ..cache.files import replacing
-from ..cache.key import canonical_json
 from .local import Parameters
 from .server import Round, RunState
 from .strategies import SERVER
@@ -44,6 +43,7 @@ def write_state(path: Path, state: RunState) -> None:
     }
     if best is not None:
         tensors |= {f"{BEST}/{name}": tensor for name, tensor in best.parameters.items()}
+    # In JSON clients keep their order, as the last bit of a mean depends on it.
     facts = {
         "round": state.number,
         "zero_shot": state.zero_shot,
@@ -54,7 +54,7 @@ def write_state(path: Path, state: RunState) -> None:
         name: tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
     }
-    content = save(copies, metadata={"fedclip": canonical_json(facts)})
+    content = save(copies, metadata={"fedclip": json.dumps(facts, allow_nan=False)})
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 

@@ -50,8 +50,9 @@ class Grid:
         fixed = [f"{name} {show(value)}" for name, value in self.fixed.items()]
         return "; ".join(part for part in (" x ".join(axes), ", ".join(fixed)) if part)
 
-    def __len__(self) -> int:
-        """Count the combinations, without making them."""
+    @property
+    def count(self) -> int:
+        """Number of combinations, none of which is made for it."""
         return math.prod(self.lengths)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -101,8 +102,7 @@ def make_grid(
     fixed = {name: value for name, value in plain.items() if name not in lists}
     lists |= {name: list(values) for name, values in sets.items()}
     if SEEDS in lists:
-        (count,) = lists.pop(SEEDS)
-        fixed[SEEDS] = count
+        fixed[SEEDS] = lists.pop(SEEDS)
     axes = [*groups, *({name: values} for name, values in lists.items())]
     if SEEDS in fixed:
         axes.append({SEED: _seeds(fixed.pop(SEEDS), given.get(SEED, fixed.pop(SEED, 0)))})
@@ -173,6 +173,7 @@ def _named(values: Mapping[str, Any], options: Collection[str]) -> dict[str, Any
 
 def _seeds(count: Any, first: Any) -> list[int]:
     try:
+        (count,) = count if isinstance(count, list) else [count]
         count, first = int(str(count)), int(str(first))
     except ValueError:
         count = 0

@@ -1,0 +1,108 @@
+"""An ablation's runs side by side, against the same runs one after the other.
+
+``uv run python benchmarks/ablate.py --rounds 2`` times a grid of 32 runs (4 learning rates x 8
+seeds) over random features of Office-Home's size: 65 classes, 512 wide, three domains that
+train and one that is left out. Both ways go through the same engine, and are interleaved, as
+the speed of a machine drifts; the parameters at the end must agree.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from itertools import product
+
+import numpy as np
+import torch
+
+from fedclip.cache import FeatureCache
+from fedclip.cache.device import resolve_device
+from fedclip.federate.clients import FeaturePool
+from fedclip.federate.server import TASKS_AT_ONCE, Run, drive
+from fedclip.federate.settings import Settings
+from fedclip.federate.strategies import SERVER
+
+ROWS = {"art": 2427, "clipart": 4365, "product": 4439, "real_world": 4357}
+CLASSES, WIDTH = 65, 512
+RATES = (5e-5, 1e-4, 3e-4, 1e-3)
+
+
+def draw(client: str, rows: int) -> FeatureCache:
+    """Draw a domain's features around its class texts, of norm 10."""
+    random = np.random.default_rng([0, *client.encode()])
+    texts = np.random.default_rng(0).standard_normal((CLASSES, 1, WIDTH), dtype=np.float32)
+    labels = random.integers(0, CLASSES, rows).astype(np.int32)
+    images = texts[labels, 0] + 3 * random.standard_normal((rows, WIDTH), dtype=np.float32)
+    return FeatureCache(
+        dataset="random",
+        client=client,
+        encoder={"library": "benchmark"},
+        logit_scale=100.0,
+        normalized=False,
+        image_features=10 * images / np.linalg.norm(images, axis=1, keepdims=True),
+        labels=labels,
+        ids=tuple(map(str, range(rows))),
+        digests=np.zeros((rows, 16), np.uint8),
+        class_names=tuple(map(str, range(CLASSES))),
+        templates=("{}",),
+        text_features=texts,
+    )
+
+
+def make_runs(pool: FeaturePool, rounds: int, seeds: int) -> list[Run]:
+    """Make the runs of the grid."""
+    grid = [Settings(lr=lr, seed=seed, rounds=rounds) for lr, seed in product(RATES, range(seeds))]
+    return [Run(pool.federation(settings, "real_world"), settings) for settings in grid]
+
+
+def seconds(runs: Sequence[Run], tasks_at_once: int, device: torch.device) -> float:
+    """Time runs from their first round to their last."""
+    start = time.perf_counter()
+    for _ in drive(runs, tasks_at_once):
+        pass
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def furthest(runs: Sequence[Run], others: Sequence[Run]) -> float:
+    """Compare the runs' parameters: the largest norm of a difference over the norm."""
+    worst = 0.0
+    for run, other in zip(runs, others, strict=True):
+        one, two = (
+            torch.cat([tensor.flatten() for tensor in each.state.strategy[SERVER].values()])
+            for each in (run, other)
+        )
+        worst = max(worst, float((one - two).norm() / two.norm()))
+    return worst
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description="Runs side by side against one after the other.")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--repeat", type=int, default=2, help="times that each way is timed")
+    parser.add_argument("--device", default="auto")
+    options = parser.parse_args()
+    device = resolve_device(options.device)
+    pool = FeaturePool([draw(*domain) for domain in ROWS.items()], None, device)
+    seconds(make_runs(pool, 1, 1), 1, device)  # warms up
+    best = {1: float("inf"), TASKS_AT_ONCE: float("inf")}
+    for _ in range(options.repeat):
+        done = {}
+        for tasks_at_once in best:
+            done[tasks_at_once] = make_runs(pool, options.rounds, options.seeds)
+            taken = seconds(done[tasks_at_once], tasks_at_once, device)
+            best[tasks_at_once] = min(best[tasks_at_once], taken)
+    alone, together = best.values()
+    runs = len(RATES) * options.seeds
+    print("| device | runs | rounds | one after the other s | side by side s | factor | apart by |")
+    print("|---|---|---|---|---|---|---|")
+    print(
+        f"| {device} | {runs} | {options.rounds} | {alone:.2f} | {together:.2f} | "
+        f"{alone / together:.2f} | {furthest(*done.values()):.1e} |"
+    )
+
+
+if __name__ == "__main__":
+    main()

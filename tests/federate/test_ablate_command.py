@@ -1,0 +1,322 @@
+"""``fedclip ablate``: what it runs, prints and leaves on disk, and what it refuses."""
+
+import csv
+import json
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedclip.cache import FeatureCache
+from fedclip.cli import run
+
+MakeFeatures = Callable[..., FeatureCache]
+MakeCache = Callable[..., Path]
+
+SHAPE = ["--clients", "3", "--alpha", "1", "--rounds", "3", "--preset", "tuned"]
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def records(folder: Path) -> dict[str, Any]:
+    """Read everything that runs left, timings apart."""
+    found: dict[str, Any] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = str(path.relative_to(folder))
+        if path.suffix == ".json":
+            found[name] = json.loads(path.read_text())
+            found[name].pop("seconds_per_round", None)
+        elif path.suffix == ".jsonl":
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            found[name] = [{**line, "seconds": None} for line in lines]
+        else:
+            found[name] = path.read_bytes()
+    return found
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    capsys.readouterr()
+    assert run(arguments) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert len(errors) == 1
+    assert errors[0].startswith("error: ")
+    return errors[0]
+
+
+def table_of(capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
+    """Give the printed table's rows, best first."""
+    printed = capsys.readouterr().out.split("───")[-1].split("\nruns ")[0]
+    return [line.split() for line in printed.splitlines()[1:] if line.strip()]
+
+
+def csv_rows() -> list[dict[str, str]]:
+    (path,) = Path("runs").glob("*.csv")
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_each_run_is_what_federate_makes_of_it_alone(make_cache: MakeCache) -> None:
+    make_cache({"art": 60, "photo": 70})
+    vary = ["--set", "lr=1e-3,1e-2", "--set", "feature-norm=raw,3", "--set", "rounds=2,3"]
+    shape = ["--clients", "3", "--alpha", "1", "--preset", "tuned", "--participation", "0.7"]
+    assert run(["ablate", *shape, *vary, "--seeds", "2", "--runs-dir", "together"]) == 0
+    for lr in ("1e-3", "1e-2"):
+        for norm in ("raw", "3"):
+            for rounds in ("2", "3"):
+                for seed in ("0", "1"):
+                    options = ["--lr", lr, "--feature-norm", norm, "--rounds", rounds]
+                    options += ["--seed", seed, "--runs-dir", "alone"]
+                    assert run(["federate", *shape, *options]) == 0
+    together, alone = records(Path("together")), records(Path("alone"))
+    (table,) = [name for name in together if name.endswith(".csv")]
+    del together[table]
+    assert len([name for name in alone if name.endswith(".safetensors")]) == 32
+    assert together == alone
+
+
+def test_the_table_sums_up_over_seeds_best_first_and_the_csv_has_each_run(
+    make_cache: MakeCache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_cache({"photo": 200})
+    assert run(["ablate", *SHAPE, "--set", "lr=1e-4,1e-2,3e-2", "--seeds", "3"]) == 0
+    printed = table_of(capsys)
+    rows = csv_rows()
+    assert len(rows) == 9
+    assert {row["status"] for row in rows} == {"finished"}
+    expected = []
+    for lr in ("0.0001", "0.01", "0.03"):
+        members = [row for row in rows if row["lr"] == lr]
+        assert [row["seed"] for row in members] == ["0", "1", "2"]
+        cells = [lr, "3", "of", "3"]
+        means = []
+        for figure in ("mean", "pooled"):
+            after = [100 * float(row[figure]) for row in members]
+            gain = [
+                100 * (float(row[figure]) - float(row[f"zero_shot_{figure}"])) for row in members
+            ]
+            means.append(statistics.mean(after))
+            cells += [f"{means[-1]:.2f}", f"({statistics.stdev(after):.2f})"]
+            cells += [f"{statistics.mean(gain):+.2f}", f"({statistics.stdev(gain):.2f})"]
+        expected.append((means[0], cells))
+    expected.sort(key=lambda each: each[0], reverse=True)
+    assert printed == [cells for _, cells in expected]
+    for row in rows:
+        result = json.loads(Path("runs", row["run"], "result.json").read_text())
+        config = json.loads(Path("runs", row["run"], "config.json").read_text())
+        assert float(row["mean"]) == result["mean"]
+        assert float(row["lr"]) == config["settings"]["lr"]
+        assert row["generalization"] == ""
+
+
+def test_every_domain_is_left_out_in_turn_by_default(
+    make_cache: MakeCache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_cache({"art": 40, "photo": 40, "sketch": 30})
+    assert run(["ablate", "--rounds", "2", "--set", "loss=clip,class"]) == 0
+    assert "generalization" in capsys.readouterr().out
+    for row in csv_rows():
+        folder = Path("runs", row["run"])
+        summary = json.loads((folder / "result.json").read_text())
+        assert summary["targets"] == ["art", "photo", "sketch"]
+        assert float(row["generalization"]) == summary["generalization"]
+    assert run(["ablate", "--rounds", "2", "--set", "target=art,none"]) == 0
+
+
+def test_a_file_says_the_same_as_options(make_cache: MakeCache) -> None:
+    make_cache({"photo": 60})
+    Path("grid.toml").write_text(
+        'rounds = 2\nfeature-norm = 10\nseeds = 2\nloss = ["clip", "class"]\n'
+        "[zip]\nlr = [1e-4, 1e-3]\nweight_decay = [0.2, 0.0]\n"
+    )
+    assert run(["ablate", "grid.toml", "--clients", "2", "--runs-dir", "file"]) == 0
+    for lr, decay in (("1e-4", "0.2"), ("1e-3", "0")):
+        options = ["--lr", lr, "--weight-decay", decay, "--clients", "2", "--rounds", "2"]
+        vary = ["--set", "loss=clip,class", "--set", "seed=0,1", "--feature-norm", "10"]
+        assert run(["ablate", *options, *vary, "--runs-dir", "options"]) == 0
+    names = [
+        sorted(path.name for path in Path(place).iterdir() if path.is_dir())
+        for place in ("file", "options")
+    ]
+    assert len(names[0]) == 8
+    assert names[0] == names[1]
+
+
+def test_several_templates_of_a_file_are_one_value(
+    make_cache: MakeCache, make_features: MakeFeatures
+) -> None:
+    make_cache([make_features("photo", 40, templates=("a {}", "the {}"))])
+    Path("grid.toml").write_text('prompt = ["a {}", ["a {}", "the {}"]]\nrounds = 1\n')
+    assert run(["ablate", "grid.toml"]) == 0
+    assert [row["prompt"] for row in csv_rows()] == ["a {}", "a {} + the {}"]
+
+
+def test_a_finished_run_is_not_repeated(
+    make_cache: MakeCache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_cache({"art": 40, "photo": 50})
+    assert run(["federate", *SHAPE, "--lr", "0.01"]) == 0
+    command = ["ablate", *SHAPE, "--set", "lr=0.01,0.02"]
+    times = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*")}
+    assert run(command) == 0
+    assert "1 of 2 runs are done already" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in times if path.is_file()} == {
+        path: time for path, time in times.items() if path.is_file()
+    }
+    before = records(Path("runs"))
+    assert run(command) == 0
+    assert "2 of 2 runs are done already" in capsys.readouterr().err
+    assert records(Path("runs")) == before
+
+
+def test_another_content_of_the_cache_makes_other_runs(
+    make_cache: MakeCache, make_features: MakeFeatures
+) -> None:
+    for seed in (0, 1):
+        make_cache([make_features("photo", 40, seed=seed)])
+        assert run(["ablate", *SHAPE, "--set", "lr=0.01,0.02"]) == 0
+    assert len([path for path in Path("runs").iterdir() if path.is_dir()]) == 4
+
+
+def test_a_killed_ablation_goes_on_to_the_same_table(
+    make_cache: MakeCache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_cache({"art": 200, "photo": 200})
+    shape = ["--clients", "3", "--alpha", "1", "--rounds", "30", "--save-every", "4"]
+    command = ["ablate", *shape, "--set", "lr=1e-4,1e-3,1e-2", "--seeds", "2"]
+    assert run([*command, "--runs-dir", "unbroken"]) == 0
+    expected = capsys.readouterr().out.split("accuracy in %")[1].split("\nruns ")[0]
+
+    def rounds_done() -> int:
+        return sum(len(p.read_bytes().splitlines()) for p in Path("killed").rglob("rounds.jsonl"))
+
+    for enough in (60, 200):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fedclip", *command, "--runs-dir", "killed"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 120
+        while rounds_done() < enough and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert list(Path("killed").rglob("state.safetensors"))
+    assert run([*command, "--runs-dir", "killed"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.split("accuracy in %")[1].split("\nruns ")[0] == expected
+    assert records(Path("killed")) == records(Path("unbroken"))
+
+
+def test_an_interrupted_ablation_says_so_and_goes_on(make_cache: MakeCache) -> None:
+    make_cache({"photo": 300})
+    command = ["ablate", "--rounds", "100000", "--set", "lr=1e-4,1e-3"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fedclip", *command],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    deadline = time.monotonic() + 120
+    while len(list(Path("runs").rglob("rounds.jsonl"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert [row["status"] for row in csv_rows()] == ["interrupted", "interrupted"]
+    assert len(list(Path("runs").rglob("state.safetensors"))) == 2
+
+
+def test_a_run_that_fails_is_told_of_and_the_others_go_on(
+    make_cache: MakeCache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_cache({"photo": 40})
+    command = ["ablate", "--rounds", "3", "--alpha", "1"]
+    vary = ["--set", "lr=1e-3,1e38", "--set", "clients=2,40"]
+    assert run([*command, *vary]) == 1
+    captured = capsys.readouterr()
+    errors = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 3
+    assert sum("training left the finite numbers" in line for line in errors) == 1
+    assert sum("no client is left to train" in line for line in errors) == 2
+    rows = csv_rows()
+    assert [row["status"] for row in rows] == ["finished", "failed", "failed", "failed"]
+    assert "0.001" in captured.out
+    # A failure is as certain as a result, so it is not repeated either.
+    assert run([*command, *vary]) == 1
+    assert csv_rows() == rows
+
+
+def test_a_run_that_another_process_is_at_is_left_alone(
+    make_cache: MakeCache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fedclip.federate.records import RunFolder
+
+    make_cache({"photo": 40})
+    command = ["ablate", *SHAPE, "--set", "lr=0.01,0.02"]
+    assert run(command) == 0
+    first = Path("runs", csv_rows()[0]["run"])
+    (first / "result.json").unlink()
+    with RunFolder(first).claimed():
+        assert run(command) == 1
+    assert "another process is at this run" in capsys.readouterr().err
+    assert [row["status"] for row in csv_rows()] == ["failed", "finished"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--set", "lrr=1"], "no option 'lrr' can be varied; did you mean lr?"),
+        (["--set", "lr="], "lr has an empty list"),
+        (["--set", "lr"], "--set 'lr': give NAME=VALUE,VALUE"),
+        (["--set", "lr=1,fast"], "Invalid value for '--lr'"),
+        (["--set", "rounds=0"], "Invalid value for '--rounds'"),
+        (["--set", "rounds=2.5"], "Invalid value for '--rounds'"),
+        (["--set", "loss=mse"], "loss is 'mse'; it must be clip or class"),
+        (["--set", "alpha=1,2"], "needs --clients"),
+        (["--set", "preset=best"], "no preset 'best'"),
+        (["--set", "cache=a,b"], "no option 'cache' can be varied"),
+        (["--set", "lr=1", "--lr", "2"], "lr is given twice"),
+        (["--seeds", "0"], "Invalid value for '--seeds'"),
+        (["--lrr", "1"], "No such option"),
+        (["nowhere.toml"], "nowhere.toml: there is no such file"),
+        (["--cache", "none"], "there is no cache 'none'"),
+        (["--device", "abacus"], "--device abacus: cannot be used here"),
+        (["--seeds", "100000"], "this grid makes 100,000 runs; give --yes to go on"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    make_cache: MakeCache,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    complaint: str,
+) -> None:
+    make_cache({"photo": 30})
+    assert complaint in refusal(capsys, "ablate", *arguments)
+    assert not Path("runs").exists()
+
+
+def test_the_help_has_the_options_of_federate_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from fedclip.cli import run; run(['ablate', '--help']);"
+        "print('modules', *{name.split('.')[0] for name in sys.modules})"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    assert not {"torch", "numpy", "h5py"} & set(printed.split("modules")[-1].split())
+    for option in ("--set", "--seeds", "--csv", "--yes", "--clients", "--lr", "--eval-every"):
+        assert option in printed
+    for option in ("--resume", "--overwrite", "--name"):
+        assert option not in printed
