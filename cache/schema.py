@@ -150,8 +150,10 @@ class FeatureCache:
     @cached_property
     def content(self) -> str:
         """SHA-256, 64 hex digits, of what the rows are: images, labels and classes."""
-        names = canonical_json([self.client, self.class_names, self.ids])
-        digest = hashlib.sha256(names.encode())
+        digest = hashlib.sha256()
+        for names in ((self.client,), self.class_names, self.ids):
+            digest.update(f"{len(names)}\0".encode())
+            digest.update("\0".join(names).encode())
         digest.update(self.labels.tobytes())
         digest.update(self.digests.tobytes())
         return digest.hexdigest()

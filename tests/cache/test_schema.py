@@ -195,3 +195,24 @@ def test_text_features_that_are_not_finite_are_named_by_class(
     texts[1, 1, 4] = value
     with pytest.raises(CacheError, match="text features of class 'dog'"):
         make_features(templates=("a {}", "the {}"), text_features=texts)
+
+
+def test_the_content_is_that_of_the_rows_and_not_of_the_templates(
+    make_features: MakeFeatures,
+) -> None:
+    cache = make_features("photo", 6)
+    assert make_features("photo", 6).content == cache.content
+    more = make_features("photo", 6, templates=("a {}", "the {}"), digests=cache.digests)
+    assert more.content == cache.content
+    labels = cache.labels.copy()
+    labels[2] = 1 - labels[2] % 2
+    digests = cache.digests.copy()
+    digests[5, 15] ^= 1
+    others = [
+        replace(cache, labels=labels),
+        replace(cache, digests=digests),
+        replace(cache, client="sketch"),
+        replace(cache, ids=("x", *cache.ids[1:])),
+        replace(cache, class_names=("cat", "dog", "bird")),
+    ]
+    assert len({cache.content, *(other.content for other in others)}) == 6

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from fedclip.cache import FeatureCache
 from fedclip.cli import run
@@ -272,6 +273,26 @@ def test_a_run_that_another_process_is_at_is_left_alone(
         assert run(command) == 1
     assert "another process is at this run" in capsys.readouterr().err
     assert [row["status"] for row in csv_rows()] == ["failed", "finished"]
+
+
+def test_a_great_many_runs_are_asked_about(
+    make_cache: MakeCache, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_cache({"photo": 40})
+    monkeypatch.setattr("fedclip.cli.MANY_RUNS", 2)
+    command = ["ablate", *SHAPE, "--seeds", "3"]
+    assert "this grid makes 3 runs; give --yes to go on" in refusal(capsys, *command)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    answers = iter([False, True])
+    monkeypatch.setattr("typer.confirm", lambda text, abort: next(answers) or _abort())
+    assert run(command) == 130
+    assert not Path("runs").exists()
+    assert run(command) == 0
+    assert len(csv_rows()) == 3
+
+
+def _abort() -> None:
+    raise typer.Abort
 
 
 @pytest.mark.parametrize(
