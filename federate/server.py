@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import TypeVar
 
 import torch
@@ -231,11 +230,10 @@ def drive(
             flying.append(coming)
         if not flying:
             return
-        yield [
-            stepped
-            for _, alike in groupby(flying, key=lambda run: run.architecture)
-            for stepped in _step(list(alike))
-        ]
+        alike: dict[Hashable, list[AnyRun]] = {}
+        for run in flying:
+            alike.setdefault(run.architecture, []).append(run)
+        yield [stepped for each in alike.values() for stepped in _step(each)]
 
 
 def _step(runs: Sequence[AnyRun]) -> list[tuple[AnyRun, Round]]:

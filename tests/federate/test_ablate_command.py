@@ -284,15 +284,17 @@ def test_a_great_many_runs_are_asked_about(
     assert "this grid makes 3 runs; give --yes to go on" in refusal(capsys, *command)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     answers = iter([False, True])
-    monkeypatch.setattr("typer.confirm", lambda text, abort: next(answers) or _abort())
+
+    def confirm(text: str, abort: bool) -> None:
+        assert text == "This grid makes 3 runs. Go on?"
+        if abort and not next(answers):
+            raise typer.Abort
+
+    monkeypatch.setattr("typer.confirm", confirm)
     assert run(command) == 130
     assert not Path("runs").exists()
     assert run(command) == 0
     assert len(csv_rows()) == 3
-
-
-def _abort() -> None:
-    raise typer.Abort
 
 
 @pytest.mark.parametrize(
