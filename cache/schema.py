@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from .errors import CacheError
 from .files import check_name
-from .key import canonical_json, image_key, text_key
+from .key import image_key, text_key
 
 ENCODING_TYPE = "fedclip-features"
 FORMAT_VERSION = 1
