@@ -328,6 +328,13 @@ def federate(
             show_default=False,
         ),
     ] = None,
+    data_fraction: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of its training part that each client trains on (1.0).",
+            show_default=False,
+        ),
+    ] = None,
     local_epochs: Annotated[
         int | None,
         typer.Option(min=1, help="Epochs a client trains in a round (1).", show_default=False),
@@ -350,9 +357,62 @@ def federate(
             show_default=False,
         ),
     ] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            help="fedavg, fedprox, fedavgm, fedadam, fedyogi, scaffold (its clients use sgd), "
+            "fedrep, ditto, local (nothing is shared) or centralized (all training samples in "
+            "one place) (fedavg).",
+            show_default=False,
+        ),
+    ] = None,
+    mu: Annotated[
+        float | None,
+        typer.Option(help="fedprox's pull to the server's model (0.001).", show_default=False),
+    ] = None,
+    ditto_lambda: Annotated[
+        float | None,
+        typer.Option(
+            "--lambda",
+            "--ditto-lambda",
+            help="ditto's pull of a client's own model to the server's (1.0).",
+            show_default=False,
+        ),
+    ] = None,
+    server_lr: Annotated[
+        float | None,
+        typer.Option(
+            help="Learning rate of fedavgm (1.0), fedadam and fedyogi (0.001).",
+            show_default=False,
+        ),
+    ] = None,
+    server_momentum: Annotated[
+        float | None,
+        typer.Option(
+            help="Decay of the first moment of fedavgm, fedadam and fedyogi (0.9).",
+            show_default=False,
+        ),
+    ] = None,
+    server_beta2: Annotated[
+        float | None,
+        typer.Option(
+            help="Decay of the second moment of fedadam and fedyogi (0.99).", show_default=False
+        ),
+    ] = None,
+    tau: Annotated[
+        float | None,
+        typer.Option(
+            help="How little fedadam and fedyogi adapt: added to the second moment's root (0.001).",
+            show_default=False,
+        ),
+    ] = None,
     optimizer: Annotated[
         str | None,
-        typer.Option(help="adam, or sgd without momentum (adam).", show_default=False),
+        typer.Option(
+            help="adam, or sgd without momentum (adam). A preset's lr and weight decay are "
+            "adam's; sgd has 1.0 and 0 unless told.",
+            show_default=False,
+        ),
     ] = None,
     lr: Annotated[
         float | None, typer.Option(help="The optimizer's learning rate.", show_default=False)
@@ -425,10 +485,18 @@ def federate(
             rounds=rounds,
             participation=participation,
             eval_every=eval_every,
+            data_fraction=data_fraction,
             local_epochs=local_epochs,
             batch_size=batch_size,
             adapter=adapter,
             ratio=ratio,
+            strategy=strategy,
+            mu=mu,
+            ditto_lambda=ditto_lambda,
+            server_lr=server_lr,
+            server_momentum=server_momentum,
+            server_beta2=server_beta2,
+            tau=tau,
             optimizer=optimizer,
             lr=lr,
             weight_decay=weight_decay,
@@ -732,6 +800,17 @@ def _adapter(settings: Settings) -> str:
     return settings.adapter + ("" if settings.ratio is None else f" of ratio {settings.ratio:g}")
 
 
+def _strategy(settings: Settings) -> str:
+    from .federate.settings import STRATEGY_OPTIONS
+
+    own = [
+        f"{name.replace('_', ' ')} {settings.option(name):g}"
+        for name, owners in STRATEGY_OPTIONS.items()
+        if settings.strategy in owners
+    ]
+    return settings.strategy + (f" of {', '.join(own)}" if own else "")
+
+
 def _rounds(settings: Settings) -> str:
     """Say how many rounds, and who trains and when is evaluated unless it is all and always."""
     said = f"{settings.rounds} rounds"
@@ -761,7 +840,7 @@ def _describe(experiment: Experiment) -> list[str]:
         + f"weight decay {settings.weight_decay:g}, loss {settings.loss}, "
         + f"batch size {settings.batch_size}, local epochs {settings.local_epochs}, "
         + f"weighting {settings.weighting}, adapter {_adapter(settings)}, "
-        + f"optimizer {settings.optimizer}",
+        + f"strategy {_strategy(settings)}, optimizer {settings.optimizer}",
         f"           {_rounds(settings)}, features {norm}, prompt {prompts}, "
         + f"seed {settings.seed}, device {experiment.device}",
     ]

@@ -21,7 +21,7 @@ from .recording import RecordedRun, Result, Trial, carry_out, result_on_disk, un
 # Mean and standard deviation.
 Spread = tuple[float, float]
 
-FIGURES = ("generalization", "personalization", "mean", "pooled")
+FIGURES = ("generalization", "personalization", "personal_mean", "mean", "pooled")
 
 # Failed runs that are told of one by one.
 FAILURES_SHOWN = 10
