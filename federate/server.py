@@ -12,9 +12,8 @@ from itertools import groupby
 from typing import TypeVar
 
 import torch
-from torch import nn
 
-from .adapters import make_adapter, trainable_parameters
+from .adapters import Adapter, make_adapter, trainable_parameters
 from .clients import Client, Federation
 from .evaluate import accuracy, mean, test_accuracy, validation_accuracy
 from .local import ClientUpdate, LocalTask, Parameters, copy_parameters, train_clients
@@ -229,12 +228,14 @@ class Run:
             return test_accuracy(self._model(state[SERVER]), federation), personal
         return {**personal, **({target.name: mean(on_target)} if target else {})}, personal
 
-    def _own_models(self, state: State) -> Iterator[tuple[Client, nn.Module]]:
+    def _own_models(self, state: State) -> Iterator[tuple[Client, Adapter]]:
         """Give each participant with its model, which is overwritten by the next one's."""
         for client in self.federation.participants:
-            yield client, self._model(self.strategy.personal(state, client.name))
+            model = self._model(self.strategy.personal(state, client.name))
+            model.remember(client.train)
+            yield client, model
 
-    def _model(self, parameters: Parameters) -> nn.Module:
+    def _model(self, parameters: Parameters) -> Adapter:
         """Put parameters into the adapter."""
         self.adapter.load_state_dict(parameters)
         return self.adapter

@@ -31,11 +31,12 @@ AdapterName = Literal[
     "taskres",
     "scale",
     "linear-probe",
+    "cache-model",
     "none",
 ]
 
 # What the source of each adapter that blends sets its ratio to.
-RATIOS: Mapping[AdapterName, float] = {"residual": 0.2, "taskres": 0.5}
+RATIOS: Mapping[AdapterName, float] = {"residual": 0.2, "taskres": 0.5, "cache-model": 1.0}
 
 # Options that some strategies have, with their default: mu is the least that FedProx's paper tries,
 # lambda and the moments are the papers'. The server's rates were chosen for adapters, on
@@ -85,8 +86,9 @@ class Settings:
         local_epochs: Passes over its training part that a client makes in a round.
         batch_size: Samples in a minibatch; a last one of a single sample is skipped.
         adapter: What is trained.
-        ratio: CLIP-Adapter's ratio (`residual`) or TaskRes's scale (`taskres`); None for
-            that of the source, and for adapters without one.
+        ratio: CLIP-Adapter's ratio (`residual`), TaskRes's scale (`taskres`) or the weight of
+            Tip-Adapter's cache (`cache-model`); None for that of the source, and for adapters
+            without one.
         strategy: What the server does with updates.
         mu: FedProx's pull to the server's parameters. This and the next five are None for
             the source's value, and for strategies without one.
@@ -104,7 +106,8 @@ class Settings:
         loss: `clip`, symmetric cross-entropy inside the minibatch, or `class`,
             cross-entropy over all class texts.
         feature_norm: L2 norm that image features are rescaled to; None leaves them raw.
-        prompts: Templates of the class texts, several are averaged; none: the first cached.
+        prompts: Templates of the class texts, several are averaged; none: the first cached;
+            `all`: every one cached.
         clients: Clients that each domain's samples are dealt to; None keeps one a domain.
         alpha: Concentration of the Dirichlet draw that deals them.
         seed: Of splits, partitions, batches and the adapter's first parameters.
@@ -186,7 +189,7 @@ class Settings:
         if self.ratio is not None and self.adapter not in RATIOS:
             raise FedclipError(
                 f"ratio is {self.ratio}, but the adapter {self.adapter} has none; "
-                f"{' and '.join(RATIOS)} have one"
+                f"{', '.join(RATIOS)} have one"
             )
         if self.ratio is not None and self.adapter == "residual" and self.ratio > 1:
             raise FedclipError(f"ratio is {self.ratio}; of the adapter residual it is at most 1")
@@ -205,6 +208,11 @@ class Settings:
             raise FedclipError(
                 f"optimizer is {self.optimizer!r}, but the controls of the strategy scaffold are "
                 "made of plain gradient steps; give sgd, or no optimizer"
+            )
+        if self.adapter == "cache-model" and self.strategy != "local":
+            raise FedclipError(
+                "the adapter cache-model is made of a client's own samples, and nothing of it is "
+                f"sent, so the strategy {self.strategy} has nothing to do; give the strategy local"
             )
         if self.strategy == "fedrep" and self.adapter not in LOCAL_PARTS:
             raise FedclipError(
