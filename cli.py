@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import __version__
+from .federate.grids import NAMES as GRIDS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -151,6 +152,14 @@ def extract(
             show_default=False,
         ),
     ] = None,
+    template_set: Annotated[
+        str | None,
+        typer.Option(
+            help="Besides these, the prompts that CLIP was published with for ImageNet: openai7 "
+            "or openai80.",
+            show_default=False,
+        ),
+    ] = None,
     batch_size: Annotated[
         int | None,
         typer.Option(
@@ -208,7 +217,7 @@ def extract(
     from .cache.report import open_report
     from .extract.names import EncoderName, default_model
     from .extract.pipeline import extract_share
-    from .extract.prompts import DEFAULT_TEMPLATE, check_templates
+    from .extract.prompts import DEFAULT_TEMPLATE, check_templates, templates_of
     from .extract.ranks import Ranks
     from .extract.request import Request
 
@@ -221,7 +230,9 @@ def extract(
             resizer,
             compiled=compiled,
         ),
-        templates=check_templates(template or [DEFAULT_TEMPLATE]),
+        templates=check_templates(
+            [*(template or [DEFAULT_TEMPLATE]), *templates_of(template_set)],
+        ),
         data_dir=data_dir,
         cache_dir=cache_dir,
         name=name,
@@ -353,7 +364,8 @@ def federate(
     ratio: Annotated[
         float | None,
         typer.Option(
-            help="How much of it the adapter residual blends in (0.2), or taskres adds (0.5).",
+            help="How much of it the adapter residual blends in (0.2), or taskres (0.5) or "
+            "cache-model (1.0) adds.",
             show_default=False,
         ),
     ] = None,
@@ -382,7 +394,7 @@ def federate(
     server_lr: Annotated[
         float | None,
         typer.Option(
-            help="Learning rate of fedavgm (1.0), fedadam and fedyogi (0.001).",
+            help="Learning rate of fedavgm (1.0), fedadam and fedyogi (0.01).",
             show_default=False,
         ),
     ] = None,
@@ -410,7 +422,7 @@ def federate(
         str | None,
         typer.Option(
             help="adam, or sgd without momentum (adam). A preset's lr and weight decay are "
-            "adam's; sgd has 1.0 and 0 unless told.",
+            "adam's; sgd has 0.1 and 0 unless told.",
             show_default=False,
         ),
     ] = None,
@@ -439,8 +451,8 @@ def federate(
     prompt: Annotated[
         list[str] | None,
         typer.Option(
-            help="A cached template for the class texts; several are averaged. By default the "
-            "first one cached.",
+            help="A cached template for the class texts; several are averaged, or all. By default "
+            "the first one cached.",
             show_default=False,
         ),
     ] = None,
@@ -570,10 +582,11 @@ def _with_options_of(
 def ablate(
     context: typer.Context,
     grid: Annotated[
-        Path | None,
+        str | None,
         typer.Argument(
-            metavar="[GRID.toml]",
-            help="Lists of values for options, by their names; docs/formats.md has an example.",
+            metavar="[GRID]",
+            help="Lists of values for options, by their names: a TOML file (docs/formats.md has "
+            f"an example), or one that comes with the package: {', '.join(GRIDS)}.",
             show_default=False,
         ),
     ] = None,
@@ -610,6 +623,7 @@ def ablate(
     ablation goes on where it was. An option below holds for all runs.
     """
     from .federate.grid import make_grid, read_toml, split_set
+    from .federate.grids import grid_file
 
     parameters = {parameter.name: parameter for parameter in context.command.params}
     can_vary = set(options) - SHARED_BY_RUNS
@@ -617,7 +631,7 @@ def ablate(
     if seeds is not None:
         sets["seeds"] = [seeds]
     combinations = make_grid(
-        read_toml(grid) if grid else {},
+        read_toml(grid_file(grid)) if grid else {},
         sets,
         {name: options[name] for name in _given(context) & can_vary},
         can_vary,
@@ -832,6 +846,8 @@ def _describe(experiment: Experiment) -> list[str]:
         else ""
     )
     prompts = " + ".join(map(repr, settings.prompts or first.templates[:1]))
+    if settings.data_fraction < 1:
+        dealt += f", {100 * settings.data_fraction:g} % of their training parts"
     norm = "raw" if settings.feature_norm is None else f"of norm {settings.feature_norm:g}"
     lines = [
         f"domains    {domains}: {rows} rows of {first.embed_dim} features, "

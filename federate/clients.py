@@ -21,6 +21,9 @@ VALIDATION_SHARE = 0.2
 
 TOGETHER = "all-together"
 
+# In place of templates, every one that the cache has.
+ALL_PROMPTS = "all"
+
 # Federations that a pool keeps for the next run that draws the same.
 FEDERATIONS_KEPT = 128
 
@@ -244,7 +247,7 @@ def build_federation(
 
 
 def class_texts(cache: FeatureCache, prompts: Sequence[str]) -> npt.NDArray[np.float32]:
-    """Pick the class texts, (C, D) float32: one template's, or the mean of several.
+    """Pick the class texts, (C, D) float32: one template's, or the mean of several or of `all`.
 
     Of several templates the vectors are normalised before they are averaged
     (Radford et al. 2021, section 3.1.4).
@@ -252,11 +255,14 @@ def class_texts(cache: FeatureCache, prompts: Sequence[str]) -> npt.NDArray[np.f
     Raises:
         FedclipError: a template is not in the cache.
     """
+    if list(prompts) == [ALL_PROMPTS]:
+        prompts = cache.templates
     for template in prompts:
         if template not in cache.templates:
             raise FedclipError(
                 f"prompt {template!r} is not cached; there is "
-                f"{', '.join(map(repr, cache.templates))}, and extract --template adds more"
+                f"{', '.join(map(repr, cache.templates))} (or {ALL_PROMPTS}), and extract "
+                "--template adds more"
             )
     if len(prompts) < 2:
         column = cache.templates.index(prompts[0]) if prompts else 0

@@ -44,7 +44,7 @@ RATIOS: Mapping[AdapterName, float] = {"residual": 0.2, "taskres": 0.5, "cache-m
 STRATEGY_OPTIONS: Mapping[str, Mapping[StrategyName, float]] = {
     "mu": {"fedprox": 1e-3},
     "ditto_lambda": {"ditto": 1.0},
-    "server_lr": {"fedavgm": 1.0, "fedadam": 1e-3, "fedyogi": 1e-3},
+    "server_lr": {"fedavgm": 1.0, "fedadam": 1e-2, "fedyogi": 1e-2},
     "server_momentum": {"fedavgm": 0.9, "fedadam": 0.9, "fedyogi": 0.9},
     "server_beta2": {"fedadam": 0.99, "fedyogi": 0.99},
     "tau": {"fedadam": 1e-3, "fedyogi": 1e-3},
@@ -69,7 +69,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 # What SGD takes in place of a preset's values, which mean nothing to it.
-SGD: Mapping[str, Any] = {"lr": 1.0, "weight_decay": 0.0}
+SGD: Mapping[str, Any] = {"lr": 0.1, "weight_decay": 0.0}
 
 
 @dataclass(frozen=True)

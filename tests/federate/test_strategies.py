@@ -446,7 +446,7 @@ def test_a_run_records_its_strategy_and_its_personal_accuracies(
 
 
 def test_the_settings_record_what_a_strategy_was_not_told() -> None:
-    assert Settings(strategy="fedadam").to_json()["server_lr"] == 1e-3
+    assert Settings(strategy="fedadam").to_json()["server_lr"] == 1e-2
     assert Settings(strategy="fedadam").to_json()["mu"] is None
     assert (
         Settings(strategy="ditto").to_json()
