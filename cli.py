@@ -6,6 +6,7 @@ answers at once.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import shlex
 import sys
@@ -36,7 +37,7 @@ PLAIN_WIDTH = 240
 MANY_RUNS = 1000
 
 # Options of federate that do not shape a run, so that an ablation does not vary them.
-SHARED_BY_RUNS = {"cache", "device", "save_every", "runs_dir", "cache_dir"}
+SHARED_BY_RUNS = {"device", "save_every", "runs_dir", "cache_dir"}
 
 # The base of typer's usage errors, whichever click it carries.
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
@@ -638,7 +639,6 @@ def ablate(
         lambda name, value: parameters[name].process_value(context, _as_text(value)),
     )
     _confirm(len(combinations), yes)
-    folder, loaded = _load(options["cache"], options["cache_dir"])
 
     from .cache.device import resolve_device
     from .cache.report import open_report
@@ -647,13 +647,15 @@ def ablate(
     from .federate.tables import ablation_table
 
     device = resolve_device(options["device"])
+    load = functools.cache(lambda name: _load(name, options["cache_dir"]))
     entries: dict[Path, Entry] = {}
     for values in combinations:
         chosen = {**options, **combinations.fixed, **values}
+        folder, loaded = load(chosen["cache"])
         experiment = Experiment(
             cache=folder,
             clients=loaded,
-            settings=_settings(**{name: chosen[name] for name in can_vary - {"target"}}),
+            settings=_settings(**{name: chosen[name] for name in can_vary - {"cache", "target"}}),
             preset=chosen["preset"],
             targets=choose_targets(loaded, chosen["target"]),
             device=device,
@@ -661,7 +663,9 @@ def ablate(
         )
         entries.setdefault(experiment.folder, Entry(values, experiment))
     runs = list(entries.values())
-    print(f"cache      {folder.name}{' (the one extracted last)' if not options['cache'] else ''}")
+    caches = ", ".join(dict.fromkeys(entry.experiment.cache.name for entry in runs))
+    latest = "cache" not in {*combinations.names, *combinations.fixed}
+    print(f"cache      {caches}{' (the one extracted last)' if latest else ''}")
     print(f"ablation   {len(runs)} runs: {combinations.describe()}", flush=True)
     with open_report() as report:
         run_ablation(runs, report, options["save_every"])

@@ -1,6 +1,7 @@
 """The grids that come with the package."""
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,3 +99,24 @@ def test_all_among_others_is_refused(
     make_cache({"photo": 60})
     assert run(["federate", "--prompt", "all", "--prompt", "a picture of a {}"]) == 2
     assert "prompt 'all' is not cached" in capsys.readouterr().err
+
+
+def test_backbones_are_compared_by_their_caches(
+    make_cache: MakeCache, make_features: MakeFeatures, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_cache({"photo": 100}, name="pets/small")
+    make_cache([make_features("photo", 120, width=12, seed=2)], name="pets/large")
+    vary = ["--set", "cache=pets/small,pets/large", "--set", "feature_norm=raw,10"]
+    assert run(["ablate", *vary, "--rounds", "2", "--lr", "0.01", "--csv", "table.csv"]) == 0
+    printed = capsys.readouterr().out
+    assert "cache      pets/small, pets/large\n" in printed
+    with Path("table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        alone = ["--cache", row["cache"], "--feature-norm", row["feature_norm"]]
+        options = ["--rounds", "2", "--lr", "0.01", "--overwrite", "--name", "alone"]
+        assert run(["federate", *alone, *options]) == 0
+        result = json.loads(Path("runs/alone/result.json").read_text())
+        assert float(row["pooled"]) == result["pooled"]
+        assert float(row["zero_shot_pooled"]) == result["zero_shot_pooled"]
+    assert len(rows) == 4
