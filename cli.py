@@ -6,6 +6,7 @@ answers at once.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import shlex
 import sys
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import __version__
+from .federate.grids import NAMES as GRIDS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,7 +38,7 @@ PLAIN_WIDTH = 240
 MANY_RUNS = 1000
 
 # Options of federate that do not shape a run, so that an ablation does not vary them.
-SHARED_BY_RUNS = {"cache", "device", "save_every", "runs_dir", "cache_dir"}
+SHARED_BY_RUNS = {"device", "save_every", "runs_dir", "cache_dir"}
 
 
 # The base of typer's usage errors, whichever click it carries.
@@ -211,6 +213,14 @@ def extract(
             show_default=False,
         ),
     ] = None,
+    template_set: Annotated[
+        str | None,
+        typer.Option(
+            help="Besides these, the prompts that CLIP was published with for ImageNet: openai7 "
+            "or openai80.",
+            show_default=False,
+        ),
+    ] = None,
     batch_size: Annotated[
         int | None,
         typer.Option(
@@ -268,7 +278,7 @@ def extract(
     from .cache.report import open_report
     from .extract.names import EncoderName, default_model
     from .extract.pipeline import extract_share
-    from .extract.prompts import DEFAULT_TEMPLATE, check_templates, parse_class_names
+    from .extract.prompts import DEFAULT_TEMPLATE, check_templates, parse_class_names, templates_of
     from .extract.ranks import Ranks
     from .extract.request import Request, TableOptions
 
@@ -283,7 +293,9 @@ def extract(
             resizer,
             compiled=compiled,
         ),
-        templates=check_templates(template or [DEFAULT_TEMPLATE]),
+        templates=check_templates(
+            [*(template or [DEFAULT_TEMPLATE]), *templates_of(template_set)],
+        ),
         data_dir=data_dir,
         cache_dir=cache_dir,
         name=name,
@@ -420,6 +432,13 @@ def federate(
             show_default=False,
         ),
     ] = None,
+    data_fraction: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of its training part that each client trains on (1.0).",
+            show_default=False,
+        ),
+    ] = None,
     local_epochs: Annotated[
         int | None,
         typer.Option(min=1, help="Epochs a client trains in a round (1).", show_default=False),
@@ -438,13 +457,67 @@ def federate(
     ratio: Annotated[
         float | None,
         typer.Option(
-            help="How much of it the adapter residual blends in (0.2), or taskres adds (0.5).",
+            help="How much of it the adapter residual blends in (0.2), or taskres (0.5) or "
+            "cache-model (1.0) adds.",
+            show_default=False,
+        ),
+    ] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            help="fedavg, fedprox, fedavgm, fedadam, fedyogi, scaffold (its clients use sgd), "
+            "fedrep, ditto, local (nothing is shared) or centralized (all training samples in "
+            "one place) (fedavg).",
+            show_default=False,
+        ),
+    ] = None,
+    mu: Annotated[
+        float | None,
+        typer.Option(help="fedprox's pull to the server's model (0.001).", show_default=False),
+    ] = None,
+    ditto_lambda: Annotated[
+        float | None,
+        typer.Option(
+            "--lambda",
+            "--ditto-lambda",
+            help="ditto's pull of a client's own model to the server's (1.0).",
+            show_default=False,
+        ),
+    ] = None,
+    server_lr: Annotated[
+        float | None,
+        typer.Option(
+            help="Learning rate of fedavgm (1.0), fedadam and fedyogi (0.01).",
+            show_default=False,
+        ),
+    ] = None,
+    server_momentum: Annotated[
+        float | None,
+        typer.Option(
+            help="Decay of the first moment of fedavgm, fedadam and fedyogi (0.9).",
+            show_default=False,
+        ),
+    ] = None,
+    server_beta2: Annotated[
+        float | None,
+        typer.Option(
+            help="Decay of the second moment of fedadam and fedyogi (0.99).", show_default=False
+        ),
+    ] = None,
+    tau: Annotated[
+        float | None,
+        typer.Option(
+            help="How little fedadam and fedyogi adapt: added to the second moment's root (0.001).",
             show_default=False,
         ),
     ] = None,
     optimizer: Annotated[
         str | None,
-        typer.Option(help="adam, or sgd without momentum (adam).", show_default=False),
+        typer.Option(
+            help="adam, or sgd without momentum (adam). A preset's lr and weight decay are "
+            "adam's; sgd has 0.1 and 0 unless told.",
+            show_default=False,
+        ),
     ] = None,
     lr: Annotated[
         float | None, typer.Option(help="The optimizer's learning rate.", show_default=False)
@@ -471,8 +544,8 @@ def federate(
     prompt: Annotated[
         list[str] | None,
         typer.Option(
-            help="A cached template for the class texts; several are averaged. By default the "
-            "first one cached.",
+            help="A cached template for the class texts; several are averaged, or all. By default "
+            "the first one cached.",
             show_default=False,
         ),
     ] = None,
@@ -517,10 +590,18 @@ def federate(
             rounds=rounds,
             participation=participation,
             eval_every=eval_every,
+            data_fraction=data_fraction,
             local_epochs=local_epochs,
             batch_size=batch_size,
             adapter=adapter,
             ratio=ratio,
+            strategy=strategy,
+            mu=mu,
+            ditto_lambda=ditto_lambda,
+            server_lr=server_lr,
+            server_momentum=server_momentum,
+            server_beta2=server_beta2,
+            tau=tau,
             optimizer=optimizer,
             lr=lr,
             weight_decay=weight_decay,
@@ -594,10 +675,11 @@ def _with_options_of(
 def ablate(
     context: typer.Context,
     grid: Annotated[
-        Path | None,
+        str | None,
         typer.Argument(
-            metavar="GRID.toml",
-            help="Lists of values for options, by their names; docs/formats.md has an example.",
+            metavar="GRID",
+            help="Lists of values for options, by their names: a TOML file (docs/formats.md has "
+            f"an example), or one that comes with the package: {', '.join(GRIDS)}.",
             show_default=False,
         ),
     ] = None,
@@ -634,20 +716,20 @@ def ablate(
     ablation goes on where it was. An option below holds for all runs.
     """
     from .federate.grid import make_grid, read_toml, split_set
+    from .federate.grids import grid_file
 
     can_vary = set(options) - SHARED_BY_RUNS
     sets: dict[str, Sequence[Any]] = dict(map(split_set, vary or ()))
     if seeds is not None:
         sets["seeds"] = [seeds]
     combinations = make_grid(
-        read_toml(grid) if grid else {},
+        read_toml(grid_file(grid)) if grid else {},
         sets,
         {name: options[name] for name in _given(context) & can_vary},
         can_vary,
         partial(_parse, context),
     )
     _confirm(combinations.count, yes)
-    folder, loaded = _load(options["cache"], options["cache_dir"])
 
     from .cache.device import resolve_device
     from .cache.report import open_report
@@ -656,13 +738,15 @@ def ablate(
     from .federate.tables import ablation_table
 
     device = resolve_device(options["device"])
+    load = functools.cache(lambda name: _load(name, options["cache_dir"]))
     entries: dict[Path, Entry] = {}
     for values in combinations:
         chosen = {**options, **combinations.fixed, **values}
+        folder, loaded = load(chosen["cache"])
         experiment = Experiment(
             cache=folder,
             clients=loaded,
-            settings=_settings(**{name: chosen[name] for name in can_vary - {"target"}}),
+            settings=_settings(**{name: chosen[name] for name in can_vary - {"cache", "target"}}),
             preset=chosen["preset"],
             targets=choose_targets(loaded, chosen["target"]),
             device=device,
@@ -670,7 +754,9 @@ def ablate(
         )
         entries.setdefault(experiment.folder, Entry(values, experiment))
     runs = list(entries.values())
-    print(f"cache      {folder.name}{' (the one extracted last)' if not options['cache'] else ''}")
+    caches = ", ".join(dict.fromkeys(entry.experiment.cache.name for entry in runs))
+    latest = "cache" not in {*combinations.names, *combinations.fixed}
+    print(f"cache      {caches}{' (the one extracted last)' if latest else ''}")
     print(f"ablation   {len(runs)} runs: {combinations.describe()}", flush=True)
     with open_report() as report:
         run_ablation(runs, report, options["save_every"])
@@ -826,6 +912,17 @@ def _adapter(settings: Settings) -> str:
     return settings.adapter + ("" if settings.ratio is None else f" of ratio {settings.ratio:g}")
 
 
+def _strategy(settings: Settings) -> str:
+    from .federate.settings import STRATEGY_OPTIONS
+
+    own = [
+        f"{name.replace('_', ' ')} {settings.option(name):g}"
+        for name, owners in STRATEGY_OPTIONS.items()
+        if settings.strategy in owners
+    ]
+    return settings.strategy + (f" of {', '.join(own)}" if own else "")
+
+
 def _rounds(settings: Settings) -> str:
     """Say how many rounds, and who trains and when is evaluated unless it is all and always."""
     said = f"{settings.rounds} rounds"
@@ -847,6 +944,8 @@ def _describe(experiment: Experiment) -> list[str]:
         else ""
     )
     prompts = " + ".join(map(repr, settings.prompts or first.templates[:1]))
+    if settings.data_fraction < 1:
+        dealt += f", {100 * settings.data_fraction:g} % of their training parts"
     norm = "raw" if settings.feature_norm is None else f"of norm {settings.feature_norm:g}"
     lines = [
         f"domains    {domains}: {rows} rows of {first.embed_dim} features, "
@@ -855,7 +954,7 @@ def _describe(experiment: Experiment) -> list[str]:
         + f"weight decay {settings.weight_decay:g}, loss {settings.loss}, "
         + f"batch size {settings.batch_size}, local epochs {settings.local_epochs}, "
         + f"weighting {settings.weighting}, adapter {_adapter(settings)}, "
-        + f"optimizer {settings.optimizer}",
+        + f"strategy {_strategy(settings)}, optimizer {settings.optimizer}",
         f"           {_rounds(settings)}, features {norm}, prompt {prompts}, "
         + f"seed {settings.seed}, device {experiment.device}",
     ]

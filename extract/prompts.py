@@ -22,6 +22,26 @@ def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(templates))
 
 
+def templates_of(name: str | None) -> tuple[str, ...]:
+    """Give a published set of templates; none of None.
+
+    `openai80` are the templates that CLIP's authors chose for ImageNet, and `openai7` the seven
+    of them whose ensemble their notebook finds about as good (Radford et al. 2021,
+    arXiv:2103.00020; "Prompt Engineering for ImageNet" in the repository openai/CLIP).
+
+    Raises:
+        FedclipError: there is no such set.
+    """
+    if name is None:
+        return ()
+    from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
+
+    sets = {"openai7": SIMPLE_IMAGENET_TEMPLATES, "openai80": OPENAI_IMAGENET_TEMPLATES}
+    if name not in sets:
+        raise FedclipError(f"there is no template set {name!r}; there is {', '.join(sets)}")
+    return tuple(fill("{}") for fill in sets[name])
+
+
 def prompt(template: str, class_name: str) -> str:
     """Put a class name, its underscores made spaces, into a template."""
     return template.replace("{}", class_name.replace("_", " "))

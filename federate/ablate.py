@@ -1,4 +1,4 @@
-"""Many runs over one cache, side by side, and what comes of them."""
+"""Many runs side by side, and what comes of them."""
 
 import csv
 import hashlib
@@ -21,7 +21,7 @@ from .recording import RecordedRun, Result, Trial, carry_out, result_on_disk, un
 # Mean and standard deviation.
 Spread = tuple[float, float]
 
-FIGURES = ("generalization", "personalization", "mean", "pooled")
+FIGURES = ("generalization", "personalization", "personal_mean", "mean", "pooled")
 
 # Failed runs that are told of one by one.
 FAILURES_SHOWN = 10
@@ -59,7 +59,7 @@ def run_ablation(entries: Sequence[Entry], report: Report, save_every: int | Non
     told of and leaves the others alone. The caches' features may be rescaled in place.
 
     Args:
-        entries: Over one cache, on one device.
+        entries: On one device.
         report: Takes what there is to tell.
         save_every: As `carry_out` has it.
     """
@@ -89,21 +89,27 @@ def run_ablation(entries: Sequence[Entry], report: Report, save_every: int | Non
 
 def _openings(todo: Sequence[Entry], trials: dict[Entry, Trial]) -> Iterator[RecordedRun]:
     """Begin or take up each entry's runs as they are asked for; `trials` has those in flight."""
-    norms = {entry.experiment.settings.feature_norm for entry in todo}
-    pools: dict[float | None, FeaturePool] = {}
+    wanted = {_pool_of(entry) for entry in todo}
+    norms = Counter(cache for cache, _ in wanted)
+    pools: dict[tuple[Path, float | None], FeaturePool] = {}
     for entry in todo:
         _collect(trials)
         experiment = entry.experiment
-        norm = experiment.settings.feature_norm
+        cache, norm = own = _pool_of(entry)
         try:
-            if norm not in pools:
-                pools[norm] = FeaturePool(
-                    experiment.clients, norm, experiment.device, in_place=len(norms) == 1
+            if own not in pools:
+                pools[own] = FeaturePool(
+                    experiment.clients, norm, experiment.device, in_place=norms[cache] == 1
                 )
-            trials[entry] = Trial(experiment, pools[norm], resume=True)
+            trials[entry] = Trial(experiment, pools[own], resume=True)
             yield from trials[entry].runs()
         except FedclipError as error:
             entry.error = str(error)
+
+
+def _pool_of(entry: Entry) -> tuple[Path, float | None]:
+    """Say which features an entry trains on: whose, and rescaled to what."""
+    return entry.experiment.cache.path, entry.experiment.settings.feature_norm
 
 
 def _collect(trials: dict[Entry, Trial]) -> None:

@@ -10,11 +10,30 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from .clients import Samples
+from .losses import cosine_logits
 from .settings import RATIOS, AdapterName
 
+# Tip-Adapter's sharpness, and how many rows it compares with its cache at once.
+SHARPNESS = 5.5
+COMPARED_AT_ONCE = 1024
 
-class AttentionAdapter(nn.Module):
+
+class Adapter(nn.Module):
+    """What all adapters have besides their `forward`."""
+
+    def remember(self, samples: Samples) -> None:
+        """Take what the adapter keeps of a client's training part; nothing by itself."""
+
+    def logits(self, image: Tensor, text: Tensor, logit_scale: float) -> Tensor:
+        """Compare (B, D) images with (C, D) texts, both as they came: (B, C)."""
+        image, text = self(image, text)
+        return cosine_logits(image, text, logit_scale)
+
+
+class AttentionAdapter(Adapter):
     """The paper's adapter: image features weighted by attention over their dimensions.
 
     ``I* = softmax(Linear(tanh(Linear(I)))) * I``, both layers D to D (Lu et al. 2023,
@@ -34,7 +53,7 @@ class AttentionAdapter(nn.Module):
         return self.attention(image) * image, text
 
 
-class TextAttentionAdapter(nn.Module):
+class TextAttentionAdapter(Adapter):
     """The paper's attention, on class texts in place of image features.
 
     Args:
@@ -50,7 +69,7 @@ class TextAttentionAdapter(nn.Module):
         return image, self.attention(text) * text
 
 
-class BothAttentionAdapter(nn.Module):
+class BothAttentionAdapter(Adapter):
     """The paper's attention on both sides, each with parameters of its own.
 
     Args:
@@ -67,7 +86,7 @@ class BothAttentionAdapter(nn.Module):
         return self.image_attention(image) * image, self.text_attention(text) * text
 
 
-class LinearAdapter(nn.Module):
+class LinearAdapter(Adapter):
     """One linear layer on image features, the identity at the start.
 
     ``I* = W I + b`` with W = 1 and b = 0 at first. A random W would throw away the
@@ -90,7 +109,7 @@ class LinearAdapter(nn.Module):
         return self.linear(image), text
 
 
-class ResidualAdapter(nn.Module):
+class ResidualAdapter(Adapter):
     """CLIP-Adapter: image features blended with what a bottleneck makes of them.
 
     ``I* = r A(I) + (1 - r) I`` with ``A(I) = relu(W2 relu(W1 I))``, D to D / 4 to D, no
@@ -119,7 +138,7 @@ class ResidualAdapter(nn.Module):
         return self.ratio * self.bottleneck(image) + (1 - self.ratio) * image, text
 
 
-class TaskResidualAdapter(nn.Module):
+class TaskResidualAdapter(Adapter):
     """TaskRes: a learned residual on each class text, zero at the start.
 
     ``T* = T + a X`` with one row of X for each class (Yu et al. 2023, arXiv:2211.10277;
@@ -140,7 +159,7 @@ class TaskResidualAdapter(nn.Module):
         return image, text + self.scale * self.residual
 
 
-class ScaleAdapter(nn.Module):
+class ScaleAdapter(Adapter):
     """One weight per image feature, all 1 at the start.
 
     ``I* = w * I``, as (IA)^3 rescales activations (Liu et al. 2022, arXiv:2205.05638).
@@ -158,7 +177,7 @@ class ScaleAdapter(nn.Module):
         return self.weight * image, text
 
 
-class LinearProbe(nn.Module):
+class LinearProbe(Adapter):
     """Learned class vectors in place of the texts, which they equal at the start.
 
     The linear probe of Radford et al. 2021 (arXiv:2103.00020) is fitted from nothing.
@@ -178,7 +197,47 @@ class LinearProbe(nn.Module):
         return image, self.weight
 
 
-class NoAdapter(nn.Module):
+class CacheModel(Adapter):
+    """Tip-Adapter: a client's own training samples vote, and nothing is trained.
+
+    ``logits = s I T^t + r exp(-b (1 - I K^t)) V``, I, T and K normalised, K the (n, D)
+    training features of the client and V their (n, C) classes, one-hot (Zhang et al. 2022,
+    arXiv:2111.03930, section 3.1; r = 1 and b = 5.5 there). It never leaves the client.
+    Without samples it is zero-shot.
+
+    Args:
+        ratio: r.
+    """
+
+    def __init__(self, ratio: float) -> None:
+        super().__init__()
+        self.ratio = ratio
+        self._keys: Tensor | None = None
+        self._labels: Tensor | None = None
+
+    def remember(self, samples: Samples) -> None:
+        """Take a client's training samples, in place of those before."""
+        self._keys = functional.normalize(samples.features, dim=-1)
+        self._labels = samples.labels
+
+    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (B, D) image features and (C, D) texts untouched."""
+        return image, text
+
+    def logits(self, image: Tensor, text: Tensor, logit_scale: float) -> Tensor:
+        """Add the samples' votes to zero-shot logits, (B, C)."""
+        logits = super().logits(image, text, logit_scale)
+        if self._keys is None or self._labels is None:
+            return logits
+        classes = functional.one_hot(self._labels, len(text)).to(image.dtype)
+        votes = [
+            (SHARPNESS * (functional.normalize(rows, dim=-1) @ self._keys.T - 1)).exp() @ classes
+            for rows in torch.split(image, COMPARED_AT_ONCE)
+        ]
+        return logits + self.ratio * torch.cat(votes)
+
+
+class NoAdapter(Adapter):
     """Zero-shot: both sides as they came, and nothing to train."""
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
@@ -187,7 +246,7 @@ class NoAdapter(nn.Module):
 
 
 # Made for (C, D) class texts and a ratio, which is NaN for those that have none.
-ADAPTERS: Mapping[AdapterName, Callable[[Tensor, float], nn.Module]] = {
+ADAPTERS: Mapping[AdapterName, Callable[[Tensor, float], Adapter]] = {
     "attention": lambda text, _: AttentionAdapter(text.shape[1]),
     "attention-text": lambda text, _: TextAttentionAdapter(text.shape[1]),
     "attention-both": lambda text, _: BothAttentionAdapter(text.shape[1]),
@@ -196,20 +255,20 @@ ADAPTERS: Mapping[AdapterName, Callable[[Tensor, float], nn.Module]] = {
     "taskres": TaskResidualAdapter,
     "scale": lambda text, _: ScaleAdapter(text.shape[1]),
     "linear-probe": lambda text, _: LinearProbe(text),
+    "cache-model": lambda _, ratio: CacheModel(ratio),
     "none": lambda text, _: NoAdapter(),
 }
 
 
-def make_adapter(
-    name: AdapterName, text: Tensor, seed: int, ratio: float | None = None
-) -> nn.Module:
+def make_adapter(name: AdapterName, text: Tensor, seed: int, ratio: float | None = None) -> Adapter:
     """Make an adapter for the features that `text` belongs to, the same for equal seeds.
 
     Args:
         name: Which one.
         text: (C, D) class texts.
         seed: Of what is drawn at random.
-        ratio: CLIP-Adapter's ratio or TaskRes's scale; None for that of the source.
+        ratio: CLIP-Adapter's ratio, TaskRes's scale or the weight of Tip-Adapter's cache; None
+            for that of the source.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -28,6 +28,7 @@ def round_line(current: Round) -> dict[str, Any]:
         "train_loss": current.train_loss,
         "validation": current.validation,
         "test": current.test,
+        "personal": current.personal,
         "bytes_up": current.bytes_up,
         "bytes_down": current.bytes_down,
     }
@@ -47,6 +48,7 @@ def write_state(path: Path, state: RunState) -> None:
     facts = {
         "round": state.number,
         "zero_shot": state.zero_shot,
+        "parts": sorted(state.strategy),
         "best": round_line(best) if best else None,
     }
     # Copied, as parts may share tensors, which safetensors refuses.
@@ -90,8 +92,8 @@ def read_state(path: Path, like: Parameters) -> RunState:
 def _state(
     facts: Mapping[str, Any], tensors: Mapping[str, Tensor], device: torch.device | None
 ) -> RunState:
-    # A part without a tensor leaves no trace; the server's and the best are always there.
-    parts: dict[str, dict[str, Tensor]] = {f"{STRATEGY}/{SERVER}": {}}
+    # A part without a tensor leaves no trace among the tensors.
+    parts: dict[str, dict[str, Tensor]] = {f"{STRATEGY}/{part}": {} for part in facts["parts"]}
     for path, tensor in tensors.items():
         part, _, name = path.rpartition("/")
         parts.setdefault(part, {})[name] = tensor.to(device)

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +15,14 @@ from .seeding import generator
 from .settings import Settings
 
 MIN_ROWS = 5
+MIN_TRAIN = 2  # a batch of one sample has no negatives
 TRAIN_SHARE = 0.6
 VALIDATION_SHARE = 0.2
+
+TOGETHER = "all-together"
+
+# In place of templates, every one that the cache has.
+ALL_PROMPTS = "all"
 
 # Federations that a pool keeps for the next run that draws the same.
 FEDERATIONS_KEPT = 128
@@ -114,6 +120,21 @@ class Federation:
         """Everyone who is tested: the participants, then the target."""
         return (*self.participants, *([self.target] if self.target else []))
 
+    @cached_property
+    def together(self) -> Client:
+        """One client with copies of all participants' training samples, and nothing else."""
+        parts = [client.train for client in self.participants]
+        labels = torch.cat([part.labels for part in parts])
+        rows = torch.arange(len(labels), device=labels.device)
+        domain = replace(
+            parts[0].domain,
+            features=torch.cat([part.features for part in parts]),
+            labels=labels,
+            order=np.arange(len(labels)),
+        )
+        nothing = Samples(domain, rows[:0])
+        return Client(TOGETHER, TOGETHER, Samples(domain, rows), nothing, nothing)
+
     @property
     def embed_dim(self) -> int:
         """Width of the features, D."""
@@ -165,6 +186,7 @@ class FeaturePool:
         drawn = Settings(
             clients=settings.clients,
             alpha=settings.alpha,
+            data_fraction=settings.data_fraction,
             prompts=settings.prompts,
             seed=settings.seed,
         )
@@ -193,7 +215,7 @@ class FeaturePool:
                 if len(rows) < MIN_ROWS:
                     dropped.append((name, len(rows)))
                 else:
-                    participants.append(_split(name, domain, rows, settings.seed))
+                    participants.append(_split(name, domain, rows, settings))
         if not participants:
             raise FedclipError(
                 f"no client is left to train with target {target or 'none'}"
@@ -225,7 +247,7 @@ def build_federation(
 
 
 def class_texts(cache: FeatureCache, prompts: Sequence[str]) -> npt.NDArray[np.float32]:
-    """Pick the class texts, (C, D) float32: one template's, or the mean of several.
+    """Pick the class texts, (C, D) float32: one template's, or the mean of several or of `all`.
 
     Of several templates the vectors are normalised before they are averaged
     (Radford et al. 2021, section 3.1.4).
@@ -233,11 +255,14 @@ def class_texts(cache: FeatureCache, prompts: Sequence[str]) -> npt.NDArray[np.f
     Raises:
         FedclipError: a template is not in the cache.
     """
+    if list(prompts) == [ALL_PROMPTS]:
+        prompts = cache.templates
     for template in prompts:
         if template not in cache.templates:
             raise FedclipError(
                 f"prompt {template!r} is not cached; there is "
-                f"{', '.join(map(repr, cache.templates))}, and extract --template adds more"
+                f"{', '.join(map(repr, cache.templates))} (or {ALL_PROMPTS}), and extract "
+                "--template adds more"
             )
     if len(prompts) < 2:
         column = cache.templates.index(prompts[0]) if prompts else 0
@@ -297,12 +322,16 @@ def _deal(domain: Domain, settings: Settings) -> list[tuple[str, Rows]]:
     return [(f"{domain.name}-{index:03d}", order[hand]) for index, hand in enumerate(hands)]
 
 
-def _split(name: str, domain: Domain, rows: Rows, seed: int) -> Client:
-    """Split a client's rows, given in the order of their ids, 60/20/20 by a seeded shuffle."""
-    shuffled = rows[generator("split", seed, name).permutation(len(rows))]
+def _split(name: str, domain: Domain, rows: Rows, settings: Settings) -> Client:
+    """Split a client's rows, given in the order of their ids, 60/20/20 by a seeded shuffle.
+
+    Of the training part the first rows are kept, so that a smaller share is part of a larger.
+    """
+    shuffled = rows[generator("split", settings.seed, name).permutation(len(rows))]
     train = math.floor(TRAIN_SHARE * len(rows))
     validation = math.floor(VALIDATION_SHARE * len(rows))
     parts = np.split(shuffled, [train, train + validation])
+    parts[0] = parts[0][: max(MIN_TRAIN, round(settings.data_fraction * train))]
     return Client(name, domain.name, *(_view(domain, part) for part in parts))
 
 

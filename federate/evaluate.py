@@ -3,14 +3,14 @@
 from collections.abc import Iterable, Mapping
 
 import torch
-from torch import nn
 
+from .adapters import Adapter
 from .clients import ROWS_AT_ONCE, Client, Federation, Samples
 from .losses import cosine_logits
 
 
 @torch.inference_mode()
-def accuracy(adapter: nn.Module | None, federation: Federation, samples: Samples) -> float:
+def accuracy(adapter: Adapter | None, federation: Federation, samples: Samples) -> float:
     """Share of samples whose own class has the highest logit; NaN where there are none.
 
     Without an adapter this is zero-shot accuracy.
@@ -21,21 +21,20 @@ def accuracy(adapter: nn.Module | None, federation: Federation, samples: Samples
     for start in range(0, len(samples), ROWS_AT_ONCE):
         image, labels = samples[start : start + ROWS_AT_ONCE]
         text = federation.text
-        if adapter is not None:
-            image, text = adapter(image, text)
-        predicted = cosine_logits(image, text, federation.logit_scale).argmax(dim=1)
+        logits = cosine_logits if adapter is None else adapter.logits
+        predicted = logits(image, text, federation.logit_scale).argmax(dim=1)
         right += int((predicted == labels).sum())
     return right / len(samples)
 
 
-def test_accuracy(adapter: nn.Module | None, federation: Federation) -> dict[str, float]:
+def test_accuracy(adapter: Adapter | None, federation: Federation) -> dict[str, float]:
     """Accuracy by client on the participants' test parts and on the whole target."""
     return {
         client.name: accuracy(adapter, federation, client.test) for client in federation.clients
     }
 
 
-def validation_accuracy(adapter: nn.Module, federation: Federation) -> dict[str, float]:
+def validation_accuracy(adapter: Adapter, federation: Federation) -> dict[str, float]:
     """Accuracy by client on the participants' validation parts."""
     return {
         client.name: accuracy(adapter, federation, client.validation)

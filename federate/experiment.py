@@ -96,7 +96,7 @@ class Experiment:
             },
             "preset": self.preset,
             "settings": self.settings.to_json(),
-            "strategy": "fedavg",
+            "strategy": self.settings.strategy,
             "adapter": self.settings.adapter,
             "target": target or NONE,
             "device": str(self.device),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..cache import FedclipError
+from .grids import NAMES as GRIDS
 
 SEED = "seed"
 SEEDS = "seeds"
@@ -126,7 +127,9 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise FedclipError(f"{path}: there is no such file") from None
+        raise FedclipError(
+            f"{path}: there is no such file, nor a grid of this name: {', '.join(GRIDS)}"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise FedclipError(f"{path}: is no TOML ({error})") from None
 

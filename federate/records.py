@@ -35,6 +35,8 @@ _AVERAGED = (
     "zero_shot_generalization",
     "personalization",
     "zero_shot_personalization",
+    "personal_mean",
+    "zero_shot_personal_mean",
     "mean",
     "zero_shot_mean",
     "pooled",
@@ -118,7 +120,7 @@ class RunFolder:
         """Append a line to the rounds, and hand it to the operating system."""
         line = round_line(current)
         if not current.finite:  # accuracies of parameters that are no numbers mean nothing
-            for part in ("validation", "test"):
+            for part in ("validation", "test", "personal"):
                 line[part] = line[part] and dict.fromkeys(line[part])
         with (self.path / ROUNDS).open("a", encoding="utf-8") as file:
             file.write(canonical_json(finite_or_null(line)) + "\n")
@@ -218,6 +220,7 @@ def result_of(run: Run, status: Status, seconds: Sequence[float]) -> dict[str, A
     target = federation.target.name if federation.target else None
     participants = [client.name for client in federation.participants]
     validation = best.validation if best else None
+    personal = best.personal if best else None
     result = {
         "status": status,
         "rounds": run.state.number,
@@ -230,6 +233,9 @@ def result_of(run: Run, status: Status, seconds: Sequence[float]) -> dict[str, A
         "zero_shot_generalization": zero_shot[target] if target else None,
         "personalization": mean(accuracy[name] for name in participants),
         "zero_shot_personalization": mean(zero_shot[name] for name in participants),
+        "personal": personal,
+        "personal_mean": mean(personal.values()) if personal else None,
+        "zero_shot_personal_mean": mean(zero_shot[name] for name in personal) if personal else None,
         "mean": mean(accuracy.values()),
         "zero_shot_mean": mean(zero_shot.values()),
         "pooled": pooled(accuracy, clients),
@@ -238,7 +244,7 @@ def result_of(run: Run, status: Status, seconds: Sequence[float]) -> dict[str, A
         "test_samples": {client.name: len(client.test) for client in clients},
         "dropped": dict(federation.dropped),
         "trainable_parameters": run.trainable_parameters,
-        "bytes_per_round": run.parameter_bytes,
+        "bytes_per_round": run.bytes_per_client,
         "seconds_per_round": median(seconds) if seconds else math.nan,
     }
     return dict(finite_or_null(result))

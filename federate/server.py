@@ -12,13 +12,14 @@ from typing import TypeVar
 
 import torch
 
-from .adapters import make_adapter, trainable_parameters
+from .adapters import Adapter, make_adapter, trainable_parameters
 from .clients import Client, Federation
-from .evaluate import mean, test_accuracy, validation_accuracy
+from .evaluate import accuracy, mean, test_accuracy, validation_accuracy
 from .local import ClientUpdate, LocalTask, Parameters, copy_parameters, train_clients
 from .seeding import generator, seed_of
 from .settings import Settings
-from .strategies import SERVER, State, fedavg
+from .strategies import SERVER, State, make_strategy
+from .strategies.base import client_weights
 
 # Enough to keep a device busy, and about 300 MB of adapters for ViT-B/32.
 TASKS_AT_ONCE = 128
@@ -33,8 +34,13 @@ class Round:
         seconds: Wall-clock time of training, aggregation and evaluation; of training with
             other runs side by side, the share of this run's clients.
         train_loss: The clients' mean training losses, weighted as the server weighs them.
-        validation: Accuracy of the server's adapter by participant; None if not evaluated.
-        test: Accuracy by client, the target among them; None if not evaluated.
+        validation: Accuracy by participant of the models that the strategy is for, the
+            server's or each participant's own; None if not evaluated.
+        test: Accuracy of the server's model by client, the target among them; where there
+            is none, each participant's own model is tested, and the target has the mean of
+            their accuracies on it. None if not evaluated.
+        personal: Test accuracy by participant of its own model; None if not evaluated, or
+            if the strategy makes none.
         bytes_up: What all clients together sent to the server.
         bytes_down: What the server sent to all clients together.
         finite: Whether training is still in the realm of numbers.
@@ -46,6 +52,7 @@ class Round:
     train_loss: float
     validation: Mapping[str, float] | None
     test: Mapping[str, float] | None
+    personal: Mapping[str, float] | None
     bytes_up: int
     bytes_down: int
     finite: bool
@@ -99,9 +106,10 @@ class Run:
         seed = seed_of("adapter", settings.seed)
         self.adapter = make_adapter(settings.adapter, federation.text, seed, settings.ratio)
         self.adapter.to(federation.text.device)
+        self.strategy = make_strategy(federation, settings)
         self.state = state or RunState(
             number=0,
-            strategy=fedavg.init(copy_parameters(self.adapter)),
+            strategy=self.strategy.init(copy_parameters(self.adapter)),
             zero_shot=test_accuracy(None, federation),
         )
 
@@ -117,8 +125,8 @@ class Run:
         return settings.adapter, settings.ratio, tuple(self.federation.text.shape)
 
     @property
-    def tasks_a_round(self) -> int:
-        """Number of clients that train in a round."""
+    def clients_a_round(self) -> int:
+        """Number of clients that are drawn for a round."""
         everyone, participation = len(self.federation.participants), self.settings.participation
         if isinstance(participation, float):
             return max(1, round(participation * everyone))
@@ -130,24 +138,20 @@ class Run:
         return trainable_parameters(self.adapter)
 
     @property
-    def parameter_bytes(self) -> int:
+    def bytes_per_client(self) -> int:
         """What crosses the network per client and direction in a round."""
-        server = self.state.strategy[SERVER]
-        return sum(tensor.numel() * tensor.element_size() for tensor in server.values())
+        return self.strategy.bytes_per_client(self.state.strategy[SERVER])
 
     def tasks(self) -> list[LocalTask]:
         """Say what the clients of the next round are to do."""
-        start, number = self.state.strategy[SERVER], self.state.number + 1
-        return [
-            LocalTask(client, self.federation, self.settings, number, start)
-            for client in self._sample(number)
-        ]
+        number = self.state.number + 1
+        return self.strategy.tasks(self.state.strategy, self._sample(number), number)
 
     def _sample(self, number: int) -> list[Client]:
         """Draw the clients of a round, in alphabetical order."""
         everyone = self.federation.participants
         random = generator("participation", self.settings.seed, number)
-        drawn = random.choice(len(everyone), size=self.tasks_a_round, replace=False)
+        drawn = random.choice(len(everyone), size=self.clients_a_round, replace=False)
         return [everyone[index] for index in sorted(drawn)]
 
     def take(self, updates: Sequence[ClientUpdate], training_seconds: float) -> Round:
@@ -158,34 +162,37 @@ class Run:
             training_seconds: What the training took.
         """
         start = time.perf_counter()
-        strategy = fedavg.apply(self.state.strategy, updates, self.settings)
-        weights = fedavg.client_weights(updates, self.settings.weighting)
-        parameters = strategy[SERVER]
-        self.adapter.load_state_dict(parameters)
-        number, best = self.state.number + 1, self.state.best
+        before, number, best = self.state.strategy, self.state.number + 1, self.state.best
+        strategy = self.strategy.apply(before, updates)
         every, last = self.settings.eval_every, self.settings.rounds
-        train_loss = sum(w * update.loss for w, update in zip(weights, updates, strict=True))
+        first = updates[: self.clients_a_round]  # a task for each client, before any others
+        weights = client_weights(first, self.settings.weighting)
+        train_loss = sum(w * update.loss for w, update in zip(weights, first, strict=True))
         finite = math.isfinite(train_loss) and all(
-            bool(torch.isfinite(tensor).all()) for tensor in parameters.values()
+            bool(torch.isfinite(tensor).all())
+            for part, parameters in strategy.items()
+            if parameters is not before.get(part)
+            for tensor in parameters.values()
         )
         validation, better = None, False
         if number % every == 0 or number == last:
-            validation = validation_accuracy(self.adapter, self.federation)
+            validation = self._validate(strategy)
             better = finite and (best is None or mean(validation.values()) > best.mean_validation)
-        test = None
+        test, personal = None, None
         if better or every == 1:
-            test = test_accuracy(self.adapter, self.federation)
-        traffic = self.parameter_bytes * len(updates)
+            test, personal = self._test(strategy)
+        traffic = self.bytes_per_client * self.clients_a_round
         current = Round(
             number=number,
             seconds=training_seconds + time.perf_counter() - start,
             train_loss=train_loss,
             validation=validation,
             test=test,
+            personal=personal,
             bytes_up=traffic,
             bytes_down=traffic,
             finite=finite,
-            parameters=parameters,
+            parameters=strategy[SERVER],
         )
         self.record(current)
         self.state = replace(
@@ -196,6 +203,41 @@ class Run:
             failed=not finite,
         )
         return current
+
+    def _validate(self, state: State) -> dict[str, float]:
+        """Give the accuracy by participant on its validation part."""
+        if self.strategy.personalised:
+            return {
+                client.name: accuracy(model, self.federation, client.validation)
+                for client, model in self._own_models(state)
+            }
+        return validation_accuracy(self._model(state[SERVER]), self.federation)
+
+    def _test(self, state: State) -> tuple[dict[str, float], dict[str, float] | None]:
+        """Give the accuracy by client on its test part, and that of the models of its own."""
+        federation, target = self.federation, self.federation.target
+        if not self.strategy.personalised:
+            return test_accuracy(self._model(state[SERVER]), federation), None
+        personal, on_target = {}, []
+        for client, model in self._own_models(state):
+            personal[client.name] = accuracy(model, federation, client.test)
+            if target is not None and not self.strategy.shared:
+                on_target.append(accuracy(model, federation, target.test))
+        if self.strategy.shared:
+            return test_accuracy(self._model(state[SERVER]), federation), personal
+        return {**personal, **({target.name: mean(on_target)} if target else {})}, personal
+
+    def _own_models(self, state: State) -> Iterator[tuple[Client, Adapter]]:
+        """Give each participant with its model, which is overwritten by the next one's."""
+        for client in self.federation.participants:
+            model = self._model(self.strategy.personal(state, client.name))
+            model.remember(client.train)
+            yield client, model
+
+    def _model(self, parameters: Parameters) -> Adapter:
+        """Put parameters into the adapter."""
+        self.adapter.load_state_dict(parameters)
+        return self.adapter
 
     def record(self, current: Round) -> None:
         """Take note of a round, before the state moves on to it; nothing by itself."""
@@ -223,7 +265,7 @@ def drive(
     flying: list[AnyRun] = []
     while True:
         flying = [run for run in flying if not run.over]
-        while sum(run.tasks_a_round for run in flying) < tasks_at_once:
+        while sum(run.clients_a_round for run in flying) < tasks_at_once:
             coming = next(waiting, None)
             if coming is None:
                 break

@@ -13,7 +13,7 @@ from .records import summary_of
 # With more clients than this a table has a column per domain instead.
 CLIENT_COLUMNS = 8
 
-_SUMMARY = ("generalization", "personalization", "mean")
+_SUMMARY = ("generalization", "personalization", "personal_mean", "mean")
 
 
 def results_table(results: Sequence[Mapping[str, Any]]) -> Table:
@@ -23,9 +23,10 @@ def results_table(results: Sequence[Mapping[str, Any]]) -> Table:
         results: One or more, as `result.json` has them.
     """
     columns = _columns(results)
+    summary = [name for name in _SUMMARY if any(result[name] is not None for result in results)]
     table = Table(box=SIMPLE_HEAD, title="accuracy in %, zero-shot > adapted", title_justify="left")
     table.add_column("target")
-    for heading in (*columns, *_SUMMARY, "round"):
+    for heading in (*columns, *map(_heading, summary), "round"):
         table.add_column(heading, justify="right")
     for result in results:
         before, after = result["zero_shot"], result["accuracy"]
@@ -33,10 +34,13 @@ def results_table(results: Sequence[Mapping[str, Any]]) -> Table:
             _pair(_mean(before, members), _mean(after, members)) for members in columns.values()
         ]
         best_round = str(result["best_round"] or "-")
-        table.add_row(result["target"] or "none", *cells, *_summary_cells(result), best_round)
+        table.add_row(
+            result["target"] or "none", *cells, *_summary_cells(result, summary), best_round
+        )
     if len(results) > 1:
         table.add_section()
-        table.add_row("mean", *[""] * len(columns), *_summary_cells(summary_of(results)), "")
+        means = _summary_cells(summary_of(results), summary)
+        table.add_row("mean", *[""] * len(columns), *means, "")
     return table
 
 
@@ -56,7 +60,7 @@ def ablation_table(summaries: Sequence[Summary]) -> Table:
     for heading in (*summaries[0].values, "runs"):
         table.add_column(heading)
     for figure in figures:
-        table.add_column(figure, justify="right")
+        table.add_column(_heading(figure), justify="right")
         table.add_column("gain", justify="right")
     for each in summaries:
         cells = [
@@ -111,8 +115,12 @@ def _mean(by_client: Mapping[str, float | None], members: Sequence[str]) -> floa
     return mean(known) if known and len(known) == len(values) else None
 
 
-def _summary_cells(result: Mapping[str, Any]) -> list[str]:
-    return [_pair(result[f"zero_shot_{name}"], result[name]) for name in _SUMMARY]
+def _summary_cells(result: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    return [_pair(result[f"zero_shot_{name}"], result[name]) for name in names]
+
+
+def _heading(figure: str) -> str:
+    return figure.replace("_", " ")
 
 
 def _pair(before: float | None, after: float | None) -> str:

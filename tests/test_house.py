@@ -85,7 +85,8 @@ def test_a_wheel_installs_nothing_but_fedclip(tmp_path: Path) -> None:
         shutil.copy(ROOT / name, source)
     model = (ROOT / "extract" / "demo" / "tinyclip").iterdir()
     sources = (path for name in FOLDERS for path in modules(name))
-    for path in (*ROOT.glob("*.py"), *sources, *model):
+    grids = (ROOT / "federate" / "grids").glob("*.toml")
+    for path in (*ROOT.glob("*.py"), *sources, *model, *grids):
         target = source / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
@@ -100,6 +101,7 @@ def test_a_wheel_installs_nothing_but_fedclip(tmp_path: Path) -> None:
         "fedclip/py.typed",
         "fedclip/cli.py",
         "fedclip/federate/strategies/fedavg.py",
+        "fedclip/federate/grids/strategies.toml",
         "fedclip/extract/demo/tinyclip/open_clip_config.json",
         "fedclip/extract/demo/tinyclip/open_clip_model.safetensors",
     } <= {*names}

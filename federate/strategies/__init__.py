@@ -1,17 +1,40 @@
 """What the server does with updates: one algorithm a file.
 
-An algorithm is two functions over a state: ``init(parameters)`` makes the state before the
-first round, ``apply(state, updates, settings)`` the one after a round (the manner of Ro et
-al. 2021, "FedJAX", arXiv:2108.02117). A state is nothing but named parameters, so a run can
-be saved after any round as it is.
+An algorithm is a few pure functions over a state, which is nothing but named parameters, so
+that a run can be saved after any round as it is (the manner of Ro et al. 2021, "FedJAX",
+arXiv:2108.02117).
 """
 
 from collections.abc import Mapping
 
-from ..local import Parameters
+from ..clients import Federation
+from ..settings import Settings, StrategyName
+from .base import SERVER, State, Strategy
+from .centralized import Centralized
+from .ditto import Ditto
+from .fedavg import FedAvg
+from .fedopt import FedAdam, FedAvgM, FedYogi
+from .fedprox import FedProx
+from .fedrep import FedRep
+from .local import Local
+from .scaffold import Scaffold
 
-# What a strategy keeps between rounds, part by part: `SERVER`, which the clients start from
-# and which is evaluated, and whatever else it needs, such as moments or a part a client.
-State = Mapping[str, Parameters]
+__all__ = ["SERVER", "STRATEGIES", "State", "Strategy", "make_strategy"]
 
-SERVER = "server"
+STRATEGIES: Mapping[StrategyName, type[Strategy]] = {
+    "fedavg": FedAvg,
+    "fedprox": FedProx,
+    "fedavgm": FedAvgM,
+    "fedadam": FedAdam,
+    "fedyogi": FedYogi,
+    "scaffold": Scaffold,
+    "fedrep": FedRep,
+    "ditto": Ditto,
+    "local": Local,
+    "centralized": Centralized,
+}
+
+
+def make_strategy(federation: Federation, settings: Settings) -> Strategy:
+    """Make the strategy that a run's settings name."""
+    return STRATEGIES[settings.strategy](federation, settings)

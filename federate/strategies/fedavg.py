@@ -10,46 +10,13 @@ n_i equal, as the public FedCLIP script has it.
 
 from collections.abc import Sequence
 
-import torch
-
-from ..local import ClientUpdate, Parameters
-from ..settings import Settings, Weighting
-from . import SERVER, State
+from ..tasks import ClientUpdate
+from .base import SERVER, State, Strategy, average
 
 
-def init(parameters: Parameters) -> State:
-    """Begin with the server's `parameters`; nothing else is kept."""
-    return {SERVER: parameters}
+class FedAvg(Strategy):
+    """McMahan et al. 2017."""
 
-
-def apply(state: State, updates: Sequence[ClientUpdate], settings: Settings) -> State:
-    """Put the mean of the clients' parameters in the server's place."""
-    return {**state, SERVER: average(updates, settings.weighting)}
-
-
-def client_weights(updates: Sequence[ClientUpdate], weighting: Weighting) -> list[float]:
-    """Weigh the updates; the weights sum to 1."""
-    sizes = [update.samples if weighting == "samples" else 1 for update in updates]
-    return [size / sum(sizes) for size in sizes]
-
-
-def average(updates: Sequence[ClientUpdate], weighting: Weighting) -> Parameters:
-    """Average the clients' parameters.
-
-    Args:
-        updates: At least one.
-        weighting: Whether clients count by their training samples or equally.
-    """
-    weights = client_weights(updates, weighting)
-    names = updates[0].parameters
-    with torch.no_grad():
-        return {
-            name: sum(
-                (
-                    weight * update.parameters[name]
-                    for weight, update in zip(weights, updates, strict=True)
-                ),
-                start=torch.zeros_like(names[name]),
-            )
-            for name in names
-        }
+    def apply(self, state: State, updates: Sequence[ClientUpdate]) -> State:
+        """Put the mean of the clients' parameters in the server's place."""
+        return {**state, SERVER: average(updates, self.settings.weighting)}

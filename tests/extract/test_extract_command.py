@@ -17,6 +17,7 @@ from PIL import Image
 
 from fedclip.cache import read_cache
 from fedclip.cli import run
+from fedclip.extract.prompts import templates_of
 
 MakeImages = Callable[..., Path]
 Fedclip = Callable[..., subprocess.CompletedProcess[str]]
@@ -135,6 +136,18 @@ def test_templates_name_and_batch_size_are_taken_from_the_options(
     cache = read_cache(folder / "photo.h5")
     assert (cache.dataset, cache.templates) == ("mine", ("a {}", "b {}"))
     assert json.loads((folder / "manifest.json").read_text())["batch_size"] == 3
+
+
+def test_a_published_set_of_templates_comes_behind_the_others(
+    extract: Command, make_images: MakeImages, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_images(images=1)
+    assert extract("--dataset", root, "--template-set", "openai7") == 0
+    (file,) = (tmp_path / "caches").rglob("photo.h5")
+    assert read_cache(file).templates == ("a picture of a {}", *templates_of("openai7"))
+    capsys.readouterr()
+    assert extract("--dataset", root, "--template-set", "openai") == 2
+    assert "no template set 'openai'" in only_error(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 
 from fedclip.cache import FedclipError
-from fedclip.extract.prompts import DEFAULT_TEMPLATE, check_templates, prompt
+from fedclip.extract.prompts import DEFAULT_TEMPLATE, check_templates, prompt, templates_of
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,26 @@ def test_a_template_without_exactly_one_place_for_the_class_is_refused(template:
 
 def test_repeated_templates_are_dropped_and_the_order_stays() -> None:
     assert check_templates(["b {}", "a {}", "b {}", "c {}", "a {}"]) == ("b {}", "a {}", "c {}")
+
+
+def test_the_published_template_sets() -> None:
+    seven, eighty = templates_of("openai7"), templates_of("openai80")
+    assert seven == (
+        "itap of a {}.",
+        "a bad photo of the {}.",
+        "a origami {}.",
+        "a photo of the large {}.",
+        "a {} in a video game.",
+        "art of the {}.",
+        "a photo of the small {}.",
+    )
+    assert len(eighty) == len(set(eighty)) == 80
+    assert (eighty[0], eighty[-1]) == ("a bad photo of a {}.", "a tattoo of the {}.")
+    assert set(seven) < set(eighty)
+    assert check_templates(eighty) == eighty
+    assert templates_of(None) == ()
+
+
+def test_an_unknown_template_set_is_refused() -> None:
+    with pytest.raises(FedclipError, match="no template set 'openai8'; there is openai7, openai80"):
+        templates_of("openai8")

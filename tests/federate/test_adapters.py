@@ -14,11 +14,15 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional
 
+from fedclip.cache import FeatureCache, find_caches, load_cache
 from fedclip.cli import run
 from fedclip.federate.adapters import make_adapter, trainable_parameters
-from fedclip.federate.settings import AdapterName
+from fedclip.federate.clients import build_federation
+from fedclip.federate.evaluate import accuracy
+from fedclip.federate.settings import AdapterName, Settings
 
 MakeCache = Callable[..., Path]
+MakeFeatures = Callable[..., FeatureCache]
 
 NAMES: tuple[AdapterName, ...] = get_args(AdapterName)
 D, C = 8, 3
@@ -52,6 +56,7 @@ def adapted(
         ("taskres", 33_280),
         ("scale", 512),
         ("linear-probe", 33_280),
+        ("cache-model", 0),
         ("none", 0),
     ],
 )
@@ -64,7 +69,9 @@ def test_the_size_of_each_adapter_for_512_features_and_65_classes(
     assert sum(tensor.numel() for tensor in adapter.state_dict().values()) == parameters
 
 
-@pytest.mark.parametrize("name", ["linear", "taskres", "scale", "linear-probe", "none"])
+@pytest.mark.parametrize(
+    "name", ["linear", "taskres", "scale", "linear-probe", "cache-model", "none"]
+)
 def test_adapters_that_start_at_the_identity_start_at_zero_shot(name: AdapterName) -> None:
     image, text = adapted(name)
     assert torch.equal(image, IMAGE)
@@ -154,6 +161,8 @@ def test_a_run_records_the_adapter_that_it_used(
     monkeypatch.chdir(tmp_path)
     make_cache({"art": 30, "photo": 40})
     options = ["--target", "none", "--rounds", "2", "--lr", "1e-3", "--name", "one"]
+    if name == "cache-model":
+        options += ["--strategy", "local"]
     assert run(["federate", "--adapter", name, *options]) == 0
     config = json.loads(Path("runs/one/config.json").read_text())
     result = json.loads(Path("runs/one/result.json").read_text())
@@ -166,6 +175,67 @@ def test_a_run_records_the_adapter_that_it_used(
     with safe_open(Path("runs/one/adapter.safetensors"), "pt") as file:
         assert json.loads(file.metadata()["fedclip"])["adapter"] == name
         assert set(file.keys()) == set(make_adapter(name, torch.zeros(C, 8), 0).state_dict())
+
+
+@pytest.mark.parametrize(("ratio", "weight"), [(None, 1.0), (3.0, 3.0)])
+def test_the_cache_model_lets_the_training_samples_vote(
+    make_features: MakeFeatures, ratio: float | None, weight: float
+) -> None:
+    federation = build_federation([make_features(rows=40)], Settings(), None, torch.device("cpu"))
+    client, text = federation.participants[0], federation.text
+    adapter = make_adapter("cache-model", text, 0, ratio)
+    image = client.test.features
+    zero_shot = adapter.logits(image, text, 20.0)
+    torch.testing.assert_close(
+        zero_shot, 20 * functional.normalize(image) @ functional.normalize(text).T
+    )
+    adapter.remember(client.train)
+    votes = torch.zeros(len(image), C)
+    for row, one in enumerate(image):
+        for key, label in zip(client.train.features, client.train.labels, strict=True):
+            cosine = functional.cosine_similarity(one, key, dim=0)
+            votes[row, label] += torch.exp(-5.5 * (1 - cosine))
+    torch.testing.assert_close(adapter.logits(image, text, 20.0), zero_shot + weight * votes)
+    # It holds the samples of one client, and they are no part of what is saved.
+    adapter.remember(client.validation)
+    assert not torch.allclose(adapter.logits(image, text, 20.0), zero_shot + weight * votes)
+    assert not adapter.state_dict()
+
+
+def test_a_run_with_the_cache_model_tests_each_client_with_its_own_samples(
+    make_cache: MakeCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_cache({"art": 60, "photo": 70, "sketch": 50})
+    options = ["--strategy", "local", "--target", "sketch", "--rounds", "1", "--name", "one"]
+    assert run(["federate", "--adapter", "cache-model", *options]) == 0
+    result = json.loads(Path("runs/one/result.json").read_text())
+    caches = load_cache(find_caches(Path("caches"))[0])
+    federation = build_federation(caches, Settings(), "sketch", torch.device("cpu"))
+    expected, on_target = {}, []
+    for client in federation.participants:
+        adapter = make_adapter("cache-model", federation.text, 0)
+        adapter.remember(client.train)
+        expected[client.name] = accuracy(adapter, federation, client.test)
+        assert federation.target is not None
+        on_target.append(accuracy(adapter, federation, federation.target.test))
+    assert result["personal"] == expected
+    assert result["generalization"] == pytest.approx(sum(on_target) / 2)
+    assert result["bytes_per_round"] == 0
+    assert result["accuracy"] != result["zero_shot"]
+
+
+def test_the_cache_model_is_not_federated(
+    make_cache: MakeCache,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_cache({"photo": 60})
+    assert run(["federate", "--adapter", "cache-model"]) == 2
+    assert "give the strategy local" in capsys.readouterr().err
+    assert not Path("runs").exists()
 
 
 def test_a_run_without_an_adapter_stays_at_zero_shot(

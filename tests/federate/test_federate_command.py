@@ -55,7 +55,8 @@ def test_a_run_with_one_target_leaves_its_four_files(make_cache: MakeCache) -> N
     rounds = lines(folder / "rounds.jsonl")
     assert [line["round"] for line in rounds] == [1, 2, 3, 4]
     assert set(rounds[0]) == {
-        *("round", "seconds", "train_loss", "validation", "test", "bytes_up", "bytes_down")
+        *("round", "seconds", "train_loss", "validation", "test", "personal"),
+        *("bytes_up", "bytes_down"),
     }
     assert set(rounds[0]["validation"]) == {"art", "photo"}
     assert set(rounds[0]["test"]) == {"art", "photo", "sketch"}

@@ -17,7 +17,7 @@ from fedclip.federate.records import result_of
 from fedclip.federate.seeding import seed_of
 from fedclip.federate.server import Round, Run, drive
 from fedclip.federate.settings import Settings
-from fedclip.federate.strategies import fedavg
+from fedclip.federate.strategies.base import average
 
 MakeFeatures = Callable[..., FeatureCache]
 CPU = torch.device("cpu")
@@ -105,7 +105,7 @@ def test_the_optimizer_is_made_anew_each_round(make_features: MakeFeatures) -> N
         for client in federation.participants
     ]
     updates = train_clients(restarted, tasks)
-    for name, tensor in fedavg.average(updates, "samples").items():
+    for name, tensor in average(updates, "samples").items():
         assert torch.equal(tensor, second.parameters[name])
 
 
@@ -118,7 +118,7 @@ def update(client: str, samples: int, *values: float) -> ClientUpdate:
 )
 def test_fedavg_weighs_by_samples_or_equally(weighting: str, expected: list[float]) -> None:
     updates = [update("a", 10, 1.0, 4.0), update("b", 30, 4.0, 8.0)]
-    averaged = fedavg.average(updates, weighting)  # type: ignore[arg-type]
+    averaged = average(updates, weighting)  # type: ignore[arg-type]
     assert averaged["w"].tolist() == expected
 
 
@@ -239,7 +239,7 @@ def test_participation_is_a_share_or_a_number_of_the_clients_and_one_at_least(
     for _ in range(6):
         tasks = run.tasks()
         names = [task.client.name for task in tasks]
-        assert len(tasks) == run.tasks_a_round == number
+        assert len(tasks) == run.clients_a_round == number
         assert names == sorted(set(names))
         again = [task.client.name for task in Run(federation, settings, run.state).tasks()]
         assert again == names

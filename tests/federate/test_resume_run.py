@@ -253,6 +253,7 @@ def state_after(number: int, best: int | None) -> RunState:
             train_loss=1 / 3,
             validation={"photo": 2 / 3},
             test={"photo": 0.1},
+            personal={"photo": 0.4},
             bytes_up=8,
             bytes_down=8,
             finite=True,

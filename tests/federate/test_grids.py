@@ -1,0 +1,122 @@
+"""The grids that come with the package."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fedclip.cache import FeatureCache
+from fedclip.cli import run
+from fedclip.federate.grids import NAMES
+
+MakeCache = Callable[..., Path]
+MakeFeatures = Callable[..., FeatureCache]
+
+TEMPLATES = (
+    "a picture of a {}",
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+)
+
+RUNS = {
+    "adapters": 9,
+    "data-fraction": 5,
+    "heterogeneity": 6,
+    "learning-rate": 10,
+    "local-epochs": 4,
+    "participation": 5,
+    "prompts": 9,
+    "strategies": 10,
+}
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_all_are_listed_by_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert set(NAMES) == set(RUNS)
+    assert run(["ablate", "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_runs_to_the_end(
+    make_cache: MakeCache, make_features: MakeFeatures, name: str
+) -> None:
+    make_cache([make_features("photo", 200, templates=TEMPLATES)])
+    rounds = [] if name == "local-epochs" else ["--rounds", "1"]
+    assert run(["ablate", name, "--seeds", "1", *rounds, "--csv", "table.csv"]) == 0
+    with Path("table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == RUNS[name]
+    assert {row["status"] for row in rows} == {"finished"}
+
+
+def test_a_file_of_that_name_comes_first(make_cache: MakeCache) -> None:
+    make_cache({"photo": 60})
+    Path("strategies").write_text('strategy = ["local"]\n')
+    assert run(["ablate", "strategies", "--rounds", "1", "--csv", "table.csv"]) == 0
+    assert len(Path("table.csv").read_text().splitlines()) == 2
+
+
+def test_an_unknown_one_is_refused(
+    make_cache: MakeCache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_cache({"photo": 60})
+    assert run(["ablate", "strategy"]) == 2
+    error = capsys.readouterr().err
+    assert "strategy: there is no such file, nor a grid of this name: adapters, " in error
+
+
+def test_all_prompts_are_the_mean_of_every_cached_one(
+    make_cache: MakeCache, make_features: MakeFeatures
+) -> None:
+    make_cache([make_features("photo", 100, templates=TEMPLATES[:3])])
+    options = ["federate", "--rounds", "2", "--lr", "0.01"]
+    each = [word for template in TEMPLATES[:3] for word in ("--prompt", template)]
+    assert run([*options, "--prompt", "all", "--name", "all"]) == 0
+    assert run([*options, *each, "--name", "each"]) == 0
+    assert run([*options, "--name", "first"]) == 0
+    adapters = [
+        Path(f"runs/{name}/adapter.safetensors").read_bytes() for name in ("all", "each", "first")
+    ]
+    assert adapters[0] == adapters[1] != adapters[2]
+
+
+def test_all_among_others_is_refused(
+    make_cache: MakeCache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_cache({"photo": 60})
+    assert run(["federate", "--prompt", "all", "--prompt", "a picture of a {}"]) == 2
+    assert "prompt 'all' is not cached" in capsys.readouterr().err
+
+
+def test_backbones_are_compared_by_their_caches(
+    make_cache: MakeCache, make_features: MakeFeatures, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_cache({"photo": 100}, name="pets/small")
+    make_cache([make_features("photo", 120, width=12, seed=2)], name="pets/large")
+    vary = ["--set", "cache=pets/small,pets/large", "--set", "feature_norm=raw,10"]
+    assert run(["ablate", *vary, "--rounds", "2", "--lr", "0.01", "--csv", "table.csv"]) == 0
+    printed = capsys.readouterr().out
+    assert "cache      pets/small, pets/large\n" in printed
+    with Path("table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        alone = ["--cache", row["cache"], "--feature-norm", row["feature_norm"]]
+        options = ["--rounds", "2", "--lr", "0.01", "--overwrite", "--name", "alone"]
+        assert run(["federate", *alone, *options]) == 0
+        result = json.loads(Path("runs/alone/result.json").read_text())
+        assert float(row["pooled"]) == result["pooled"]
+        assert float(row["zero_shot_pooled"]) == result["zero_shot_pooled"]
+    assert len(rows) == 4
