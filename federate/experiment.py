@@ -17,6 +17,7 @@ from ..cache.device import resolve_device
 from ..cache.files import check_name
 from ..cache.key import canonical_json
 from .clients import class_texts
+from .local import AUTO, choose_engine
 from .records import RunFolder
 from .settings import Settings
 
@@ -38,6 +39,7 @@ class Experiment:
         runs_dir: Where runs are kept.
         name: The run's folder; None for a name made of the cache, settings and seed.
         overwrite: Whether a run of that name may be replaced.
+        engine: What trains the clients; the numbers do not depend on it but for rounding.
     """
 
     cache: CacheFolder
@@ -49,6 +51,7 @@ class Experiment:
     runs_dir: Path
     name: str | None = None
     overwrite: bool = False
+    engine: str = AUTO
 
     @property
     def folder(self) -> Path:
@@ -100,6 +103,7 @@ class Experiment:
             "adapter": self.settings.adapter,
             "target": target or NONE,
             "device": str(self.device),
+            "engine": choose_engine(self.engine, self.device),
             "seed": self.settings.seed,
         }
 
@@ -176,6 +180,7 @@ def load_experiment(path: Path, cache_dir: Path | None) -> Experiment:
     try:
         settings = Settings.from_json(config["settings"])
         preset, device = str(config["preset"]), str(config["device"])
+        engine = str(config["engine"])
         folder = CacheFolder(Path(config["cache"]["folder"]))
         name, target = str(config["cache"]["name"]), str(config["target"])
     except (KeyError, TypeError, ValueError) as error:
@@ -199,6 +204,7 @@ def load_experiment(path: Path, cache_dir: Path | None) -> Experiment:
         device=resolve_device(device),
         runs_dir=path.parent,
         name=path.name,
+        engine=engine,
     )
     _check_cache(experiment, config)
     return experiment

@@ -122,7 +122,8 @@ class RecordedRun(Run):
     """
 
     def __init__(self, trial: Trial, federation: Federation, folder: RunFolder) -> None:
-        super().__init__(federation, trial.experiment.settings)
+        experiment = trial.experiment
+        super().__init__(federation, experiment.settings, engine=experiment.engine)
         self.trial = trial
         self.folder = folder
         self.state = folder.read_state(copy_parameters(self.adapter)) or self.state

@@ -15,7 +15,14 @@ import torch
 from .adapters import Adapter, make_adapter, trainable_parameters
 from .clients import Client, Federation
 from .evaluate import accuracy, mean, test_accuracy, validation_accuracy
-from .local import ClientUpdate, LocalTask, Parameters, copy_parameters, train_clients
+from .local import (
+    AUTO,
+    ClientUpdate,
+    LocalTask,
+    Parameters,
+    copy_parameters,
+    train_clients,
+)
 from .seeding import generator, seed_of
 from .settings import Settings
 from .strategies import SERVER, State, make_strategy
@@ -93,16 +100,22 @@ class Run:
         federation: Who takes part.
         settings: What to do.
         state: Where to go on; None begins.
+        engine: What trains the clients.
 
     Attributes:
         state: After the last round.
     """
 
     def __init__(
-        self, federation: Federation, settings: Settings, state: RunState | None = None
+        self,
+        federation: Federation,
+        settings: Settings,
+        state: RunState | None = None,
+        engine: str = AUTO,
     ) -> None:
         self.federation = federation
         self.settings = settings
+        self.engine = engine
         seed = seed_of("adapter", settings.seed)
         self.adapter = make_adapter(settings.adapter, federation.text, seed, settings.ratio)
         self.adapter.to(federation.text.device)
@@ -122,7 +135,7 @@ class Run:
     def architecture(self) -> Hashable:
         """What runs must share for their clients to be trained in one call."""
         settings = self.settings
-        return settings.adapter, settings.ratio, tuple(self.federation.text.shape)
+        return self.engine, settings.adapter, settings.ratio, tuple(self.federation.text.shape)
 
     @property
     def clients_a_round(self) -> int:
@@ -283,7 +296,7 @@ def _step(runs: Sequence[AnyRun]) -> list[tuple[AnyRun, Round]]:
     start = time.perf_counter()
     tasks = [run.tasks() for run in runs]
     everything = [task for own in tasks for task in own]
-    updates = iter(train_clients(runs[0].adapter, everything))
+    updates = iter(train_clients(runs[0].adapter, everything, runs[0].engine))
     seconds = time.perf_counter() - start
     stepped = []
     for run, own in zip(runs, tasks, strict=True):

@@ -48,6 +48,12 @@ class LocalTask:
     proximal: Proximal | None = None
     correction: Parameters | None = None
 
+    @property
+    def steps(self) -> int:
+        """Number of minibatches."""
+        full, rest = divmod(len(self.client.train), self.settings.batch_size)
+        return self.settings.local_epochs * (full + (rest > 1))
+
     def batches(self) -> list[Tensor]:
         """Draw the task's minibatches, as tensors of row indices."""
         samples = len(self.client.train)

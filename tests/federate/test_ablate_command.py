@@ -309,7 +309,7 @@ def test_a_great_many_runs_are_asked_about(
         (["--set", "loss=mse"], "loss is 'mse'; it must be clip or class"),
         (["--set", "alpha=1,2"], "needs --clients"),
         (["--set", "preset=best"], "no preset 'best'"),
-        (["--set", "cache=a,b"], "no option 'cache' can be varied"),
+        (["--set", "engine=plain,threads"], "no option 'engine' can be varied"),
         (["--set", "lr=1", "--lr", "2"], "lr is given twice"),
         (["--seeds", "0"], "Invalid value for '--seeds'"),
         (["--lrr", "1"], "No such option"),

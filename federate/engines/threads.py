@@ -1,0 +1,110 @@
+"""One worker thread a core, each training one task at a time with single-threaded operations.
+
+A task's numbers do not depend on the thread that works on it, so neither do they on the
+number of threads.
+"""
+
+import copy
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import nn
+
+from ..tasks import ClientUpdate, LocalTask
+from .stack import Stack
+
+# Steps after which a worker looks for a task that needs it more.
+_SLICE = 4
+
+
+def train(
+    adapter: nn.Module, tasks: Sequence[LocalTask], workers: int | None = None
+) -> list[ClientUpdate]:
+    """Do each task; `workers` at a time, by default as many as PyTorch would use threads."""
+    workers = min(workers or torch.get_num_threads(), len(tasks))
+    queue = _Queue(copy.deepcopy(adapter).to("meta"), tasks, workers)
+    with ThreadPoolExecutor(workers) as pool:
+        running = [pool.submit(_work, queue) for _ in range(workers)]
+        try:
+            for worker in running:
+                worker.result()
+        finally:
+            queue.close()
+    # Threads yet to come take their number of threads from whoever set one last.
+    torch.set_num_threads(torch.get_num_threads())
+    return [queue.updates[index] for index in range(len(tasks))]
+
+
+@dataclass(eq=False)
+class _Job:
+    """A task that was begun."""
+
+    index: int
+    stack: Stack
+    steps: Iterator[None]
+    left: int
+
+
+class _Queue:
+    """The tasks, the longest first. A worker drops one for another that has more steps left.
+
+    So that they end together; but no more are begun than that takes, each holding memory.
+    """
+
+    def __init__(self, adapter: nn.Module, tasks: Sequence[LocalTask], workers: int) -> None:
+        self._adapter, self._tasks = adapter, tasks
+        self._waiting = sorted(range(len(tasks)), key=lambda index: tasks[index].steps)
+        self._begun: list[_Job] = []
+        self._may_begin = 2 * workers - 1
+        self._lock = threading.Lock()
+        self.updates: dict[int, ClientUpdate] = {}
+
+    def take(self) -> _Job | None:
+        """Give a task to work on; None if there is none."""
+        with self._lock:
+            if not self._waiting or not self._may_begin:
+                self._begun.sort(key=lambda job: job.left)
+                return self._begun.pop() if self._begun else None
+            self._may_begin -= 1
+            index = self._waiting.pop()
+        task = self._tasks[index]
+        # A copy, as a module is not to be called from two threads with different parameters.
+        stack = Stack(copy.deepcopy(self._adapter), [task])
+        return _Job(index, stack, stack.run(), task.steps)
+
+    def give_back(self, job: _Job) -> None:
+        """Take a task back for whoever is next."""
+        with self._lock:
+            self._begun.append(job)
+
+    def finish(self, job: _Job) -> None:
+        """Take a finished task."""
+        self.updates[job.index] = job.stack.updates()[0]
+        with self._lock:
+            self._may_begin += 1
+
+    def close(self) -> None:
+        """Give nothing any more."""
+        with self._lock:
+            self._waiting.clear()
+            self._begun.clear()
+
+
+def _work(queue: _Queue) -> None:
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            while (job := queue.take()) is not None:
+                steps = _SLICE if job.left > _SLICE else None  # None is to the end.
+                job.left -= sum(1 for _ in islice(job.steps, steps))
+                if steps is None:
+                    queue.finish(job)
+                else:
+                    queue.give_back(job)
+    except BaseException:
+        queue.close()
+        raise
