@@ -18,6 +18,7 @@ from .strategies import SERVER
 
 STRATEGY = "strategy"
 BEST = "best"
+BEST_OWN = "best-own"
 
 
 def round_line(current: Round) -> dict[str, Any]:
@@ -44,6 +45,11 @@ def write_state(path: Path, state: RunState) -> None:
     }
     if best is not None:
         tensors |= {f"{BEST}/{name}": tensor for name, tensor in best.parameters.items()}
+        tensors |= {
+            f"{BEST_OWN}/{client}/{name}": tensor
+            for client, parameters in best.own.items()
+            for name, tensor in parameters.items()
+        }
     # In JSON clients keep their order, as the last bit of a mean depends on it.
     facts = {
         "round": state.number,
@@ -97,16 +103,20 @@ def _state(
     for path, tensor in tensors.items():
         part, _, name = path.rpartition("/")
         parts.setdefault(part, {})[name] = tensor.to(device)
-    strategy = {
-        part.removeprefix(f"{STRATEGY}/"): parameters
-        for part, parameters in parts.items()
-        if part != BEST
-    }
+    strategy, own = (
+        {
+            part.removeprefix(f"{kind}/"): parameters
+            for part, parameters in parts.items()
+            if part.startswith(f"{kind}/")
+        }
+        for kind in (STRATEGY, BEST_OWN)
+    )
     line, best = facts["best"], None
     if line is not None:
         best = Round(
             number=line["round"],
             parameters=parts.get(BEST, {}),
+            own=own,
             finite=True,
             **{name: value for name, value in line.items() if name != "round"},
         )

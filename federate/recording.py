@@ -147,14 +147,15 @@ class RecordedRun(Run):
         self.folder.save_state(self.state)
 
     def close(self, *, interrupted: bool = False) -> None:
-        """Leave the result and the best round's adapter, and the state if there is more to do."""
+        """Leave the result and the best round's adapters, and the state if there is more to do."""
         status: Status = "failed" if self.state.failed else "finished"
         if interrupted:
             status = "interrupted"
             self.seconds = self.folder.keep_rounds(self.state.number)
             self.save()
         if self.state.best is not None:
-            self.folder.write_adapter(self.state.best, self.trial.experiment.adapter_facts())
+            facts = self.trial.experiment.adapter_facts()
+            self.folder.write_adapters(self.state.best, self.strategy, facts)
         result = result_of(self, status, self.seconds)
         self.folder.write_result(result)
         if not interrupted:

@@ -1,4 +1,4 @@
-"""A run on disk: config, a line a round, the state, the result, the best adapter."""
+"""A run on disk: config, a line a round, the state, the result, the best adapters."""
 
 import fcntl
 import json
@@ -11,7 +11,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
+import torch
 from safetensors.torch import save
+from torch import Tensor
 
 from ..cache import FedclipError
 from ..cache.files import TEMPORARY_PREFIX, replacing, write_json
@@ -20,6 +22,7 @@ from .checkpoint import read_state, round_line, write_state
 from .evaluate import mean, pooled
 from .local import Parameters
 from .server import Round, Run, RunState
+from .strategies import Strategy
 
 Status = Literal["finished", "interrupted", "failed"]
 
@@ -27,6 +30,7 @@ CONFIG = "config.json"
 ROUNDS = "rounds.jsonl"
 RESULT = "result.json"
 ADAPTER = "adapter.safetensors"
+PERSONAL = "personal.safetensors"
 STATE = "state.safetensors"
 
 # Averaged over the targets in a summary.
@@ -178,12 +182,35 @@ class RunFolder:
         """Write the result, whole or not at all."""
         write_json(self.path / RESULT, result)
 
-    def write_adapter(self, best: Round, facts: Mapping[str, Any]) -> None:
-        """Write the best round's adapter; `facts` become its one metadata entry, as JSON."""
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in best.parameters.items()}
-        # Several entries would be written in random order.
-        content = save(tensors, metadata={"fedclip": canonical_json(dict(facts))})
-        with replacing(self.path / ADAPTER) as temporary:
+    def write_adapters(self, best: Round, strategy: Strategy, facts: Mapping[str, Any]) -> None:
+        """Write the best round's adapters: the server's, and those of the clients' own.
+
+        Args:
+            best: The round.
+            strategy: Says which of them there are.
+            facts: Become the files' one metadata entry, as JSON.
+        """
+        if strategy.shared:
+            self._write_tensors(ADAPTER, best.parameters, facts)
+        if strategy.personalised:
+            own = {
+                f"{client}/{name}": tensor
+                for client, parameters in best.own.items()
+                for name, tensor in parameters.items()
+            }
+            self._write_tensors(PERSONAL, own, facts)
+
+    def _write_tensors(
+        self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
+    ) -> None:
+        # Copied, as clients may share tensors, which safetensors refuses.
+        copies = {
+            name: tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
+            for name, tensor in tensors.items()
+        }
+        # Several entries of metadata would be written in random order.
+        content = save(copies, metadata={"fedclip": canonical_json(dict(facts))})
+        with replacing(self.path / name) as temporary:
             temporary.write_bytes(content)
 
 

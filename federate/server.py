@@ -7,7 +7,7 @@ number of runs side by side, their clients trained in one call.
 import math
 import time
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
@@ -52,6 +52,7 @@ class Round:
         bytes_down: What the server sent to all clients together.
         finite: Whether training is still in the realm of numbers.
         parameters: The server's, after this round.
+        own: Those of the participants' own models, by participant, if the strategy makes any.
     """
 
     number: int
@@ -64,6 +65,7 @@ class Round:
     bytes_down: int
     finite: bool
     parameters: Parameters
+    own: Mapping[str, Parameters] = field(default_factory=dict)
 
     @property
     def mean_validation(self) -> float:
@@ -206,6 +208,7 @@ class Run:
             bytes_down=traffic,
             finite=finite,
             parameters=strategy[SERVER],
+            own=self._own_parameters(strategy),
         )
         self.record(current)
         self.state = replace(
@@ -246,6 +249,12 @@ class Run:
             model = self._model(self.strategy.personal(state, client.name))
             model.remember(client.train)
             yield client, model
+
+    def _own_parameters(self, state: State) -> dict[str, Parameters]:
+        if not self.strategy.personalised:
+            return {}
+        names = (client.name for client in self.federation.participants)
+        return {name: self.strategy.personal(state, name) for name in names}
 
     def _model(self, parameters: Parameters) -> Adapter:
         """Put parameters into the adapter."""

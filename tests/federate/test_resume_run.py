@@ -258,6 +258,7 @@ def state_after(number: int, best: int | None) -> RunState:
             bytes_down=8,
             finite=True,
             parameters=parameters if best == number else older,
+            own={"photo": older, "art": older},
         )
     return RunState(number, strategy, {"photo": 0.7}, kept)
 
@@ -274,7 +275,12 @@ def test_a_state_is_read_as_it_was_written(tmp_path: Path, best: int | None) -> 
             assert torch.equal(again.strategy[part][name], tensor)
     assert (again.best is None) == (best is None)
     if again.best and state.best:
-        assert vars(again.best) | {"parameters": None} == vars(state.best) | {"parameters": None}
+        tensors = {"parameters": None, "own": None}
+        assert vars(again.best) | tensors == vars(state.best) | tensors
+        assert {*again.best.own} == {"photo", "art"}
+        for client, parameters in state.best.own.items():
+            for name, tensor in parameters.items():
+                assert torch.equal(again.best.own[client][name], tensor)
         for name, tensor in state.best.parameters.items():
             assert torch.equal(again.best.parameters[name], tensor)
 

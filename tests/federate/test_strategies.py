@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedclip.cache import FeatureCache, FedclipError
+from fedclip.cache import FeatureCache, FedclipError, find_caches, load_cache
 from fedclip.cli import run
 from fedclip.federate.adapters import make_adapter
 from fedclip.federate.checkpoint import read_state, write_state
@@ -415,6 +415,27 @@ def test_personalised_strategies_are_judged_by_the_clients_own_models(
         assert current.test == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("strategy", PERSONALISED)
+def test_the_clients_own_models_of_the_best_round_are_kept(
+    make_cache: MakeCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_cache({"art": 150, "photo": 160})
+    options = ["--target", "none", "--rounds", "15", "--preset", "tuned", "--lr", "0.05"]
+    assert run(["federate", "--strategy", strategy, *options, "--name", "one"]) == 0
+    result = json.loads(Path("runs/one/result.json").read_text())
+    tensors = load_file(Path("runs/one/personal.safetensors"))
+    federation = build_federation(load_cache(find_caches(Path("caches"))[0]), Settings(), None, CPU)
+    for client in federation.participants:
+        model = make_adapter("attention", federation.text, 0)
+        prefix = f"{client.name}/"
+        own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        model.load_state_dict(own)
+        tested = accuracy_of(model, federation, client.test)
+        assert result["personal"][client.name] == pytest.approx(tested)
+    assert result["best_round"] < 15
+
+
 @pytest.mark.parametrize("strategy", NAMES)
 def test_a_run_records_its_strategy_and_its_personal_accuracies(
     make_cache: MakeCache,
@@ -442,6 +463,8 @@ def test_a_run_records_its_strategy_and_its_personal_accuracies(
         assert result["personal"] is None
         assert result["personal_mean"] is None
     assert ("personal mean" in printed) == (strategy in PERSONALISED)
+    assert Path("runs/one/adapter.safetensors").exists() == (strategy != "local")
+    assert Path("runs/one/personal.safetensors").exists() == (strategy in PERSONALISED)
     assert result["status"] == "finished"
 
 
