@@ -952,6 +952,8 @@ def _describe(experiment: Experiment) -> list[str]:
         if settings.clients
         else ""
     )
+    if settings.strategy == "centralized":
+        dealt += ", their training samples brought together"
     prompts = " + ".join(map(repr, settings.prompts or first.templates[:1]))
     if settings.data_fraction < 1:
         dealt += f", {100 * settings.data_fraction:g} % of their training parts"
