@@ -40,7 +40,8 @@ MakeCache = Callable[..., Path]
 
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 FAST: tuple[EngineName, ...] = ("threads", "batched")
-ADAPTERS: tuple[AdapterName, ...] = get_args(AdapterName)
+# All that are trained; a cache model is made of its client's features.
+ADAPTERS = tuple(name for name in get_args(AdapterName) if name != "cache-model")
 TOLERANCE = 1e-5
 
 
@@ -407,7 +408,8 @@ from fedclip.federate.clients import Client, Domain, Federation, Samples
 from fedclip.federate.local import LocalTask, copy_parameters, train_clients
 from fedclip.federate.settings import Settings
 
-part = Samples(torch.randn(40, 8), torch.arange(40) % 3)
+features, rows = torch.randn(40, 8), torch.arange(40)
+part = Samples(Domain(None, features, rows % 3, rows.numpy()), rows)
 client = Client("a", "a", part, part, part)
 federation = Federation((client,), None, part.features[:3], 9.0)
 adapter = make_adapter("attention", federation.text, 0)

@@ -104,7 +104,7 @@ def test_the_optimizer_is_made_anew_each_round(make_features: MakeFeatures) -> N
         LocalTask(client, federation, settings, 2, first.parameters)
         for client in federation.participants
     ]
-    updates = train_clients(restarted, tasks)
+    updates = train_clients(restarted, tasks, "plain")
     for name, tensor in average(updates, "samples").items():
         assert torch.equal(tensor, second.parameters[name])
 
@@ -154,8 +154,8 @@ def done(run: Run) -> list[Round]:
     return [current for stepped in drive([run]) for _, current in stepped]
 
 
-def rounds_of(federation: Federation, settings: Settings) -> list[Round]:
-    return done(Run(federation, settings))
+def rounds_of(federation: Federation, settings: Settings, engine: str = "plain") -> list[Round]:
+    return done(Run(federation, settings, engine=engine))
 
 
 def test_the_best_round_has_the_best_mean_validation_and_the_earlier_of_equals_wins(
@@ -201,15 +201,18 @@ def test_a_run_that_leaves_the_finite_numbers_ends_as_failed(make_features: Make
     assert len(rounds) < 5
 
 
-def test_runs_side_by_side_give_what_each_gives_alone(make_features: MakeFeatures) -> None:
+@pytest.mark.parametrize("engine", ["plain", "threads"])
+def test_runs_side_by_side_give_what_each_gives_alone(
+    make_features: MakeFeatures, engine: str
+) -> None:
     several = [
         Settings.preset("tuned", rounds=rounds, batch_size=8, lr=lr, seed=seed)
         for rounds, lr, seed in ((3, 1e-3, 0), (1, 1e-2, 0), (2, 1e38, 1), (4, 1e-3, 2))
     ]
-    alone = [rounds_of(two_clients(make_features, each), each) for each in several]
+    alone = [rounds_of(two_clients(make_features, each), each, engine) for each in several]
     for tasks_at_once in (1, 3, 100):
         together: dict[int, list[Round]] = {index: [] for index in range(len(several))}
-        runs = [Run(two_clients(make_features, each), each) for each in several]
+        runs = [Run(two_clients(make_features, each), each, engine=engine) for each in several]
         for stepped in drive(runs, tasks_at_once):
             assert len(stepped) <= (tasks_at_once + 1) // 2
             for run, current in stepped:
