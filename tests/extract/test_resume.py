@@ -130,11 +130,13 @@ def end(children):
 def files(cache_dir):
     return {path.name: path.read_bytes() for path in cache_dir.glob("*/*/*.h5")}
 
-alone, ranks = ranks, 1
-start = time.monotonic()
+wanted, ranks = ranks, 1
 assert end(begin(work / "whole")) == [0]
+ranks = wanted
+start = time.monotonic()
+assert not any(end(begin(work / "usual")))
 usual = time.monotonic() - start
-ranks = alone
+assert files(work / "usual") == files(work / "whole")
 expected = files(work / "whole")
 assert len(expected) == 2
 same, killed, midway = 0, 0, 0
