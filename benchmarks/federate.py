@@ -1,0 +1,237 @@
+"""What a round of federation costs, beside its bare arithmetic and beside how it is done elsewhere.
+
+``uv run python benchmarks/federate.py`` measures, in one run and on the same random
+features, the seconds that a round's local training takes
+
+- (a) in each back end of `fedclip.federate.local`,
+- (b) in a loop over clients as the public FedCLIP script has it, over the same features,
+- (c) in nothing but the matrix products and fused Adam updates of the same shapes, spread
+  evenly over the cores,
+- (d) in the public script's way, every image through the encoder in every round: (b)
+  and the images over the images/s of ViT-B/32 with random weights, measured here,
+
+and the seconds that the round's evaluation takes. Contenders take turns, and the median
+of their rounds counts, as the speed of a machine drifts.
+"""
+
+import argparse
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedclip.cache.device import resolve_device
+from fedclip.extract.encoders import load_encoder
+from fedclip.extract.names import EncoderName
+from fedclip.federate.adapters import make_adapter
+from fedclip.federate.clients import Client, Federation, Samples
+from fedclip.federate.evaluate import test_accuracy, validation_accuracy
+from fedclip.federate.local import EngineName, LocalTask, copy_parameters, train_clients
+from fedclip.federate.settings import Settings
+
+WIDTH = 512
+LOGIT_SCALE = 100.0
+
+# Rows of the participants and of the target, and classes.
+CASES: Mapping[str, tuple[Sequence[int], int, int]] = {
+    "3 x 72 steps": ((3840, 3840, 3840), 0, 65),
+    "PACS": ((2048, 2344, 1670), 3929, 7),
+    "Office-Home": ((2427, 4365, 4439), 4357, 65),
+}
+
+
+def make_federation(sizes: Sequence[int], target: int, classes: int) -> Federation:
+    """Draw features around class texts; 60/20/20 of a participant's are its parts."""
+    random = torch.Generator().manual_seed(0)
+    text = torch.randn(classes, WIDTH, generator=random)
+
+    def draw(rows: int) -> Samples:
+        labels = torch.randint(0, classes, (rows,), generator=random)
+        noise = torch.randn(rows, WIDTH, generator=random)
+        return Samples(0.2 * text[labels] + 0.4 * noise, labels)
+
+    participants = []
+    for index, size in enumerate(sizes):
+        train, validation = int(0.6 * size), int(0.2 * size)
+        parts = (draw(train), draw(validation), draw(size - train - validation))
+        participants.append(Client(f"client-{index}", "drawn", *parts))
+    left_out = Client("target", "target", draw(0), draw(0), draw(target)) if target else None
+    return Federation(tuple(participants), left_out, text, LOGIT_SCALE)
+
+
+class PublicAdapter(nn.Module):
+    """The adapter as one writes it without thinking of speed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, WIDTH), nn.Softmax(dim=1)
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Give the attention of (B, D) features."""
+        attention: Tensor = self.layers(features)
+        return attention
+
+
+def public_loop(federation: Federation, settings: Settings) -> None:
+    """Train a round as (b)."""
+    for client in federation.participants:
+        adapter = PublicAdapter()
+        optimizer = torch.optim.Adam(
+            adapter.parameters(),
+            lr=settings.lr,
+            betas=settings.betas,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+        )
+        order = torch.randperm(len(client.train))
+        for batch in torch.split(order, settings.batch_size):
+            if len(batch) < 2:
+                continue
+            image = client.train.features[batch]
+            text = federation.text[client.train.labels[batch]]
+            image = adapter(image) * image
+            image = image / image.norm(dim=1, keepdim=True)
+            text = text / text.norm(dim=1, keepdim=True)
+            by_image = federation.logit_scale * image @ text.t()
+            by_text = by_image.t()
+            own = torch.arange(len(batch))
+            loss = functional.cross_entropy(by_image, own) + functional.cross_entropy(by_text, own)
+            optimizer.zero_grad()
+            torch.autograd.backward(loss / 2)
+            optimizer.step()
+
+
+def bare_arithmetic(steps: int, settings: Settings) -> None:
+    """Do (c): a step's products and its update, `steps` times, spread over the cores."""
+    workers = torch.get_num_threads()
+
+    def work(share: int) -> None:
+        torch.set_num_threads(1)
+        rows, size = settings.batch_size, WIDTH * WIDTH
+        image, hidden = torch.randn(2, rows, WIDTH)
+        text, out = torch.randn(2, rows, WIDTH)
+        logits = torch.empty(rows, rows)
+        weights, gradients, first, second = (torch.zeros(2 * size + 2 * WIDTH) for _ in range(4))
+        gradients.normal_()
+        one, two = (weights[at : at + size].view(WIDTH, WIDTH) for at in (0, size))
+        d_one, d_two = (gradients[at : at + size].view(WIDTH, WIDTH) for at in (0, size))
+        count = torch.ones(())
+        for _ in range(share):
+            torch.mm(image, one.t(), out=out)
+            torch.mm(hidden, two.t(), out=out)
+            torch.mm(hidden, text.t(), out=logits)
+            torch.mm(logits, text, out=out)
+            torch.mm(out.t(), hidden, out=d_two)
+            torch.mm(hidden, two, out=out)
+            torch.mm(out.t(), image, out=d_one)
+            torch._fused_adam_(
+                [weights],
+                [gradients],
+                [first],
+                [second],
+                [],
+                [count],
+                lr=settings.lr,
+                beta1=settings.betas[0],
+                beta2=settings.betas[1],
+                weight_decay=settings.weight_decay,
+                eps=settings.eps,
+                amsgrad=False,
+                maximize=False,
+            )
+
+    shares = [len(range(index, steps, workers)) for index in range(workers)]
+    threads = [threading.Thread(target=work, args=(share,)) for share in shares]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    torch.set_num_threads(torch.get_num_threads())
+
+
+def images_per_second(batches: int = 4) -> float:
+    """Measure ViT-B/32 with random weights on images that are already pixels in memory."""
+    name = EncoderName.of("ViT-B-32", "random", "fp32")
+    encoder = load_encoder(name, resolve_device("cpu"))
+    pixels = torch.randn(64, *encoder.pixel_shape)
+    encoder.encode_images(pixels)
+    start = time.perf_counter()
+    for _ in range(batches):
+        encoder.encode_images(pixels)
+    return batches * len(pixels) / (time.perf_counter() - start)
+
+
+def measure(contenders: Mapping[str, Callable[[], object]], turns: int) -> dict[str, float]:
+    """Let the contenders take turns; give each one's median seconds."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(turns + 1):
+        for name, contender in contenders.items():
+            start = time.perf_counter()
+            contender()
+            if turn:  # The first warms up.
+                seconds[name].append(time.perf_counter() - start)
+    return {name: median(values) for name, values in seconds.items()}
+
+
+def measure_case(sizes: Sequence[int], target: int, classes: int, turns: int) -> dict[str, float]:
+    """Measure a case's contenders."""
+    settings = Settings()
+    federation = make_federation(sizes, target, classes)
+    adapter = make_adapter(settings.adapter, federation.text, seed=0)
+    start = copy_parameters(adapter)
+    tasks = [LocalTask(c, federation, settings, 1, start) for c in federation.participants]
+    steps = sum(task.steps for task in tasks)
+
+    def engine(name: EngineName) -> Callable[[], object]:
+        return lambda: train_clients(adapter, tasks, name)
+
+    return measure(
+        {
+            "threads": engine("threads"),
+            "batched": engine("batched"),
+            "plain": engine("plain"),
+            "public loop": lambda: public_loop(federation, settings),
+            "bare": lambda: bare_arithmetic(steps, settings),
+            "evaluation": lambda: (
+                validation_accuracy(adapter, federation),
+                test_accuracy(adapter, federation),
+            ),
+        },
+        turns,
+    )
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description="A round of federation and its bare arithmetic.")
+    parser.add_argument("--turns", type=int, default=9)
+    options = parser.parse_args()
+    rate = images_per_second()
+    print(f"{os.cpu_count()} cores, torch {torch.__version__}, ViT-B/32 {rate:.1f} images/s\n")
+    headings = (
+        *("case", "(a) threads", "(a) batched", "(a) plain", "(b) public loop", "(c) bare"),
+        *("(d) encoders", "a/c", "b/a", "d/a", "evaluation", "of training"),
+    )
+    print(f"| {' | '.join(headings)} |\n|{'---|' * len(headings)}")
+    for name, (sizes, target, classes) in CASES.items():
+        found = measure_case(sizes, target, classes, options.turns)
+        engine, public, bare = found["threads"], found["public loop"], found["bare"]
+        encoding = public + sum(int(0.6 * size) for size in sizes) / rate
+        cells = (
+            *(f"{found[key]:.3f}" for key in ("threads", "batched", "plain")),
+            *(f"{public:.3f}", f"{bare:.3f}", f"{encoding:.0f}"),
+            *(f"{engine / bare:.2f}", f"{public / engine:.1f}", f"{encoding / engine:.0f}"),
+            *(f"{found['evaluation']:.3f}", f"{found['evaluation'] / engine:.0%}"),
+        )
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
