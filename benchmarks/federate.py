@@ -29,7 +29,7 @@ from fedclip.cache.device import resolve_device
 from fedclip.extract.encoders import load_encoder
 from fedclip.extract.names import EncoderName
 from fedclip.federate.adapters import make_adapter
-from fedclip.federate.clients import Client, Federation, Samples
+from fedclip.federate.clients import Client, Domain, Federation, Samples
 from fedclip.federate.evaluate import test_accuracy, validation_accuracy
 from fedclip.federate.local import EngineName, LocalTask, copy_parameters, train_clients
 from fedclip.federate.settings import Settings
@@ -53,7 +53,10 @@ def make_federation(sizes: Sequence[int], target: int, classes: int) -> Federati
     def draw(rows: int) -> Samples:
         labels = torch.randint(0, classes, (rows,), generator=random)
         noise = torch.randn(rows, WIDTH, generator=random)
-        return Samples(0.2 * text[labels] + 0.4 * noise, labels)
+        order = torch.arange(rows)
+        features = 0.2 * text[labels] + 0.4 * noise
+        domain = Domain(None, features, labels, order.numpy())  # type: ignore[arg-type]
+        return Samples(domain, order)
 
     participants = []
     for index, size in enumerate(sizes):

@@ -4,10 +4,9 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
-from fedclip.federate.adapters import make_adapter
-from fedclip.federate.clients import Federation, Samples
+from fedclip.federate.adapters import Adapter, make_adapter
+from fedclip.federate.clients import Domain, Federation, Samples
 from fedclip.federate.evaluate import accuracy
 from fedclip.federate.losses import cosine_logits
 
@@ -18,7 +17,10 @@ FEDERATION = Federation((), None, TEXT, 20.0)
 def draw(rows: int) -> Samples:
     random = torch.Generator().manual_seed(rows)
     labels = torch.randint(0, 5, (rows,), generator=random)
-    return Samples(TEXT[labels] + torch.randn(rows, 8, generator=random), labels)
+    features = TEXT[labels] + torch.randn(rows, 8, generator=random)
+    order = torch.arange(rows)
+    domain = Domain(None, features, labels, order.numpy())  # type: ignore[arg-type]
+    return Samples(domain, order)
 
 
 @pytest.mark.parametrize("rows", [1, 1023, 1024, 1025, 3000])
@@ -26,7 +28,7 @@ def draw(rows: int) -> Samples:
     "adapter", [None, make_adapter("attention", TEXT, 3), make_adapter("attention-both", TEXT, 3)]
 )
 def test_every_sample_counts_once_however_many_there_are(
-    rows: int, adapter: nn.Module | None
+    rows: int, adapter: Adapter | None
 ) -> None:
     samples = draw(rows)
     right = 0
