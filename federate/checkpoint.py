@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..cache import FedclipError
@@ -54,9 +54,8 @@ def write_state(path: Path, state: RunState) -> None:
         name: tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
     }
-    content = save(copies, metadata={"fedclip": canonical_json(facts)})
     with replacing(path) as temporary:
-        temporary.write_bytes(content)
+        save_file(copies, temporary, metadata={"fedclip": canonical_json(facts)})
 
 
 def read_state(path: Path, like: Parameters) -> RunState:

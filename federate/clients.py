@@ -13,6 +13,7 @@ from torch import Tensor
 from ..cache import FeatureCache, FedclipError
 from .seeding import generator
 from .settings import Settings
+from .whole import Inputs, WholeModel
 
 MIN_ROWS = 5
 TRAIN_SHARE = 0.6
@@ -23,6 +24,7 @@ FEDERATIONS_KEPT = 128
 
 # Rows that are worked on together where a temporary copy of all of them would be large.
 ROWS_AT_ONCE = 8192
+IMAGES_AT_ONCE = 256
 
 Rows = npt.NDArray[np.intp]
 
@@ -36,12 +38,15 @@ class Domain:
         features: (N, D) float32.
         labels: (N,) int64.
         order: (N,) the rows in the order of their ids.
+        images: The images behind the rows, for a whole model; None where features are
+            trained on.
     """
 
     cache: FeatureCache
     features: Tensor
     labels: Tensor
     order: Rows
+    images: Inputs | None = None
 
     @property
     def name(self) -> str:
@@ -65,9 +70,24 @@ class Samples:
         return len(self.rows)
 
     def __getitem__(self, which: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Gather some of them: (b, D) float32 features and (b,) int64 labels."""
+        """Gather some of them: (b, D) float32 features and (b,) int64 labels.
+
+        For a whole model it is (b, 3, H, W) uint8 pixels in place of features.
+        """
+        rows, images = self.rows[which], self.domain.images
+        if images is None:
+            return self.cached(which)
+        return images[rows], self.domain.labels[rows]
+
+    def cached(self, which: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Gather features, whatever is trained on: (b, D) float32 and (b,) int64 labels."""
         rows = self.rows[which]
         return self.domain.features[rows], self.domain.labels[rows]
+
+    @property
+    def at_once(self) -> int:
+        """Rows that are best gathered together."""
+        return ROWS_AT_ONCE if self.domain.images is None else IMAGES_AT_ONCE
 
     @property
     def features(self) -> Tensor:
@@ -101,6 +121,7 @@ class Federation:
         text: (C, D) float32 class texts.
         logit_scale: The encoder's ``exp(logit_scale)``.
         dropped: Clients that a Dirichlet draw left with too few rows: name and rows.
+        whole: The whole model that is trained; None for an adapter.
     """
 
     participants: tuple[Client, ...]
@@ -108,11 +129,17 @@ class Federation:
     text: Tensor
     logit_scale: float
     dropped: tuple[tuple[str, int], ...] = ()
+    whole: WholeModel | None = None
 
     @property
     def clients(self) -> tuple[Client, ...]:
         """Everyone who is tested: the participants, then the target."""
         return (*self.participants, *([self.target] if self.target else []))
+
+    @property
+    def model_text(self) -> Tensor:
+        """What the model that is trained takes for the classes: texts, or tokens."""
+        return self.text if self.whole is None else self.whole.text
 
     @property
     def embed_dim(self) -> int:
@@ -130,6 +157,7 @@ class FeaturePool:
         feature_norm: L2 norm that each row is rescaled to; None leaves them raw.
         device: Where they are used.
         in_place: Whether the caches' own arrays may be rescaled, to save a copy.
+        whole: A whole model, to be trained on the images behind the features.
 
     Raises:
         FedclipError: a row of zeros cannot be rescaled.
@@ -142,8 +170,10 @@ class FeaturePool:
         device: torch.device,
         *,
         in_place: bool = False,
+        whole: WholeModel | None = None,
     ) -> None:
         self.device = device
+        self._whole = whole
         self._made = lru_cache(FEDERATIONS_KEPT)(self._make)
         self.domains = tuple(
             Domain(
@@ -151,6 +181,7 @@ class FeaturePool:
                 torch.from_numpy(_rescaled(cache, feature_norm, in_place=in_place)).to(device),
                 torch.from_numpy(cache.labels).to(device).long(),
                 np.argsort(np.array(cache.ids, dtype=object), kind="stable"),
+                whole.inputs(cache) if whole else None,
             )
             for cache in caches
         )
@@ -207,6 +238,7 @@ class FeaturePool:
             text=torch.from_numpy(class_texts(first, settings.prompts)).to(self.device),
             logit_scale=first.logit_scale,
             dropped=tuple(dropped),
+            whole=self._whole,
         )
 
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import nn
 
-from .clients import ROWS_AT_ONCE, Client, Federation, Samples
-from .losses import cosine_logits
+from .clients import Client, Federation, Samples
+from .losses import class_logits, cosine_logits
 
 
 @torch.inference_mode()
@@ -18,13 +18,17 @@ def accuracy(adapter: nn.Module | None, federation: Federation, samples: Samples
     if not len(samples):
         return float("nan")
     right = 0
-    for start in range(0, len(samples), ROWS_AT_ONCE):
-        image, labels = samples[start : start + ROWS_AT_ONCE]
-        text = federation.text
-        if adapter is not None:
-            image, text = adapter(image, text)
-        predicted = cosine_logits(image, text, federation.logit_scale).argmax(dim=1)
-        right += int((predicted == labels).sum())
+    for start in range(0, len(samples), samples.at_once):
+        some = slice(start, start + samples.at_once)
+        if adapter is None:
+            features, labels = samples.cached(some)
+            logits = cosine_logits(features, federation.text, federation.logit_scale)
+        else:
+            inputs, labels = samples[some]
+            logits = class_logits(
+                adapter.eval(), inputs, federation.model_text, federation.logit_scale
+            )
+        right += int((logits.argmax(dim=1) == labels).sum())
     return right / len(samples)
 
 

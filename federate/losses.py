@@ -1,23 +1,27 @@
-"""From adapted features to logits, and from logits to losses."""
+"""From what a model gives to logits, and from logits to losses."""
 
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from .settings import LossName
+from .whole import Classifier, WholeClip
+
+# exp(logit_scale), which in a whole CLIP is trained with the rest.
+Scale = float | Tensor
 
 # (adapted image (B, D), adapted text (C, D), labels (B,), logit scale) -> scalar
-Loss = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+Loss = Callable[[Tensor, Tensor, Tensor, Scale], Tensor]
 
 
-def cosine_logits(image: Tensor, text: Tensor, logit_scale: float) -> Tensor:
+def cosine_logits(image: Tensor, text: Tensor, logit_scale: Scale) -> Tensor:
     """Compare (B, D) images with (C, D) texts: ``s * normalise(I) @ normalise(T).T``, (B, C)."""
     return logit_scale * functional.normalize(image, dim=-1) @ functional.normalize(text, dim=-1).T
 
 
-def clip_loss(image: Tensor, text: Tensor, labels: Tensor, logit_scale: float) -> Tensor:
+def clip_loss(image: Tensor, text: Tensor, labels: Tensor, logit_scale: Scale) -> Tensor:
     """CLIP's symmetric cross-entropy inside the minibatch, target i for row i.
 
     The text of row i is its class's prompt, so two samples of one class count as
@@ -31,9 +35,52 @@ def clip_loss(image: Tensor, text: Tensor, labels: Tensor, logit_scale: float) -
     return (by_image + by_text) / 2
 
 
-def class_loss(image: Tensor, text: Tensor, labels: Tensor, logit_scale: float) -> Tensor:
+def class_loss(image: Tensor, text: Tensor, labels: Tensor, logit_scale: Scale) -> Tensor:
     """Cross-entropy of each image over the texts of all classes."""
     return functional.cross_entropy(cosine_logits(image, text, logit_scale), labels)
 
 
 LOSSES: Mapping[LossName, Loss] = {"clip": clip_loss, "class": class_loss}
+
+
+def class_logits(model: nn.Module, image: Tensor, text: Tensor, logit_scale: float) -> Tensor:
+    """Run a model, and give its (B, C) logits.
+
+    Args:
+        model: An adapter or a whole model.
+        image: (B, D) features, or (B, 3, H, W) pixels for a whole model.
+        text: (C, D) class texts, or (C, L) tokens for a whole model.
+        logit_scale: The encoder's; a whole CLIP has its own.
+    """
+    if isinstance(model, Classifier):
+        return model(image)  # type: ignore[no-any-return]
+    image, text = model(image, text)
+    return cosine_logits(image, text, _scale(model, logit_scale))
+
+
+def training_loss(
+    model: nn.Module,
+    image: Tensor,
+    text: Tensor,
+    labels: Tensor,
+    logit_scale: float,
+    loss: LossName,
+) -> Tensor:
+    """Run a model, and give its loss on a minibatch; of a classifier always cross-entropy.
+
+    Args:
+        model: An adapter or a whole model.
+        image: (B, D) features, or (B, 3, H, W) pixels for a whole model.
+        text: (C, D) class texts, or (C, L) tokens for a whole model.
+        labels: (B,) int64.
+        logit_scale: The encoder's; a whole CLIP has its own.
+        loss: A key of `LOSSES`.
+    """
+    if isinstance(model, Classifier):
+        return functional.cross_entropy(model(image), labels)
+    image, text = model(image, text)
+    return LOSSES[loss](image, text, labels, _scale(model, logit_scale))
+
+
+def _scale(model: nn.Module, logit_scale: float) -> Scale:
+    return model.scale if isinstance(model, WholeClip) else logit_scale

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from safetensors.torch import save
+from safetensors.torch import save_file
 
 from ..cache import FedclipError
 from ..cache.files import TEMPORARY_PREFIX, replacing, write_json
@@ -27,6 +27,7 @@ CONFIG = "config.json"
 ROUNDS = "rounds.jsonl"
 RESULT = "result.json"
 ADAPTER = "adapter.safetensors"
+MODEL = "model.safetensors"
 STATE = "state.safetensors"
 
 # Averaged over the targets in a summary.
@@ -176,13 +177,18 @@ class RunFolder:
         """Write the result, whole or not at all."""
         write_json(self.path / RESULT, result)
 
-    def write_adapter(self, best: Round, facts: Mapping[str, Any]) -> None:
-        """Write the best round's adapter; `facts` become its one metadata entry, as JSON."""
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in best.parameters.items()}
-        # Several entries would be written in random order.
-        content = save(tensors, metadata={"fedclip": canonical_json(dict(facts))})
-        with replacing(self.path / ADAPTER) as temporary:
-            temporary.write_bytes(content)
+    def write_parameters(self, name: str, best: Round, facts: Mapping[str, Any]) -> None:
+        """Write the best round's parameters; `facts` become their one metadata entry, as JSON.
+
+        Args:
+            name: `ADAPTER`, or `MODEL` for a whole model.
+            best: The round.
+            facts: What the parameters are of.
+        """
+        tensors = {part: tensor.cpu().contiguous() for part, tensor in best.parameters.items()}
+        with replacing(self.path / name) as temporary:
+            # Several entries would be written in random order.
+            save_file(tensors, temporary, metadata={"fedclip": canonical_json(dict(facts))})
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -239,6 +245,7 @@ def result_of(run: Run, status: Status, seconds: Sequence[float]) -> dict[str, A
         "dropped": dict(federation.dropped),
         "trainable_parameters": run.trainable_parameters,
         "bytes_per_round": run.parameter_bytes,
+        "model": run.federation.whole and run.federation.whole.facts,
         "seconds_per_round": median(seconds) if seconds else math.nan,
     }
     return dict(finite_or_null(result))
@@ -259,6 +266,7 @@ def summary_of(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         **averaged,
         "trainable_parameters": results[0]["trainable_parameters"],
         "bytes_per_round": results[0]["bytes_per_round"],
+        "model": results[0].get("model"),
     }
     return dict(finite_or_null(summary))
 

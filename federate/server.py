@@ -12,11 +12,19 @@ from itertools import groupby
 from typing import TypeVar
 
 import torch
+from torch import nn
 
 from .adapters import make_adapter, trainable_parameters
 from .clients import Client, Federation
 from .evaluate import mean, test_accuracy, validation_accuracy
-from .local import ClientUpdate, LocalTask, Parameters, copy_parameters, train_clients
+from .local import (
+    ClientUpdate,
+    LocalTask,
+    Parameters,
+    Proximal,
+    copy_parameters,
+    train_clients,
+)
 from .seeding import generator, seed_of
 from .settings import Settings
 from .strategies import SERVER, State, fedavg
@@ -97,13 +105,11 @@ class Run:
     ) -> None:
         self.federation = federation
         self.settings = settings
-        seed = seed_of("adapter", settings.seed)
-        self.adapter = make_adapter(settings.adapter, federation.text, seed, settings.ratio)
-        self.adapter.to(federation.text.device)
+        self.adapter = make_model(federation, settings).to(federation.text.device)
         self.state = state or RunState(
             number=0,
             strategy=fedavg.init(copy_parameters(self.adapter)),
-            zero_shot=test_accuracy(None, federation),
+            zero_shot=_zero_shot(federation),
         )
 
     @property
@@ -139,8 +145,11 @@ class Run:
     def tasks(self) -> list[LocalTask]:
         """Say what the clients of the next round are to do."""
         start, number = self.state.strategy[SERVER], self.state.number + 1
+        proximal = None
+        if self.settings.strategy == "fedprox":
+            proximal = Proximal(self.settings.mu, start)
         return [
-            LocalTask(client, self.federation, self.settings, number, start)
+            LocalTask(client, self.federation, self.settings, number, start, proximal)
             for client in self._sample(number)
         ]
 
@@ -200,6 +209,21 @@ class Run:
 
     def record(self, current: Round) -> None:
         """Take note of a round, before the state moves on to it; nothing by itself."""
+
+
+def make_model(federation: Federation, settings: Settings) -> nn.Module:
+    """Make what is trained, the same for equal seeds."""
+    if federation.whole is not None:
+        return federation.whole.make(seed_of("model", settings.seed))
+    seed = seed_of("adapter", settings.seed)
+    return make_adapter(settings.adapter, federation.text, seed, settings.ratio)
+
+
+def _zero_shot(federation: Federation) -> dict[str, float]:
+    """Test accuracy of the cached features; NaN where what is trained has other ones."""
+    if federation.whole is not None and not federation.whole.zero_shot:
+        return {client.name: math.nan for client in federation.clients}
+    return test_accuracy(None, federation)
 
 
 AnyRun = TypeVar("AnyRun", bound=Run)

@@ -10,6 +10,7 @@ from ..cache import FedclipError
 Weighting = Literal["samples", "uniform"]
 LossName = Literal["clip", "class"]
 OptimizerName = Literal["adam", "sgd"]
+StrategyName = Literal["fedavg", "fedprox"]
 AdapterName = Literal[
     "attention",
     "attention-text",
@@ -49,6 +50,8 @@ class Settings:
         adapter: What is trained.
         ratio: CLIP-Adapter's ratio (`residual`) or TaskRes's scale (`taskres`); None for
             that of the source, and for adapters without one.
+        strategy: What the server does with updates.
+        mu: Strength of FedProx's pull to the server's parameters; of no use to others.
         optimizer: `adam`, or `sgd` without momentum.
         lr: The optimizer's learning rate.
         weight_decay: L2 penalty, added to the gradient (not AdamW's).
@@ -71,6 +74,8 @@ class Settings:
     batch_size: int = 32
     adapter: AdapterName = "attention"
     ratio: float | None = None
+    strategy: StrategyName = "fedavg"
+    mu: float = 1e-3
     optimizer: OptimizerName = "adam"
     lr: float = 5e-5
     weight_decay: float = 0.2
@@ -107,12 +112,15 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise FedclipError(f"{name} is {value}; it must be a positive number")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise FedclipError(f"weight_decay is {self.weight_decay}; it must not be negative")
+        for name in ("weight_decay", "mu"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise FedclipError(f"{name} is {value}; it must not be negative")
         for name, allowed in (
             ("weighting", get_args(Weighting)),
             ("loss", get_args(LossName)),
             ("adapter", get_args(AdapterName)),
+            ("strategy", get_args(StrategyName)),
             ("optimizer", get_args(OptimizerName)),
         ):
             if getattr(self, name) not in allowed:

@@ -23,7 +23,11 @@ def results_table(results: Sequence[Mapping[str, Any]]) -> Table:
         results: One or more, as `result.json` has them.
     """
     columns = _columns(results)
-    table = Table(box=SIMPLE_HEAD, title="accuracy in %, zero-shot > adapted", title_justify="left")
+    trained = "adapted"
+    if results[0].get("model"):
+        trained = f"all of {describe_model(results[0]['model'])} trained"
+    title = f"accuracy in %, zero-shot > {trained}"
+    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left")
     table.add_column("target")
     for heading in (*columns, *_SUMMARY, "round"):
         table.add_column(heading, justify="right")
@@ -100,6 +104,12 @@ def cost_line(result: Mapping[str, Any], encoder_parameters: int | None) -> str:
     return line
 
 
+def describe_model(facts: Mapping[str, Any]) -> str:
+    """Name a whole model, and where there is a choice the weights that it began from."""
+    weights = f" ({facts['weights']} weights)" if "weights" in facts else ""
+    return f"{facts['backbone']}{weights}"
+
+
 def _seconds(seconds: float | None) -> str:
     return "no seconds" if seconds is None else f"{seconds:.3f} s"
 
@@ -115,6 +125,7 @@ def _summary_cells(result: Mapping[str, Any]) -> list[str]:
 
 
 def _pair(before: float | None, after: float | None) -> str:
-    if before is None or after is None:
+    if after is None:
         return "-"
-    return f"{100 * before:.2f} > {100 * after:.2f}"
+    first = "-" if before is None else f"{100 * before:.2f}"
+    return f"{first} > {100 * after:.2f}"

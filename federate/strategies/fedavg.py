@@ -34,7 +34,7 @@ def client_weights(updates: Sequence[ClientUpdate], weighting: Weighting) -> lis
 
 
 def average(updates: Sequence[ClientUpdate], weighting: Weighting) -> Parameters:
-    """Average the clients' parameters.
+    """Average the clients' parameters, and what else is in their state (running statistics).
 
     Args:
         updates: At least one.
@@ -50,6 +50,6 @@ def average(updates: Sequence[ClientUpdate], weighting: Weighting) -> Parameters
                     for weight, update in zip(weights, updates, strict=True)
                 ),
                 start=torch.zeros_like(names[name]),
-            )
+            ).to(names[name].dtype)  # batch normalisation counts its batches
             for name in names
         }
