@@ -28,7 +28,11 @@ def make_decoder(preprocess: PreprocessCfg, resizer: str) -> Decoder:
     Raises:
         FedclipError: the resizer cannot do what the encoder wants.
     """
-    transform = TRANSFORMS[resizer](preprocess)
+    return decoder_of(TRANSFORMS[resizer](preprocess))
+
+
+def decoder_of(transform: Transform) -> Decoder:
+    """Decode with Pillow, and make pixels of the image with `transform`."""
 
     def decode(content: bytes) -> Tensor:
         with warnings.catch_warnings():
