@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -707,6 +708,158 @@ def baseline(
         )
     print(f"cache      {experiment.cache.name}")
     _carry_out(experiment, resume=resume is not None, save_every=options["save_every"])
+
+
+@app.command()
+def cost(
+    model: Annotated[
+        str, typer.Option(help="An open_clip architecture, or local-dir:FOLDER.")
+    ] = "ViT-B-32",
+    adapter: Annotated[
+        str, typer.Option(help="What is trained; 'fedclip adapters' lists them.")
+    ] = "attention",
+    classes: Annotated[int, typer.Option(min=2, help="Number of classes.")] = 65,
+    samples: Annotated[
+        int, typer.Option(min=2, help="Samples of the local epoch that is timed.")
+    ] = 1000,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of a training.")] = 200,
+    clients: Annotated[int, typer.Option(min=1, help="Clients that train in a round.")] = 3,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+) -> None:
+    """Count what an adapter and the whole model cost, and time both on this machine.
+
+    The architecture is the real one with random weights, so nothing is downloaded.
+    """
+    import torch
+
+    from .cache.device import resolve_device
+    from .extract.backbones import clip_backbone
+    from .extract.encoders import load_encoder
+    from .extract.names import RANDOM, EncoderName
+    from .extract.prompts import DEFAULT_TEMPLATE, prompt
+    from .federate.cost import drawn_cache, measure_cost, multiply_adds
+    from .federate.settings import Settings
+    from .federate.tables import cost_table
+    from .federate.whole import WholeClip, WholeModel
+
+    where = resolve_device(device)
+    settings = Settings.preset("paper", adapter=adapter)
+    encoder = load_encoder(EncoderName.of(model, RANDOM), torch.device("cpu"))
+    backbone = clip_backbone(encoder)
+    image = torch.zeros(1, *encoder.pixel_shape)
+    encoding = multiply_adds(lambda: encoder.encode_images(image))
+    width = encoder.encode_images(image).shape[1]
+    pixels = torch.randint(256, (settings.batch_size, *encoder.pixel_shape), dtype=torch.uint8)
+    prompts = [prompt(DEFAULT_TEMPLATE, f"class {index}") for index in range(classes)]
+    whole = WholeModel(
+        facts=backbone.facts,
+        origin={},
+        make=lambda seed: WholeClip(backbone.network(seed), backbone.mean, backbone.std),
+        inputs=lambda cache: pixels.to(where),
+        text=encoder.tokenizer(prompts).to(where),
+        zero_shot=False,
+    )
+    cache = drawn_cache(width, classes, settings.batch_size)
+    small, large = (measure_cost(cache, settings, samples, where, each) for each in (None, whole))
+    _print(cost_table(small, large, encoding, samples, rounds * clients * 2))
+    print(
+        f"training   {rounds} rounds of {clients} clients, both ways; minibatches of "
+        f"{settings.batch_size}, {classes} classes, timed on {where}"
+    )
+    if small.parameters:
+        times = large.parameters / small.parameters
+        print(f"counted    {large.parameters:,} / {small.parameters:,} = {times:.0f}")
+    if (model, adapter) == ("ViT-B-32", "attention"):
+        print("paper      1.5e8 / 5.3e5 = 283, rounded before it was divided (Lu et al. 2023)")
+
+
+@app.command()
+@_with_options_of(
+    (extract, ("data_dir", "model", "pretrained")),
+    (federate, ("device", "seed", "save_every", "runs_dir", "cache_dir")),
+)
+def paper(
+    dataset: Annotated[str, typer.Argument(metavar="pacs|vlcs|office-home", help="The table.")],
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="Rows, with commas: alexnet-fedavg, alexnet-fedprox, clip-fedavg, clip-fedprox, "
+            "zero-shot, fedclip. By default all.",
+            show_default=False,
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="So many seeds, from --seed on.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of federation.")] = 200,
+    mu: Annotated[
+        float | None,
+        typer.Option(help="Strength of FedProx's pull (0.001).", show_default=False),
+    ] = None,
+    alexnet_weights: AlexnetWeights = "imagenet",
+    **options: Any,
+) -> None:
+    """Fill one of the paper's tables: its methods and settings, every domain left out in turn.
+
+    What is missing of the features is extracted first. Runs are those of federate and
+    baseline: a finished one is not repeated, and a killed or interrupted one goes on.
+    """
+    from .cache import FedclipError
+    from .cache.device import resolve_device
+    from .cache.report import open_report
+    from .extract.backbones import alexnet_backbone
+    from .extract.lending import Origin
+    from .extract.prompts import DEFAULT_TEMPLATE
+    from .federate.experiment import Experiment, choose_targets
+    from .federate.paper import METHODS, PUBLISHED, choose_methods, paper_table
+    from .federate.recording import Result, run_experiment
+
+    if dataset not in PUBLISHED:
+        raise FedclipError(f"the paper has no table {dataset!r}; give {', '.join(PUBLISHED)}")
+    rows = choose_methods(methods)
+    if any(METHODS[row].backbone == "alexnet" for row in rows):
+        alexnet_backbone(alexnet_weights, 2)  # what is missing is said before hours of work
+    encoder, folder, clients = _extracted(dataset, DEFAULT_TEMPLATE, options)
+    device = resolve_device(options["device"])
+    results: dict[str, list[list[Result]]] = {row: [] for row in rows}
+    for row, seed in product(rows, range(options["seed"], options["seed"] + seeds)):
+        method = METHODS[row]
+        fixed = {"adapter": method.adapter, "feature_norm": "raw", "prompt": [DEFAULT_TEMPLATE]}
+        if method.backbone is not None:
+            fixed = _whole_settings(method.backbone, DEFAULT_TEMPLATE)
+        settings = _settings(
+            preset="paper",
+            rounds=rounds if row != "zero-shot" else 1,
+            seed=seed,
+            strategy=method.strategy,
+            mu=mu if method.strategy == "fedprox" else None,
+            participation=None,
+            clients=None,
+            alpha=None,
+            **fixed,
+        )
+        whole = None
+        if method.backbone is not None:
+            origin = Origin.of(method.backbone, alexnet_weights, encoder, dataset, folder).to_json()
+            whole = _whole(origin, clients, settings, device)
+        experiment = Experiment(
+            cache=folder,
+            clients=clients,
+            settings=settings,
+            preset="paper",
+            targets=choose_targets(clients, "all"),
+            device=device,
+            runs_dir=options["runs_dir"],
+            whole=whole,
+        )
+        print(f"run        {method.name}, seed {seed}: {experiment.folder}", flush=True)
+        with open_report() as report:
+            done = run_experiment(experiment, report, resume=True, save_every=options["save_every"])
+        if any(result["status"] == "interrupted" for result in done):
+            raise typer.Exit(INTERRUPTED)
+        results[row].append(done)
+    _print(paper_table(dataset, results, f"{alexnet_weights} weights"))
+    if any(r["status"] == "failed" for runs in results.values() for done in runs for r in done):
+        print("error: training left the finite numbers in some of the runs", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 def _confirm(runs: int, yes: bool) -> None:

@@ -5,17 +5,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
+import numpy as np
 import torch
 from rich.filesize import decimal
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..cache import FeatureCache
+from ..cache.schema import DIGEST_SIZE
 from .adapters import trainable_parameters
 from .clients import Client, FeaturePool, Federation, Samples, class_texts
 from .evaluate import accuracy
 from .local import LocalTask, copy_parameters, train_clients
 from .losses import class_logits, training_loss
+from .seeding import generator
 from .server import Run, make_model
 from .settings import Settings
 from .whole import WholeModel
@@ -114,6 +117,32 @@ class Cost:
     inference: int
     training: int
     epoch: float
+
+
+def drawn_cache(embed_dim: int, classes: int, rows: int) -> FeatureCache:
+    """Draw a client's cache to measure on: what the numbers in it are changes no cost.
+
+    Args:
+        embed_dim: Width of the features, D.
+        classes: Number of classes, C.
+        rows: Number of samples, N.
+    """
+    random = generator("cost", embed_dim, classes, rows)
+    features = random.standard_normal((rows, embed_dim), np.float32)
+    return FeatureCache(
+        dataset="drawn",
+        client="drawn",
+        encoder={},
+        logit_scale=100.0,
+        normalized=False,
+        image_features=features,
+        labels=np.arange(rows, dtype=np.int32) % classes,
+        ids=tuple(map(str, range(rows))),
+        digests=np.zeros((rows, DIGEST_SIZE), np.uint8),
+        class_names=tuple(f"class {index}" for index in range(classes)),
+        templates=("{}",),
+        text_features=random.standard_normal((classes, 1, embed_dim), np.float32),
+    )
 
 
 def measure_cost(

@@ -1,12 +1,13 @@
 """A run's results as people read them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from .ablate import FIGURES, Spread, Summary
+from .cost import Cost
 from .evaluate import mean
 from .records import summary_of
 
@@ -102,6 +103,39 @@ def cost_line(result: Mapping[str, Any], encoder_parameters: int | None) -> str:
             f"{encoder_parameters:,}"
         )
     return line
+
+
+def cost_table(small: Cost, whole: Cost, encoding: int, samples: int, messages: int) -> Table:
+    """Lay out what an adapter costs beside a whole model.
+
+    Args:
+        small: The adapter's cost.
+        whole: The whole model's.
+        encoding: Multiply-adds of encoding an image, which the adapter needs once.
+        samples: Of the local epoch that was timed.
+        messages: Sent in a whole training: rounds by clients by two ways.
+    """
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("cost")
+    for heading in ("adapter", "whole model", "times"):
+        table.add_column(heading, justify="right")
+
+    def add(what: str, one: float, other: float, show: Callable[[float], str]) -> None:
+        times = f"{other / one:,.0f}" if one else "-"
+        table.add_row(what, show(one), show(other), times)
+
+    add("trainable parameters", small.parameters, whole.parameters, _whole_number)
+    add("bytes per round, client and way", small.message, whole.message, _whole_number)
+    add("bytes of a training", small.message * messages, whole.message * messages, _whole_number)
+    add("multiply-adds to classify a sample", small.inference, whole.inference, _whole_number)
+    add("multiply-adds to train on a sample", small.training, whole.training, _whole_number)
+    add("multiply-adds to encode an image, once", encoding, 0, _whole_number)
+    add(f"seconds a local epoch of {samples:,}", small.epoch, whole.epoch, "{:,.3f}".format)
+    return table
+
+
+def _whole_number(value: float) -> str:
+    return f"{value:,.0f}"
 
 
 def describe_model(facts: Mapping[str, Any]) -> str:
