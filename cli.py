@@ -822,7 +822,11 @@ def paper(
     results: dict[str, list[list[Result]]] = {row: [] for row in rows}
     for row, seed in product(rows, range(options["seed"], options["seed"] + seeds)):
         method = METHODS[row]
-        fixed = {"adapter": method.adapter, "feature_norm": "raw", "prompt": [DEFAULT_TEMPLATE]}
+        fixed: dict[str, Any] = {
+            "adapter": method.adapter,
+            "feature_norm": "raw",
+            "prompt": [DEFAULT_TEMPLATE],
+        }
         if method.backbone is not None:
             fixed = _whole_settings(method.backbone, DEFAULT_TEMPLATE)
         settings = _settings(
