@@ -14,7 +14,9 @@ from ..tasks import ClientUpdate, LocalTask, copy_parameters
 
 def train(adapter: nn.Module, tasks: Sequence[LocalTask]) -> list[ClientUpdate]:
     """Do each task with `adapter`, whose parameters are overwritten."""
-    return [_train(adapter, task) for task in tasks]
+    # Convolutions, of whole models, must come out alike each time on a GPU too.
+    with torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False):
+        return [_train(adapter, task) for task in tasks]
 
 
 def _train(adapter: nn.Module, task: LocalTask) -> ClientUpdate:
