@@ -1,6 +1,7 @@
 """A run's state as a file: safetensors, with what is not a tensor as JSON in its header."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,10 @@ def write_state(path: Path, state: RunState) -> None:
         tensors |= {f"{BEST}/{name}": tensor for name, tensor in best.parameters.items()}
     facts = {
         "round": state.number,
-        "zero_shot": state.zero_shot,
+        "zero_shot": {
+            client: None if math.isnan(value) else value
+            for client, value in state.zero_shot.items()
+        },
         "best": round_line(best) if best else None,
     }
     # Copied, as parts may share tensors, which safetensors refuses.
@@ -73,7 +77,7 @@ def read_state(path: Path, like: Parameters) -> RunState:
             facts = json.loads(file.metadata()["fedclip"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         state = _state(facts, tensors, next((t.device for t in like.values()), None))
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise FedclipError(
             f"{path}: is damaged ({reason}); remove this file, and the run begins anew"
@@ -107,7 +111,11 @@ def _state(
             finite=True,
             **{name: value for name, value in line.items() if name != "round"},
         )
-    return RunState(int(facts["round"]), strategy, dict(facts["zero_shot"]), best)
+    zero_shot = {
+        client: math.nan if value is None else float(value)
+        for client, value in facts["zero_shot"].items()
+    }
+    return RunState(int(facts["round"]), strategy, zero_shot, best)
 
 
 def _shapes(parameters: Parameters) -> dict[str, tuple[int, ...]]:

@@ -1,6 +1,7 @@
 """Whole models trained on images, compared with a few lines of plain PyTorch."""
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -26,10 +27,12 @@ from fedclip.extract.names import EncoderName
 from fedclip.extract.pipeline import extract
 from fedclip.extract.prompts import DEFAULT_TEMPLATE
 from fedclip.extract.request import Request
+from fedclip.federate.checkpoint import read_state, write_state
 from fedclip.federate.clients import FeaturePool, Federation
 from fedclip.federate.local import draw_batches
 from fedclip.federate.server import Round, Run, drive
 from fedclip.federate.settings import Settings
+from fedclip.federate.strategies import SERVER
 from fedclip.federate.whole import Classifier, WholeClip, WholeModel
 
 MakeImages = Callable[..., Path]
@@ -335,6 +338,18 @@ def test_what_makes_no_sense_is_one_line_and_leaves_no_run(
     (line,) = [each for each in capsys.readouterr().err.splitlines() if each.startswith("error")]
     assert says in line
     assert not Path("runs").exists()
+
+
+def test_a_state_without_zero_shot_is_read_back_as_it_was_saved(
+    extracted: tuple[Path, CacheFolder], tiny_clip: Path, tmp_path: Path
+) -> None:
+    settings = Settings(rounds=2, batch_size=4, lr=1e-4, loss="class", adapter="none")
+    model = whole(lent("alexnet", extracted, tiny_clip), Classifier)
+    begun = Run(federation_of(extracted, model, settings), settings)
+    write_state(tmp_path / "state", begun.state)
+    state = read_state(tmp_path / "state", begun.state.strategy[SERVER])
+    assert state.zero_shot.keys() == begun.state.zero_shot.keys() == {"photo", "sketch"}
+    assert all(math.isnan(value) for value in state.zero_shot.values())
 
 
 def test_federate_does_not_resume_a_baseline(
