@@ -7,6 +7,7 @@ it goes on where it was.
 
 import argparse
 import json
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,12 +17,17 @@ from fedclip.cli import run
 
 Result = Mapping[str, Any]
 
-# Name, command, and its options beside the common ones.
+PAPER = ("--lr", "5e-5", "--weight-decay", "0.2")
+
+# Name, command, and its options on top of the common ones.
 METHODS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "zero-shot": ("federate", ("--adapter", "none")),
     "FedCLIP": ("federate", ()),
+    "FedCLIP, 40 rounds": ("federate", ("--rounds", "40")),
     "whole CLIP, FedAVG": ("baseline", ("--dataset", "demo", "--strategy", "fedavg")),
     "whole CLIP, FedProx": ("baseline", ("--dataset", "demo", "--strategy", "fedprox")),
+    "FedCLIP, paper's optimizer": ("federate", PAPER),
+    "whole CLIP, FedAVG, paper's optimizer": ("baseline", ("--dataset", "demo", *PAPER)),
 }
 
 
@@ -35,14 +41,14 @@ def fedclip(*arguments: str) -> None:
 def result_of(work: Path, method: str, seed: int, settings: Sequence[str]) -> Result:
     """Do what is not done of a run, and read its result."""
     command, own = METHODS[method]
-    name = f"{method.lower().replace(', ', '-').replace(' ', '-')}-seed{seed}"
+    name = f"{re.sub('[^a-z0-9]+', '-', method.lower())}-seed{seed}"
     folder = work / "runs" / name
     places = ["--runs-dir", str(work / "runs"), "--cache-dir", str(work / "caches")]
     if (folder / "config.json").is_file():
         fedclip(command, "--resume", name, *places)
     else:
         data = ["--data-dir", str(work / "data")] if command == "baseline" else []
-        fedclip(command, *own, *settings, "--seed", str(seed), "--name", name, *data, *places)
+        fedclip(command, *settings, *own, "--seed", str(seed), "--name", name, *data, *places)
     result: Result = json.loads((folder / "result.json").read_text())
     return result
 
