@@ -10,9 +10,10 @@ import functools
 import inspect
 import shlex
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,12 +23,15 @@ from . import __version__
 from .federate.grids import NAMES as GRIDS
 
 if TYPE_CHECKING:
+    import torch
     from rich.table import Table
 
     from .cache import CacheFolder, FeatureCache
+    from .extract.names import EncoderName
     from .extract.request import Extraction
-    from .federate.experiment import Experiment
+    from .federate.experiment import Experiment, MakeWhole
     from .federate.settings import Settings
+    from .federate.whole import WholeModel
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -40,6 +44,16 @@ MANY_RUNS = 1000
 # Options of federate that do not shape a run, so that an ablation does not vary them.
 SHARED_BY_RUNS = {"device", "engine", "save_every", "runs_dir", "cache_dir"}
 
+
+# Options of federate that shape a whole model's run too.
+BASELINE_SETTINGS = (
+    *("rounds", "clients", "alpha", "preset", "participation", "eval_every", "data_fraction"),
+    *("local_epochs", "batch_size", "mu", "optimizer", "lr", "weight_decay", "weighting"),
+    *("loss", "seed"),
+)
+
+# What a whole model can be federated by.
+WHOLE_STRATEGIES = ("fedavg", "fedprox")
 
 # The base of typer's usage errors, whichever click it carries.
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
@@ -638,17 +652,20 @@ def federate(
             engine=engine,
         )
 
+    latest = cache is None and resume is None
+    print(f"cache      {experiment.cache.name}{' (the one extracted last)' if latest else ''}")
+    _carry_out(experiment, resume=resume is not None, save_every=save_every)
+
+
+def _carry_out(experiment: Experiment, *, resume: bool, save_every: int | None) -> None:
+    """Say what is done, do it, and say what came of it."""
     from .cache.report import open_report
     from .federate.recording import run_experiment
 
-    latest = cache is None and resume is None
-    print(f"cache      {experiment.cache.name}{' (the one extracted last)' if latest else ''}")
     for line in _describe(experiment):
         print(line, flush=True)
     with open_report() as report:
-        results = run_experiment(
-            experiment, report, resume=resume is not None, save_every=save_every
-        )
+        results = run_experiment(experiment, report, resume=resume, save_every=save_every)
     _print_results(results, experiment)
     statuses = {result["status"] for result in results}
     if "interrupted" in statuses:
@@ -658,17 +675,21 @@ def federate(
         raise typer.Exit(1)
 
 
+def _options_but(command: Callable[..., None], but: Collection[str]) -> list[str]:
+    return [name for name in inspect.signature(command).parameters if name not in but]
+
+
 def _with_options_of(
-    command: Callable[..., None], but: Collection[str]
+    *lenders: tuple[Callable[..., None], Collection[str]],
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Let a command whose last parameter is `**options` take those of another as well."""
+    """Let a command whose last parameter is `**options` take those named of others as well."""
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(function, eval_str=True).parameters.values())[:-1]
         lent = [
-            parameter
-            for name, parameter in inspect.signature(command, eval_str=True).parameters.items()
-            if name not in but
+            inspect.signature(command, eval_str=True).parameters[name]
+            for command, names in lenders
+            for name in names
         ]
         together = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (*own, *lent)]
         function.__signature__ = inspect.Signature(together)  # type: ignore[attr-defined]
@@ -679,7 +700,7 @@ def _with_options_of(
 
 
 @app.command()
-@_with_options_of(federate, but=("context", "name", "overwrite", "resume"))
+@_with_options_of((federate, _options_but(federate, ("context", "name", "overwrite", "resume"))))
 def ablate(
     context: typer.Context,
     grid: Annotated[
@@ -782,6 +803,249 @@ def ablate(
         raise typer.Exit(1)
 
 
+AlexnetWeights = Annotated[
+    str,
+    typer.Option(
+        help="What AlexNet begins from: imagenet, torchvision's weights, which are downloaded; "
+        "random; or a file of a state_dict."
+    ),
+]
+
+
+@app.command()
+@_with_options_of(
+    (extract, ("data_dir", "model", "pretrained")),
+    (federate, (*BASELINE_SETTINGS, "target", "device", "name", "overwrite")),
+    (federate, ("resume", "save_every", "runs_dir", "cache_dir")),
+)
+def baseline(
+    context: typer.Context,
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="A data set, as extract takes it.", show_default=False),
+    ] = None,
+    backbone: Annotated[
+        str,
+        typer.Option(
+            help="What is trained, every parameter of it: clip, with CLIP's loss, or alexnet, a "
+            "classifier, with cross-entropy."
+        ),
+    ] = "clip",
+    strategy: Annotated[str, typer.Option(help="fedavg or fedprox.")] = "fedavg",
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            help="The template of the class prompts. By default 'a picture of a {}'.",
+            show_default=False,
+        ),
+    ] = None,
+    alexnet_weights: AlexnetWeights = "imagenet",
+    keep_model: Annotated[
+        bool, typer.Option("--keep-model", help="Leave the best round's model in the run.")
+    ] = False,
+    **options: Any,
+) -> None:
+    """Train and federate a whole model on the images: what FedCLIP is measured against.
+
+    Clients, splits, seeds, records and table are those of federate over the data set's cache,
+    which is extracted first if it is not there.
+    """
+    from .extract.prompts import DEFAULT_TEMPLATE
+
+    make_whole, resume = partial(_whole, keep=keep_model), options["resume"]
+    if resume is not None:
+        experiment = _resumed(
+            context, resume, options["runs_dir"], options["cache_dir"], make_whole
+        )
+    elif dataset is None:
+        raise typer.BadParameter("--dataset is missing; say what to train on")
+    else:
+        from .cache.device import resolve_device
+        from .extract.lending import Origin
+        from .federate.experiment import Experiment, choose_targets
+
+        template = prompt or DEFAULT_TEMPLATE
+        settings = _settings(
+            **{name: options[name] for name in BASELINE_SETTINGS if name != "loss"},
+            **_whole_settings(backbone, template, options["loss"]),
+            strategy=strategy,
+        )
+        if strategy not in WHOLE_STRATEGIES:
+            raise typer.BadParameter(
+                f"--strategy {strategy} is for adapters; of whole models there is "
+                f"{' and '.join(WHOLE_STRATEGIES)}"
+            )
+        encoder, folder, clients = _extracted(dataset, template, options)
+        origin = Origin.of(backbone, alexnet_weights, encoder, dataset, folder).to_json()
+        device = resolve_device(options["device"])
+        experiment = Experiment(
+            cache=folder,
+            clients=clients,
+            settings=settings,
+            preset=options["preset"],
+            targets=choose_targets(clients, options["target"]),
+            device=device,
+            runs_dir=options["runs_dir"],
+            name=options["name"],
+            overwrite=options["overwrite"],
+            whole=make_whole(origin, clients, settings, device),
+        )
+    print(f"cache      {experiment.cache.name}")
+    _carry_out(experiment, resume=resume is not None, save_every=options["save_every"])
+
+
+@app.command()
+def cost(
+    model: Annotated[
+        str, typer.Option(help="An open_clip architecture, or local-dir:FOLDER.")
+    ] = "ViT-B-32",
+    adapter: Annotated[
+        str, typer.Option(help="What is trained; 'fedclip adapters' lists them.")
+    ] = "attention",
+    classes: Annotated[int, typer.Option(min=2, help="Number of classes.")] = 65,
+    samples: Annotated[
+        int, typer.Option(min=2, help="Samples of the local epoch that is timed.")
+    ] = 1000,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of a training.")] = 200,
+    clients: Annotated[int, typer.Option(min=1, help="Clients that train in a round.")] = 3,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+) -> None:
+    """Count what an adapter and the whole model cost, and time both on this machine.
+
+    The architecture is the real one with random weights, so nothing is downloaded.
+    """
+    import torch
+
+    from .cache.device import resolve_device
+    from .extract.backbones import clip_backbone
+    from .extract.encoders import load_encoder
+    from .extract.names import RANDOM, EncoderName
+    from .extract.prompts import DEFAULT_TEMPLATE, prompt
+    from .federate.cost import drawn_cache, measure_cost, multiply_adds
+    from .federate.settings import Settings
+    from .federate.tables import cost_table
+    from .federate.whole import WholeClip, WholeModel
+
+    where = resolve_device(device)
+    settings = Settings.preset("paper", adapter=adapter)
+    encoder = load_encoder(EncoderName.of(model, RANDOM), torch.device("cpu"))
+    backbone = clip_backbone(encoder)
+    image = torch.zeros(1, *encoder.pixel_shape)
+    encoding = multiply_adds(lambda: encoder.encode_images(image))
+    width = encoder.encode_images(image).shape[1]
+    pixels = torch.randint(256, (settings.batch_size, *encoder.pixel_shape), dtype=torch.uint8)
+    prompts = [prompt(DEFAULT_TEMPLATE, f"class {index}") for index in range(classes)]
+    whole = WholeModel(
+        facts=backbone.facts,
+        origin={},
+        make=lambda seed: WholeClip(backbone.network(seed), backbone.mean, backbone.std),
+        inputs=lambda cache: pixels.to(where),
+        text=encoder.tokenizer(prompts).to(where),
+        zero_shot=False,
+    )
+    cache = drawn_cache(width, classes, settings.batch_size)
+    small, large = (measure_cost(cache, settings, samples, where, each) for each in (None, whole))
+    _print(cost_table(small, large, encoding, samples, rounds * clients * 2))
+    print(
+        f"training   {rounds} rounds of {clients} clients, both ways; minibatches of "
+        f"{settings.batch_size}, {classes} classes, timed on {where}"
+    )
+    if small.parameters:
+        times = large.parameters / small.parameters
+        print(f"counted    {large.parameters:,} / {small.parameters:,} = {times:.0f}")
+    if (model, adapter) == ("ViT-B-32", "attention"):
+        print("paper      1.5e8 / 5.3e5 = 283, rounded before it was divided (Lu et al. 2023)")
+
+
+@app.command()
+@_with_options_of(
+    (extract, ("data_dir", "model", "pretrained")),
+    (federate, ("mu", "device", "seed", "save_every", "runs_dir", "cache_dir")),
+)
+def paper(
+    dataset: Annotated[str, typer.Argument(metavar="pacs|vlcs|office-home", help="The table.")],
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="Rows, with commas: alexnet-fedavg, alexnet-fedprox, clip-fedavg, clip-fedprox, "
+            "zero-shot, fedclip. By default all.",
+            show_default=False,
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="So many seeds, from --seed on.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of federation.")] = 200,
+    alexnet_weights: AlexnetWeights = "imagenet",
+    **options: Any,
+) -> None:
+    """Fill one of the paper's tables: its methods and settings, every domain left out in turn.
+
+    What is missing of the features is extracted first. Runs are those of federate and
+    baseline: a finished one is not repeated, and a killed or interrupted one goes on.
+    """
+    from .cache import FedclipError
+    from .cache.device import resolve_device
+    from .cache.report import open_report
+    from .extract.backbones import alexnet_backbone
+    from .extract.lending import Origin
+    from .extract.prompts import DEFAULT_TEMPLATE
+    from .federate.experiment import Experiment, choose_targets
+    from .federate.paper import METHODS, PUBLISHED, choose_methods, paper_table
+    from .federate.recording import Result, run_experiment
+
+    if dataset not in PUBLISHED:
+        raise FedclipError(f"the paper has no table {dataset!r}; give {', '.join(PUBLISHED)}")
+    rows = choose_methods(methods)
+    if any(METHODS[row].backbone == "alexnet" for row in rows):
+        alexnet_backbone(alexnet_weights, 2)  # what is missing is said before hours of work
+    encoder, folder, clients = _extracted(dataset, DEFAULT_TEMPLATE, options)
+    device = resolve_device(options["device"])
+    results: dict[str, list[list[Result]]] = {row: [] for row in rows}
+    for row, seed in product(rows, range(options["seed"], options["seed"] + seeds)):
+        method = METHODS[row]
+        fixed: dict[str, Any] = {
+            "adapter": method.adapter,
+            "feature_norm": "raw",
+            "prompt": [DEFAULT_TEMPLATE],
+        }
+        if method.backbone is not None:
+            fixed = _whole_settings(method.backbone, DEFAULT_TEMPLATE)
+        settings = _settings(
+            preset="paper",
+            rounds=rounds if row != "zero-shot" else 1,
+            seed=seed,
+            strategy=method.strategy,
+            mu=options["mu"] if method.strategy == "fedprox" else None,
+            participation=None,
+            clients=None,
+            alpha=None,
+            **fixed,
+        )
+        whole = None
+        if method.backbone is not None:
+            origin = Origin.of(method.backbone, alexnet_weights, encoder, dataset, folder).to_json()
+            whole = _whole(origin, clients, settings, device)
+        experiment = Experiment(
+            cache=folder,
+            clients=clients,
+            settings=settings,
+            preset="paper",
+            targets=choose_targets(clients, "all"),
+            device=device,
+            runs_dir=options["runs_dir"],
+            whole=whole,
+        )
+        print(f"run        {method.name}, seed {seed}: {experiment.folder}", flush=True)
+        with open_report() as report:
+            done = run_experiment(experiment, report, resume=True, save_every=options["save_every"])
+        if any(result["status"] == "interrupted" for result in done):
+            raise typer.Exit(INTERRUPTED)
+        results[row].append(done)
+    _print(paper_table(dataset, results, f"{alexnet_weights} weights"))
+    if any(r["status"] == "failed" for runs in results.values() for done in runs for r in done):
+        print("error: training left the finite numbers in some of the runs", file=sys.stderr)
+        raise typer.Exit(1)
+
+
 def _confirm(runs: int, yes: bool) -> None:
     """Ask before a great many runs; where nobody can answer, refuse."""
     from .cache import FedclipError
@@ -875,19 +1139,88 @@ def _settings(
     )
 
 
-def _resumed(context: typer.Context, run: str, runs_dir: Path, cache_dir: Path) -> Experiment:
+def _resumed(
+    context: typer.Context,
+    run: str,
+    runs_dir: Path,
+    cache_dir: Path,
+    make_whole: MakeWhole | None = None,
+) -> Experiment:
     """Take up a run as it was begun, so no option may say otherwise."""
     from .federate.experiment import find_run, load_experiment
 
     given = _given(context)
-    for name in sorted(given - {"resume", "save_every", "runs_dir", "cache_dir"}):
+    for name in sorted(given - {"resume", "save_every", "runs_dir", "cache_dir", "keep_model"}):
         option = f"--{name.replace('_', '-')}"
         raise typer.BadParameter(
             f"{option} cannot be given with --resume, which keeps the settings of {run}; "
             f"leave out {option}"
         )
     path = find_run(runs_dir, run)
-    return load_experiment(path, cache_dir if "cache_dir" in given else None)
+    return load_experiment(path, cache_dir if "cache_dir" in given else None, make_whole)
+
+
+def _extracted(
+    dataset: str, template: str, options: Mapping[str, Any]
+) -> tuple[EncoderName, CacheFolder, list[FeatureCache]]:
+    """Bring the cache of a data set up to date, and load it."""
+    from .cache import load_cache
+    from .cache.report import open_report
+    from .extract.names import EncoderName, default_model
+    from .extract.pipeline import extract as extract_features
+    from .extract.prompts import check_templates
+    from .extract.request import Request
+
+    encoder = EncoderName.of(options["model"] or default_model(dataset), options["pretrained"])
+    request = Request(
+        dataset=dataset,
+        encoder=encoder,
+        templates=check_templates([template]),
+        data_dir=options["data_dir"],
+        cache_dir=options["cache_dir"],
+        device=options["device"],
+    )
+    with open_report() as report:
+        folder = extract_features(request, report).folder
+    return encoder, folder, load_cache(folder)
+
+
+def _whole_settings(backbone: str, template: str, loss: str | None = None) -> dict[str, Any]:
+    """Give the settings that a whole model leaves no choice in."""
+    if backbone == "alexnet":
+        if loss == "clip":
+            raise typer.BadParameter("--loss clip needs texts, and alexnet has no text side")
+        loss = "class"
+    return {"adapter": "none", "feature_norm": "raw", "prompt": [template], "loss": loss}
+
+
+def _whole(
+    origin: Mapping[str, Any],
+    clients: Sequence[FeatureCache],
+    settings: Settings,
+    device: torch.device,
+    *,
+    keep: bool = False,
+) -> WholeModel:
+    """Make a whole model for stage two of what stage one lends."""
+    from .cache.report import open_report
+    from .extract.lending import CLIP, Origin, lend
+    from .federate.whole import Classifier, WholeClip, WholeModel
+
+    with open_report() as report:
+        loan = lend(Origin(**origin), clients, settings.prompts[0], device, report)
+    backbone = loan.backbone
+    is_clip = origin["backbone"] == CLIP
+    wrapper = WholeClip if is_clip else Classifier
+    return WholeModel(
+        facts=backbone.facts,
+        origin=origin,
+        make=lambda seed: wrapper(backbone.network(seed), backbone.mean, backbone.std),
+        inputs=lambda cache: loan.images[cache.client],
+        text=loan.tokens,
+        zero_shot=is_clip,
+        keep=keep,
+    )
 
 
 def _given(context: typer.Context) -> set[str]:
@@ -917,8 +1250,16 @@ def _participation(value: str | None) -> int | float | None:
     )
 
 
-def _adapter(settings: Settings) -> str:
-    return settings.adapter + ("" if settings.ratio is None else f" of ratio {settings.ratio:g}")
+def _trained(experiment: Experiment) -> str:
+    """Say what is trained: an adapter, or a whole model."""
+    settings = experiment.settings
+    if experiment.whole is None:
+        ratio = "" if settings.ratio is None else f" of ratio {settings.ratio:g}"
+        return f"adapter {settings.adapter}{ratio}"
+
+    from .federate.tables import describe_model
+
+    return f"all of {describe_model(experiment.whole.facts)}"
 
 
 def _strategy(settings: Settings) -> str:
@@ -958,18 +1299,19 @@ def _describe(experiment: Experiment) -> list[str]:
     if settings.data_fraction < 1:
         dealt += f", {100 * settings.data_fraction:g} % of their training parts"
     norm = "raw" if settings.feature_norm is None else f"of norm {settings.feature_norm:g}"
+    inputs = f"features {norm}" if experiment.whole is None else "images"
     lines = [
         f"domains    {domains}: {rows} rows of {first.embed_dim} features, "
         + f"{len(first.class_names)} classes{dealt}",
         f"settings   preset {experiment.preset}: lr {settings.lr:g}, "
         + f"weight decay {settings.weight_decay:g}, loss {settings.loss}, "
         + f"batch size {settings.batch_size}, local epochs {settings.local_epochs}, "
-        + f"weighting {settings.weighting}, adapter {_adapter(settings)}, "
+        + f"weighting {settings.weighting}, {_trained(experiment)}, "
         + f"strategy {_strategy(settings)}, optimizer {settings.optimizer}",
-        f"           {_rounds(settings)}, features {norm}, prompt {prompts}, "
+        f"           {_rounds(settings)}, {inputs}, prompt {prompts}, "
         + f"seed {settings.seed}, device {experiment.device}",
     ]
-    if first.normalized and settings.feature_norm is None:
+    if first.normalized and settings.feature_norm is None and experiment.whole is None:
         lines.append(
             "           (these features have norm 1, and the paper's adapter takes raw ones: "
             "try --feature-norm 10)"
@@ -981,10 +1323,8 @@ def _print_results(results: Sequence[dict[str, Any]], experiment: Experiment) ->
     from .federate.tables import cost_line, results_table
 
     _print(results_table(results))
-    print(
-        "cost      ",
-        cost_line(results[0], experiment.clients[0].encoder.get("parameters")),
-    )
+    whole = None if experiment.whole else experiment.clients[0].encoder.get("parameters")
+    print("cost      ", cost_line(results[0], whole))
     print("run       ", experiment.folder)
 
 

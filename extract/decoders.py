@@ -31,14 +31,24 @@ def make_decoder(preprocess: PreprocessCfg, resizer: str) -> Decoder:
     Raises:
         FedclipError: the resizer cannot do what the encoder wants.
     """
-    transform = TRANSFORMS[resizer](preprocess)
     shorter = preprocess.size if isinstance(preprocess.size, int) else max(preprocess.size)
+    resized = shorter if preprocess.resize_mode == "shortest" else None
+    return decoder_of(TRANSFORMS[resizer](preprocess), resized)
+
+
+def decoder_of(transform: Transform, shorter: int | None) -> Decoder:
+    """Decode with Pillow, and make pixels of the image with `transform`.
+
+    Args:
+        transform: An image to its pixels.
+        shorter: What it resizes the shorter side to; None if it keeps no ratio of the sides.
+    """
 
     def decode(content: bytes) -> Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(BytesIO(content), formats=FORMATS) as image:
-                if preprocess.resize_mode == "shortest":
+                if shorter is not None:
                     _check_resized(image, shorter)
                 return transform(image)
 

@@ -58,6 +58,15 @@ def find_dataset(request: Request, report: Report) -> ImageDataset | LocatedTabl
     )
 
 
+def opened(found: ImageDataset | LocatedTable, report: Report) -> ImageDataset:
+    """Download what is not here of what was found, and list its images.
+
+    Raises:
+        FedclipError: it cannot be had, or holds no images.
+    """
+    return found.open(report) if isinstance(found, LocatedTable) else found
+
+
 def place_of(dataset: str, data_dir: Path) -> str | None:
     """Say where on this machine a known data set is: in a folder, or in the hub's cache."""
     folder = below(dataset, data_dir)

@@ -12,7 +12,7 @@ from ..cache.parts import remove_parts
 from ..cache.report import Report, Silence
 from ..cache.store import writing
 from .datasets import ImageDataset
-from .find import find_dataset
+from .find import find_dataset, opened
 from .hub import offline
 from .manifest import check_root, client_entry, clients_from, listing, origin, recall
 from .names import RANDOM
@@ -44,7 +44,7 @@ def extract_share(request: Request, ranks: Ranks, report: Report) -> Extraction 
         if not ranks.ask("up to date"):  # by then everything is downloaded
             from .encode import help_encoding
 
-            help_encoding(request, _opened(find_dataset(request, Silence()), Silence()), ranks)
+            help_encoding(request, opened(find_dataset(request, Silence()), Silence()), ranks)
         return None
 
 
@@ -55,7 +55,7 @@ def _lead(request: Request, ranks: Ranks, report: Report) -> Extraction:
         report.note(f"data set   {extraction.folder.name}: as on the hub")
         ranks.tell("up to date", True)
         return extraction
-    dataset = _opened(found, report)
+    dataset = opened(found, report)
     _report_dataset(dataset, request, report)
     check_root(request.cache_dir, dataset)
     extraction = _up_to_date(request, dataset)
@@ -67,10 +67,6 @@ def _lead(request: Request, ranks: Ranks, report: Report) -> Extraction:
     if not dataset.alone:
         _warn_of_strays(extraction, dataset, report)
     return extraction
-
-
-def _opened(found: ImageDataset | LocatedTable, report: Report) -> ImageDataset:
-    return found.open(report) if isinstance(found, LocatedTable) else found
 
 
 def _report_dataset(dataset: ImageDataset, request: Request, report: Report) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .clients import Samples
-from .losses import cosine_logits
+from .losses import Scale, cosine_logits
 from .settings import RATIOS, AdapterName
 
 # Tip-Adapter's sharpness, and how many rows it compares with its cache at once.
@@ -22,12 +22,12 @@ COMPARED_AT_ONCE = 1024
 
 
 class Adapter(nn.Module):
-    """What all adapters have besides their `forward`."""
+    """What all adapters, and the whole models in their place, have besides their `forward`."""
 
     def remember(self, samples: Samples) -> None:
         """Take what the adapter keeps of a client's training part; nothing by itself."""
 
-    def logits(self, image: Tensor, text: Tensor, logit_scale: float) -> Tensor:
+    def logits(self, image: Tensor, text: Tensor, logit_scale: Scale) -> Tensor:
         """Compare (B, D) images with (C, D) texts, both as they came: (B, C)."""
         image, text = self(image, text)
         return cosine_logits(image, text, logit_scale)
@@ -224,7 +224,7 @@ class CacheModel(Adapter):
         """Return (B, D) image features and (C, D) texts untouched."""
         return image, text
 
-    def logits(self, image: Tensor, text: Tensor, logit_scale: float) -> Tensor:
+    def logits(self, image: Tensor, text: Tensor, logit_scale: Scale) -> Tensor:
         """Add the samples' votes to zero-shot logits, (B, C)."""
         logits = super().logits(image, text, logit_scale)
         if self._keys is None or self._labels is None:

@@ -1,13 +1,14 @@
 """A run's state as a file: safetensors, with what is not a tensor as JSON in its header."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..cache import FedclipError
@@ -53,7 +54,10 @@ def write_state(path: Path, state: RunState) -> None:
     # In JSON clients keep their order, as the last bit of a mean depends on it.
     facts = {
         "round": state.number,
-        "zero_shot": state.zero_shot,
+        "zero_shot": {
+            client: None if math.isnan(value) else value
+            for client, value in state.zero_shot.items()
+        },
         "parts": sorted(state.strategy),
         "best": round_line(best) if best else None,
     }
@@ -62,9 +66,8 @@ def write_state(path: Path, state: RunState) -> None:
         name: tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
     }
-    content = save(copies, metadata={"fedclip": json.dumps(facts, allow_nan=False)})
     with replacing(path) as temporary:
-        temporary.write_bytes(content)
+        save_file(copies, temporary, metadata={"fedclip": json.dumps(facts, allow_nan=False)})
 
 
 def read_state(path: Path, like: Parameters) -> RunState:
@@ -82,7 +85,7 @@ def read_state(path: Path, like: Parameters) -> RunState:
             facts = json.loads(file.metadata()["fedclip"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         state = _state(facts, tensors, next((t.device for t in like.values()), None))
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise FedclipError(
             f"{path}: is damaged ({reason}); remove this file, and the run begins anew"
@@ -120,7 +123,11 @@ def _state(
             finite=True,
             **{name: value for name, value in line.items() if name != "round"},
         )
-    return RunState(int(facts["round"]), strategy, dict(facts["zero_shot"]), best)
+    zero_shot = {
+        client: math.nan if value is None else float(value)
+        for client, value in facts["zero_shot"].items()
+    }
+    return RunState(int(facts["round"]), strategy, zero_shot, best)
 
 
 def _shapes(parameters: Parameters) -> dict[str, tuple[int, ...]]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,9 @@ from torch import Tensor
 from ..cache import FeatureCache, FedclipError
 from .seeding import generator
 from .settings import Settings
+
+if TYPE_CHECKING:
+    from .whole import Inputs, WholeModel
 
 MIN_ROWS = 5
 MIN_TRAIN = 2  # a batch of one sample has no negatives
@@ -27,8 +31,9 @@ ALL_PROMPTS = "all"
 # Federations that a pool keeps for the next run that draws the same.
 FEDERATIONS_KEPT = 128
 
-# Rows that are worked on together where a temporary copy of all of them would be large.
-ROWS_AT_ONCE = 8192
+# Rows that are worked on together: few enough to be in a cache still for the next operation.
+ROWS_AT_ONCE = 1024
+IMAGES_AT_ONCE = 256
 
 Rows = npt.NDArray[np.intp]
 
@@ -42,12 +47,15 @@ class Domain:
         features: (N, D) float32.
         labels: (N,) int64.
         order: (N,) the rows in the order of their ids.
+        images: The images behind the rows, for a whole model; None where features are
+            trained on.
     """
 
     cache: FeatureCache
     features: Tensor
     labels: Tensor
     order: Rows
+    images: "Inputs | None" = None
 
     @property
     def name(self) -> str:
@@ -71,9 +79,24 @@ class Samples:
         return len(self.rows)
 
     def __getitem__(self, which: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Gather some of them: (b, D) float32 features and (b,) int64 labels."""
+        """Gather some of them: (b, D) float32 features and (b,) int64 labels.
+
+        For a whole model it is (b, 3, H, W) uint8 pixels in place of features.
+        """
+        rows, images = self.rows[which], self.domain.images
+        if images is None:
+            return self.cached(which)
+        return images[rows], self.domain.labels[rows]
+
+    def cached(self, which: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Gather features, whatever is trained on: (b, D) float32 and (b,) int64 labels."""
         rows = self.rows[which]
         return self.domain.features[rows], self.domain.labels[rows]
+
+    @property
+    def at_once(self) -> int:
+        """Rows that are best gathered together."""
+        return ROWS_AT_ONCE if self.domain.images is None else IMAGES_AT_ONCE
 
     @property
     def features(self) -> Tensor:
@@ -107,6 +130,7 @@ class Federation:
         text: (C, D) float32 class texts.
         logit_scale: The encoder's ``exp(logit_scale)``.
         dropped: Clients that a Dirichlet draw left with too few rows: name and rows.
+        whole: The whole model that is trained; None for an adapter.
     """
 
     participants: tuple[Client, ...]
@@ -114,6 +138,7 @@ class Federation:
     text: Tensor
     logit_scale: float
     dropped: tuple[tuple[str, int], ...] = ()
+    whole: "WholeModel | None" = None
 
     @property
     def clients(self) -> tuple[Client, ...]:
@@ -136,6 +161,11 @@ class Federation:
         return Client(TOGETHER, TOGETHER, Samples(domain, rows), nothing, nothing)
 
     @property
+    def model_text(self) -> Tensor:
+        """What the model that is trained takes for the classes: texts, or tokens."""
+        return self.text if self.whole is None else self.whole.text
+
+    @property
     def embed_dim(self) -> int:
         """Width of the features, D."""
         return int(self.text.shape[1])
@@ -151,6 +181,7 @@ class FeaturePool:
         feature_norm: L2 norm that each row is rescaled to; None leaves them raw.
         device: Where they are used.
         in_place: Whether the caches' own arrays may be rescaled, to save a copy.
+        whole: A whole model, to be trained on the images behind the features.
 
     Raises:
         FedclipError: a row of zeros cannot be rescaled.
@@ -163,8 +194,10 @@ class FeaturePool:
         device: torch.device,
         *,
         in_place: bool = False,
+        whole: "WholeModel | None" = None,
     ) -> None:
         self.device = device
+        self._whole = whole
         self._made = lru_cache(FEDERATIONS_KEPT)(self._make)
         self.domains = tuple(
             Domain(
@@ -172,6 +205,7 @@ class FeaturePool:
                 torch.from_numpy(_rescaled(cache, feature_norm, in_place=in_place)).to(device),
                 torch.from_numpy(cache.labels).to(device).long(),
                 np.argsort(np.array(cache.ids, dtype=object), kind="stable"),
+                whole.inputs(cache) if whole else None,
             )
             for cache in caches
         )
@@ -229,6 +263,7 @@ class FeaturePool:
             text=torch.from_numpy(class_texts(first, settings.prompts)).to(self.device),
             logit_scale=first.logit_scale,
             dropped=tuple(dropped),
+            whole=self._whole,
         )
 
 

@@ -8,9 +8,6 @@ from .adapters import Adapter
 from .clients import Client, Federation, Samples
 from .losses import cosine_logits
 
-# Rows adapted at once: few enough to be in a cache still when the next layer reads them.
-_ROWS = 1024
-
 
 @torch.inference_mode()
 def accuracy(adapter: Adapter | None, federation: Federation, samples: Samples) -> float:
@@ -21,12 +18,15 @@ def accuracy(adapter: Adapter | None, federation: Federation, samples: Samples) 
     if not len(samples):
         return float("nan")
     right = 0
-    for start in range(0, len(samples), _ROWS):
-        image, labels = samples[start : start + _ROWS]
-        text = federation.text
-        logits = cosine_logits if adapter is None else adapter.logits
-        predicted = logits(image, text, federation.logit_scale).argmax(dim=1)
-        right += int((predicted == labels).sum())
+    for start in range(0, len(samples), samples.at_once):
+        some, scale = slice(start, start + samples.at_once), federation.logit_scale
+        if adapter is None:
+            image, labels = samples.cached(some)
+            logits = cosine_logits(image, federation.text, scale)
+        else:
+            image, labels = samples[some]
+            logits = adapter.eval().logits(image, federation.model_text, scale)
+        right += int((logits.argmax(dim=1) == labels).sum())
     return right / len(samples)
 
 

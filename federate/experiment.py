@@ -2,7 +2,7 @@
 
 import hashlib
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from .clients import class_texts
 from .local import AUTO, choose_engine
 from .records import RunFolder
 from .settings import Settings
+from .whole import WholeModel
 
 ALL = "all"
 NONE = "none"
@@ -40,6 +41,7 @@ class Experiment:
         name: The run's folder; None for a name made of the cache, settings and seed.
         overwrite: Whether a run of that name may be replaced.
         engine: What trains the clients; the numbers do not depend on it but for rounding.
+        whole: The whole model that is trained; None for an adapter.
     """
 
     cache: CacheFolder
@@ -52,6 +54,7 @@ class Experiment:
     name: str | None = None
     overwrite: bool = False
     engine: str = AUTO
+    whole: WholeModel | None = None
 
     @property
     def folder(self) -> Path:
@@ -67,6 +70,8 @@ class Experiment:
             "cache": self.cache.name,
             "content": self.content,
         }
+        if self.whole is not None:
+            facts["model"] = self.whole.facts
         digest = hashlib.sha256(canonical_json(facts).encode()).hexdigest()
         return f"{self.clients[0].dataset}-{digest[:8]}-seed{seed}"
 
@@ -101,9 +106,10 @@ class Experiment:
             "settings": self.settings.to_json(),
             "strategy": self.settings.strategy,
             "adapter": self.settings.adapter,
+            "model": self.whole and {"facts": self.whole.facts, "origin": self.whole.origin},
             "target": target or NONE,
             "device": str(self.device),
-            "engine": choose_engine(self.engine, self.device),
+            "engine": choose_engine(self.engine, self.device, whole=self.whole is not None),
             "seed": self.settings.seed,
         }
 
@@ -113,18 +119,21 @@ class Experiment:
         Raises:
             FedclipError: its settings, targets or features are others.
         """
-        whole = self.config(ALL if len(self.targets) > 1 else self.targets[0])
+        ours = self.config(ALL if len(self.targets) > 1 else self.targets[0])
         for what in ("settings", "target"):
-            if config.get(what) != whole[what]:
+            if config.get(what) != ours[what]:
                 raise FedclipError(
                     f"{self.folder}: is a run with other {what}; move it away, or use another "
                     "--runs-dir"
                 )
         _check_cache(self, config)
+        _check_model(self, config)
 
-    def adapter_facts(self) -> dict[str, Any]:
-        """Say what the adapter belongs to, for whoever finds it alone."""
+    def model_facts(self) -> dict[str, Any]:
+        """Say what the adapter, or the whole model, is and belongs to, should it be found alone."""
         first = self.clients[0]
+        if self.whole is not None:
+            return {"model": self.whole.facts, "class_names": list(first.class_names)}
         return {
             "adapter": self.settings.adapter,
             "embed_dim": first.embed_dim,
@@ -165,24 +174,39 @@ def find_run(runs_dir: Path, name: str) -> Path:
     return path
 
 
-def load_experiment(path: Path, cache_dir: Path | None) -> Experiment:
+# Makes a whole model of its origin, the clients and the settings, on a device.
+MakeWhole = Callable[
+    [Mapping[str, Any], Sequence[FeatureCache], Settings, torch.device], WholeModel
+]
+
+
+def load_experiment(
+    path: Path, cache_dir: Path | None, make_whole: MakeWhole | None = None
+) -> Experiment:
     """Make the experiment again that the run in a folder belongs to.
 
     Args:
         path: The run's folder.
         cache_dir: Where the cache is looked for by its name; None for where it was.
+        make_whole: Makes a whole model from its origin, for a run that trains one; None for
+            one that trains an adapter.
 
     Raises:
         FedclipError: the config is damaged, or of another version, or the cache is gone or
-            another.
+            another, or the run is of the other kind.
     """
     config = RunFolder(path).read_config()
+    model = config.get("model")
+    if bool(model) != (make_whole is not None):
+        what, command = ("a whole model", "baseline") if model else ("an adapter", "federate")
+        raise FedclipError(f"{path}: trains {what}; resume it with fedclip {command} --resume")
     try:
         settings = Settings.from_json(config["settings"])
         preset, device = str(config["preset"]), str(config["device"])
         engine = str(config["engine"])
         folder = CacheFolder(Path(config["cache"]["folder"]))
         name, target = str(config["cache"]["name"]), str(config["target"])
+        origin = dict(model["origin"]) if model else {}
     except (KeyError, TypeError, ValueError) as error:
         raise FedclipError(
             f"{path / 'config.json'}: is damaged, or of another version ({error!r}); "
@@ -195,18 +219,21 @@ def load_experiment(path: Path, cache_dir: Path | None) -> Experiment:
             f"{folder.path}: the cache of this run is gone; say where it is with --cache-dir"
         )
     clients = load_cache(folder)
+    where = resolve_device(device)
     experiment = Experiment(
         cache=folder,
         clients=clients,
         settings=settings,
         preset=preset,
         targets=choose_targets(clients, target),
-        device=resolve_device(device),
+        device=where,
         runs_dir=path.parent,
         name=path.name,
         engine=engine,
+        whole=make_whole(origin, clients, settings, where) if make_whole else None,
     )
     _check_cache(experiment, config)
+    _check_model(experiment, config)
     return experiment
 
 
@@ -219,3 +246,12 @@ def _check_cache(experiment: Experiment, config: Mapping[str, Any]) -> None:
                 f"{experiment.folder}: the cache {experiment.cache.name} is not the one of this "
                 f"run (its {what} is another); put that one back, or run anew with --overwrite"
             )
+
+
+def _check_model(experiment: Experiment, config: Mapping[str, Any]) -> None:
+    facts = (config.get("model") or {}).get("facts")
+    if facts != (experiment.whole and experiment.whole.facts):
+        raise FedclipError(
+            f"{experiment.folder}: trains another model than this one; put its weights back, or "
+            "run anew with --overwrite"
+        )

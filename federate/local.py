@@ -33,21 +33,31 @@ _ENGINES: Mapping[EngineName, Callable[[nn.Module, Sequence[LocalTask]], list[Cl
 }
 
 
-def choose_engine(name: str, device: torch.device) -> EngineName:
+def choose_engine(name: str, device: torch.device, *, whole: bool = False) -> EngineName:
     """Turn ``auto`` or a back end's name into a back end that works on `device`.
 
     On 2 cores and 3 clients x 72 steps of 32 x 512, `threads` takes half the time of
     `plain` and four fifths of that of `batched` (benchmarks/federate.py). On a GPU a
     step of one task is over before the next is launched, which is what `batched` is for.
+    A whole model is for `plain`, as its inputs are decoded batch by batch.
+
+    Args:
+        name: As the user gives it.
+        device: Where clients train.
+        whole: Whether a whole model is trained, in an adapter's place.
 
     Raises:
-        FedclipError: there is no such back end, or not on this device.
+        FedclipError: there is no such back end, or not on this device, or not for this model.
     """
+    if name == AUTO and whole:
+        return "plain"
     if name == AUTO:
         return "threads" if device.type == "cpu" else "batched"
     engine = next((engine for engine in _ENGINES if engine == name), None)
     if engine is None:
         raise FedclipError(f"there is no engine {name!r}; there is {AUTO}, {', '.join(_ENGINES)}")
+    if whole and engine != "plain":
+        raise FedclipError(f"the engine {engine} is for adapters; for a whole model use plain")
     if engine == "threads" and device.type != "cpu":
         raise FedclipError(f"the engine threads is for the CPU; on {device} use batched, or plain")
     return engine
@@ -71,5 +81,5 @@ def train_clients(
     """
     if not tasks:
         return []
-    device = tasks[0].client.train.labels.device
-    return _ENGINES[choose_engine(engine, device)](adapter, tasks)
+    device, whole = tasks[0].client.train.labels.device, tasks[0].federation.whole is not None
+    return _ENGINES[choose_engine(engine, device, whole=whole)](adapter, tasks)

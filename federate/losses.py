@@ -8,16 +8,19 @@ from torch.nn import functional
 
 from .settings import LossName
 
+# exp(logit_scale), which in a whole CLIP is trained with the rest.
+Scale = float | Tensor
+
 # (adapted image (B, D), adapted text (C, D), labels (B,), logit scale) -> scalar
-Loss = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+Loss = Callable[[Tensor, Tensor, Tensor, Scale], Tensor]
 
 
-def cosine_logits(image: Tensor, text: Tensor, logit_scale: float) -> Tensor:
+def cosine_logits(image: Tensor, text: Tensor, logit_scale: Scale) -> Tensor:
     """Compare (B, D) images with (C, D) texts: ``s * normalise(I) @ normalise(T).T``, (B, C)."""
     return logit_scale * functional.normalize(image, dim=-1) @ functional.normalize(text, dim=-1).T
 
 
-def clip_loss(image: Tensor, text: Tensor, labels: Tensor, logit_scale: float) -> Tensor:
+def clip_loss(image: Tensor, text: Tensor, labels: Tensor, logit_scale: Scale) -> Tensor:
     """CLIP's symmetric cross-entropy inside the minibatch, target i for row i.
 
     The text of row i is its class's prompt, so two samples of one class count as
@@ -31,7 +34,7 @@ def clip_loss(image: Tensor, text: Tensor, labels: Tensor, logit_scale: float) -
     return (by_image + by_text) / 2
 
 
-def class_loss(image: Tensor, text: Tensor, labels: Tensor, logit_scale: float) -> Tensor:
+def class_loss(image: Tensor, text: Tensor, labels: Tensor, logit_scale: Scale) -> Tensor:
     """Cross-entropy of each image over the texts of all classes."""
     return functional.cross_entropy(cosine_logits(image, text, logit_scale), labels)
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from ..cache.report import Report
 from .clients import FeaturePool, Federation
+from .cost import forecast
 from .experiment import ALL, NONE, Experiment
 from .local import copy_parameters
-from .records import RunFolder, Status, result_of, summary_of
+from .records import ADAPTER, MODEL, RunFolder, Status, result_of, summary_of
 from .server import TASKS_AT_ONCE, Round, Run, drive
 
 Result = dict[str, Any]
@@ -153,9 +154,10 @@ class RecordedRun(Run):
             status = "interrupted"
             self.seconds = self.folder.keep_rounds(self.state.number)
             self.save()
-        if self.state.best is not None:
-            facts = self.trial.experiment.adapter_facts()
-            self.folder.write_adapters(self.state.best, self.strategy, facts)
+        experiment, best = self.trial.experiment, self.state.best
+        if best is not None and (experiment.whole is None or experiment.whole.keep):
+            name = ADAPTER if experiment.whole is None else MODEL
+            self.folder.write_parameters(name, best, self.strategy, experiment.model_facts())
         result = result_of(self, status, self.seconds)
         self.folder.write_result(result)
         if not interrupted:
@@ -276,8 +278,8 @@ def run_experiment(
     Raises:
         FedclipError: the input makes no sense; nothing was written then.
     """
-    norm = experiment.settings.feature_norm
-    pool = FeaturePool(experiment.clients, norm, experiment.device, in_place=True)
+    norm, whole = experiment.settings.feature_norm, experiment.whole
+    pool = FeaturePool(experiment.clients, norm, experiment.device, in_place=True, whole=whole)
     trial = Trial(experiment, pool, resume=resume)
     for name, rows in sorted(trial.dropped.items()):
         report.warn(f"{name} was dealt only {rows} rows and is left out")
@@ -286,6 +288,8 @@ def run_experiment(
 
     def progress(run: RecordedRun) -> None:
         nonlocal begun
+        if whole is not None and not begun:
+            report.note(forecast(run, unfinished(experiment)))
         begun = True
         best = run.last_validation
         detail = "" if best is None else f"validation {best:.2%}"

@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..cache import FedclipError
@@ -30,6 +30,7 @@ CONFIG = "config.json"
 ROUNDS = "rounds.jsonl"
 RESULT = "result.json"
 ADAPTER = "adapter.safetensors"
+MODEL = "model.safetensors"
 PERSONAL = "personal.safetensors"
 STATE = "state.safetensors"
 
@@ -182,16 +183,19 @@ class RunFolder:
         """Write the result, whole or not at all."""
         write_json(self.path / RESULT, result)
 
-    def write_adapters(self, best: Round, strategy: Strategy, facts: Mapping[str, Any]) -> None:
-        """Write the best round's adapters: the server's, and those of the clients' own.
+    def write_parameters(
+        self, name: str, best: Round, strategy: Strategy, facts: Mapping[str, Any]
+    ) -> None:
+        """Write the best round's parameters: the server's, and those of the clients' own models.
 
         Args:
+            name: What the server's go to: `ADAPTER`, or `MODEL` for a whole model.
             best: The round.
             strategy: Says which of them there are.
             facts: Become the files' one metadata entry, as JSON.
         """
         if strategy.shared:
-            self._write_tensors(ADAPTER, best.parameters, facts)
+            self._write_tensors(name, best.parameters, facts)
         if strategy.personalised:
             own = {
                 f"{client}/{name}": tensor
@@ -208,10 +212,9 @@ class RunFolder:
             name: tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
             for name, tensor in tensors.items()
         }
-        # Several entries of metadata would be written in random order.
-        content = save(copies, metadata={"fedclip": canonical_json(dict(facts))})
         with replacing(self.path / name) as temporary:
-            temporary.write_bytes(content)
+            # Several entries of metadata would be written in random order.
+            save_file(copies, temporary, metadata={"fedclip": canonical_json(dict(facts))})
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -272,6 +275,7 @@ def result_of(run: Run, status: Status, seconds: Sequence[float]) -> dict[str, A
         "dropped": dict(federation.dropped),
         "trainable_parameters": run.trainable_parameters,
         "bytes_per_round": run.bytes_per_client,
+        "model": run.federation.whole and run.federation.whole.facts,
         "seconds_per_round": median(seconds) if seconds else math.nan,
     }
     return dict(finite_or_null(result))
@@ -292,6 +296,7 @@ def summary_of(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         **averaged,
         "trainable_parameters": results[0]["trainable_parameters"],
         "bytes_per_round": results[0]["bytes_per_round"],
+        "model": results[0].get("model"),
     }
     return dict(finite_or_null(summary))
 

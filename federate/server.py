@@ -118,14 +118,12 @@ class Run:
         self.federation = federation
         self.settings = settings
         self.engine = engine
-        seed = seed_of("adapter", settings.seed)
-        self.adapter = make_adapter(settings.adapter, federation.text, seed, settings.ratio)
-        self.adapter.to(federation.text.device)
+        self.adapter = make_model(federation, settings).to(federation.text.device)
         self.strategy = make_strategy(federation, settings)
         self.state = state or RunState(
             number=0,
             strategy=self.strategy.init(copy_parameters(self.adapter)),
-            zero_shot=test_accuracy(None, federation),
+            zero_shot=_zero_shot(federation),
         )
 
     @property
@@ -136,8 +134,9 @@ class Run:
     @property
     def architecture(self) -> Hashable:
         """What runs must share for their clients to be trained in one call."""
-        settings = self.settings
-        return self.engine, settings.adapter, settings.ratio, tuple(self.federation.text.shape)
+        settings, federation = self.settings, self.federation
+        shape = tuple(federation.text.shape)
+        return self.engine, settings.adapter, settings.ratio, shape, federation.whole
 
     @property
     def clients_a_round(self) -> int:
@@ -263,6 +262,21 @@ class Run:
 
     def record(self, current: Round) -> None:
         """Take note of a round, before the state moves on to it; nothing by itself."""
+
+
+def make_model(federation: Federation, settings: Settings) -> Adapter:
+    """Make what is trained, the same for equal seeds."""
+    if federation.whole is not None:
+        return federation.whole.make(seed_of("model", settings.seed))
+    seed = seed_of("adapter", settings.seed)
+    return make_adapter(settings.adapter, federation.text, seed, settings.ratio)
+
+
+def _zero_shot(federation: Federation) -> dict[str, float]:
+    """Test accuracy of the cached features; NaN where what is trained has other ones."""
+    if federation.whole is not None and not federation.whole.zero_shot:
+        return {client.name: math.nan for client in federation.clients}
+    return test_accuracy(None, federation)
 
 
 AnyRun = TypeVar("AnyRun", bound=Run)

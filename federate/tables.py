@@ -1,12 +1,13 @@
 """A run's results as people read them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from .ablate import FIGURES, Spread, Summary
+from .cost import Cost
 from .evaluate import mean
 from .records import summary_of
 
@@ -24,7 +25,11 @@ def results_table(results: Sequence[Mapping[str, Any]]) -> Table:
     """
     columns = _columns(results)
     summary = [name for name in _SUMMARY if any(result[name] is not None for result in results)]
-    table = Table(box=SIMPLE_HEAD, title="accuracy in %, zero-shot > adapted", title_justify="left")
+    trained = "adapted"
+    if results[0].get("model"):
+        trained = f"all of {describe_model(results[0]['model'])} trained"
+    title = f"accuracy in %, zero-shot > {trained}"
+    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left")
     table.add_column("target")
     for heading in (*columns, *map(_heading, summary), "round"):
         table.add_column(heading, justify="right")
@@ -105,6 +110,45 @@ def cost_line(result: Mapping[str, Any], encoder_parameters: int | None) -> str:
     return line
 
 
+def cost_table(small: Cost, whole: Cost, encoding: int, samples: int, messages: int) -> Table:
+    """Lay out what an adapter costs beside a whole model.
+
+    Args:
+        small: The adapter's cost.
+        whole: The whole model's.
+        encoding: Multiply-adds of encoding an image, which the adapter needs once.
+        samples: Of the local epoch that was timed.
+        messages: Sent in a whole training: rounds by clients by two ways.
+    """
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("cost")
+    for heading in ("adapter", "whole model", "times"):
+        table.add_column(heading, justify="right")
+
+    def add(what: str, one: float, other: float, show: Callable[[float], str]) -> None:
+        times = f"{other / one:,.0f}" if one else "-"
+        table.add_row(what, show(one), show(other), times)
+
+    add("trainable parameters", small.parameters, whole.parameters, _whole_number)
+    add("bytes per round, client and way", small.message, whole.message, _whole_number)
+    add("bytes of a training", small.message * messages, whole.message * messages, _whole_number)
+    add("multiply-adds to classify a sample", small.inference, whole.inference, _whole_number)
+    add("multiply-adds to train on a sample", small.training, whole.training, _whole_number)
+    add("multiply-adds to encode an image, once", encoding, 0, _whole_number)
+    add(f"seconds a local epoch of {samples:,}", small.epoch, whole.epoch, "{:,.3f}".format)
+    return table
+
+
+def _whole_number(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def describe_model(facts: Mapping[str, Any]) -> str:
+    """Name a whole model, and where there is a choice the weights that it began from."""
+    weights = f" ({facts['weights']} weights)" if "weights" in facts else ""
+    return f"{facts['backbone']}{weights}"
+
+
 def _seconds(seconds: float | None) -> str:
     return "no seconds" if seconds is None else f"{seconds:.3f} s"
 
@@ -124,6 +168,7 @@ def _heading(figure: str) -> str:
 
 
 def _pair(before: float | None, after: float | None) -> str:
-    if before is None or after is None:
+    if after is None:
         return "-"
-    return f"{100 * before:.2f} > {100 * after:.2f}"
+    first = "-" if before is None else f"{100 * before:.2f}"
+    return f"{first} > {100 * after:.2f}"

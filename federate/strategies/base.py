@@ -97,7 +97,7 @@ def client_weights(updates: Sequence[ClientUpdate], weighting: Weighting) -> lis
 
 
 def average(updates: Sequence[ClientUpdate], weighting: Weighting) -> Parameters:
-    """Average the clients' parameters.
+    """Average the clients' parameters, and what else is in their state (running statistics).
 
     Args:
         updates: At least one.
@@ -116,7 +116,7 @@ def weighted_sum(weights: Sequence[float], several: Sequence[Parameters]) -> Par
                 for weight, parameters in zip(weights, several, strict=True)
             ),
             start=torch.zeros_like(tensor),
-        )
+        ).to(tensor.dtype)  # batch normalisation counts its batches
         for name, tensor in several[0].items()
     }
 

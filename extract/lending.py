@@ -1,0 +1,136 @@
+"""What stage one lends for training a whole model: a network, its images and its texts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from ..cache import CacheFolder, FeatureCache, FedclipError
+from ..cache.report import Report
+from .backbones import Backbone, alexnet_backbone, clip_backbone
+from .encoders import load_encoder
+from .find import find_dataset, opened
+from .known import KNOWN
+from .manifest import encoder_request
+from .names import EncoderName
+from .pixels import Images, lend_images
+from .prompts import prompt
+from .request import Request
+from .weights import fetch_encoder
+
+CLIP = "clip"
+ALEXNET = "alexnet"
+BACKBONES = (CLIP, ALEXNET)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a whole model and its images can be had from again.
+
+    Attributes:
+        backbone: One of `BACKBONES`.
+        alexnet_weights: `imagenet`, `random` or a file.
+        encoder: As `EncoderName` takes it, places made absolute.
+        dataset: A known data set's name, a folder or a repository on the hub.
+        root: Where its images were found, a folder or the repository.
+    """
+
+    backbone: str
+    alexnet_weights: str
+    encoder: Mapping[str, Any]
+    dataset: str
+    root: str
+
+    @classmethod
+    def of(
+        cls,
+        backbone: str,
+        alexnet_weights: str,
+        encoder: EncoderName,
+        dataset: str,
+        cache: CacheFolder,
+    ) -> Self:
+        """Describe the backbone and the images that a cache was extracted from.
+
+        Raises:
+            FedclipError: there is no such backbone.
+        """
+        if backbone not in BACKBONES:
+            raise FedclipError(f"--backbone {backbone}: give {' or '.join(BACKBONES)}")
+        file = Path(alexnet_weights)
+        root = str(cache.read_manifest()["root"])
+        return cls(
+            backbone=backbone,
+            alexnet_weights=str(file.resolve()) if file.is_file() else alexnet_weights,
+            encoder=encoder_request(encoder),
+            dataset=dataset if dataset in KNOWN else root,
+            root=root,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Give it as JSON values, from which the class makes it again."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Loan:
+    """A network, and the images and texts to train it on.
+
+    Attributes:
+        backbone: The network and what it takes.
+        images: The images behind the caches' rows, by client.
+        tokens: (C, L) int64, of the class prompts; L is 0 for a network without a text side.
+    """
+
+    backbone: Backbone
+    images: Mapping[str, Images]
+    tokens: Tensor
+
+
+def lend(
+    origin: Origin,
+    caches: Sequence[FeatureCache],
+    template: str,
+    device: torch.device,
+    report: Report,
+) -> Loan:
+    """Find and load what a whole model is made of.
+
+    Args:
+        origin: Where it comes from.
+        caches: The clients, whose rows are trained on.
+        template: Of the class prompts.
+        device: Where it is trained.
+        report: Takes what there is to tell of downloads.
+
+    Raises:
+        FedclipError: the weights or the images cannot be had, or are not those of the caches.
+    """
+    name, class_names = EncoderName(**origin.encoder), caches[0].class_names
+    tokens = torch.zeros(len(class_names), 0, dtype=torch.int64)
+    if origin.backbone == CLIP:
+        fetch_encoder(name, report)
+        encoder = load_encoder(name, torch.device("cpu"))
+        backbone = clip_backbone(encoder)
+        if encoder.facts["weights_sha256"] != caches[0].encoder.get("weights_sha256"):
+            raise FedclipError(
+                f"{encoder.name.model}: its weights are not those that the features were "
+                "extracted with; extract again"
+            )
+        tokens = encoder.tokenizer([prompt(template, each) for each in class_names])
+    else:
+        backbone = alexnet_backbone(origin.alexnet_weights, len(class_names))
+    request = Request(
+        dataset=origin.dataset,
+        encoder=name,
+        templates=(template,),
+        data_dir=Path(origin.root),
+        cache_dir=Path(),
+        name=caches[0].dataset,
+    )
+    dataset = opened(find_dataset(request, report), report)
+    images = lend_images(dataset, caches, backbone.decode, backbone.size, device)
+    return Loan(backbone, images, tokens.to(device))

@@ -1,0 +1,129 @@
+"""Lends the images behind a cache's rows, for models that are trained on pixels."""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from ..cache import FeatureCache, FedclipError
+from ..cache.schema import content_digest
+from .datasets import ImageDataset
+from .images import describe
+from .sources import Source
+
+# The most that the decoded images of a data set may take to be kept in memory, in bytes.
+KEPT_BYTES = 4 << 30
+
+# An image file's bytes to (3, H, W) uint8.
+ByteDecoder = Callable[[bytes], Tensor]
+
+
+class Images:
+    """The images behind a client's rows, decoded by threads when they are asked for.
+
+    Args:
+        sources: The image of each row.
+        cache: The client's cache, whose digests say which images they were.
+        decode: An image file's bytes to (3, H, W) uint8 pixels.
+        shape: 3, H, W.
+        threads: Decode the images.
+        device: Where the pixels are used.
+        keep: Whether an image once decoded is kept in memory.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        cache: FeatureCache,
+        decode: ByteDecoder,
+        shape: tuple[int, int, int],
+        threads: ThreadPoolExecutor,
+        device: torch.device,
+        *,
+        keep: bool,
+    ) -> None:
+        self._sources = sources
+        self._cache = cache
+        self._decode = decode
+        self._threads = threads
+        self._device = device
+        # Memory is taken when a row is first written.
+        self._kept = torch.empty(len(sources) if keep else 0, *shape, dtype=torch.uint8)
+        self._known = torch.zeros(len(self._kept), dtype=torch.bool)
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """Gather (b, 3, H, W) uint8 pixels, on the device, for (b,) row indices.
+
+        Raises:
+            FedclipError: an image is gone, changed or cannot be decoded.
+        """
+        rows = rows.cpu()
+        if not len(self._kept):
+            return torch.stack(self._read(rows.tolist())).to(self._device)
+        missing = torch.unique(rows[~self._known[rows]])
+        if len(missing):
+            self._kept[missing] = torch.stack(self._read(missing.tolist()))
+            self._known[missing] = True
+        return self._kept[rows].to(self._device)
+
+    def _read(self, rows: Sequence[int]) -> list[Tensor]:
+        return list(self._threads.map(self._read_one, rows))
+
+    def _read_one(self, row: int) -> Tensor:
+        name = f"{self._cache.client}: {self._cache.ids[row]}"
+        try:
+            content = self._sources[row].read()
+            if content_digest(content) == self._cache.digests[row].tobytes():
+                return self._decode(content)
+        except Exception as error:  # whatever a decoder makes of a broken file
+            raise FedclipError(
+                f"{name}: {describe(error, b'?')}; mend it and extract again"
+            ) from None
+        raise FedclipError(
+            f"{name}: is not the image that was encoded; extract again, so that both are trained "
+            "on the same"
+        )
+
+
+def lend_images(
+    dataset: ImageDataset,
+    caches: Sequence[FeatureCache],
+    decode: ByteDecoder,
+    size: tuple[int, int],
+    device: torch.device,
+) -> Mapping[str, Images]:
+    """Find the images behind the rows of `caches` in `dataset`: by client.
+
+    Sources come from the data set, never from a cache.
+
+    Raises:
+        FedclipError: the data set lacks an image that a cache has.
+    """
+    height, width = size
+    rows = sum(len(cache.ids) for cache in caches)
+    keep = rows * 3 * height * width <= KEPT_BYTES
+    threads = ThreadPoolExecutor()
+    sources = {
+        client.name: {image.id: image.source for image in client.images}
+        for client in dataset.clients
+    }
+    lent = {}
+    for cache in caches:
+        here = sources.get(cache.client, {})
+        for image in cache.ids:
+            if image not in here:
+                raise FedclipError(
+                    f"{dataset.root}: lacks {image}, which the cache has; put it back, or extract "
+                    "again"
+                )
+        lent[cache.client] = Images(
+            [here[image] for image in cache.ids],
+            cache,
+            decode,
+            (3, height, width),
+            threads,
+            device,
+            keep=keep,
+        )
+    return lent

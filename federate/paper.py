@@ -1,0 +1,145 @@
+"""The paper's tables: its methods, its published figures, and ours beside them.
+
+Lu et al. 2023 (arXiv:2302.13485). A column is the domain left out, a figure the mean
+accuracy over all domains: the participants' test parts and the whole of the one left out.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from ..cache import FedclipError
+from .settings import StrategyName
+
+MEAN = "mean"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the tables.
+
+    Attributes:
+        name: As the paper has it.
+        backbone: The whole model that is trained; None where features are enough.
+        strategy: What the server does.
+        adapter: What is trained on features.
+    """
+
+    name: str
+    backbone: str | None = None
+    strategy: StrategyName = "fedavg"
+    adapter: str = "none"
+
+
+METHODS: Mapping[str, Method] = {
+    "alexnet-fedavg": Method("AlexNet FedAVG", "alexnet"),
+    "alexnet-fedprox": Method("AlexNet FedProx", "alexnet", "fedprox"),
+    "clip-fedavg": Method("CLIP FedAVG", "clip"),
+    "clip-fedprox": Method("CLIP FedProx", "clip", "fedprox"),
+    "zero-shot": Method("CLIP zero-shot"),
+    "fedclip": Method("FedCLIP", adapter="attention"),
+}
+
+# In percent, with ViT-B/32; what is not here has no source at hand.
+PUBLISHED: Mapping[str, Mapping[str, Mapping[str, float]]] = {
+    "pacs": {
+        "alexnet-fedavg": {MEAN: 58.69},
+        "alexnet-fedprox": {MEAN: 58.52},
+        "clip-fedavg": {
+            "art_painting": 64.65,
+            "cartoon": 84.50,
+            "photo": 87.87,
+            "sketch": 89.16,
+            MEAN: 81.55,
+        },
+        "clip-fedprox": {
+            "art_painting": 77.81,
+            "cartoon": 87.95,
+            "photo": 89.42,
+            "sketch": 90.08,
+            MEAN: 86.32,
+        },
+        "fedclip": {
+            "art_painting": 95.15,
+            "cartoon": 95.36,
+            "photo": 95.46,
+            "sketch": 94.99,
+            MEAN: 95.24,
+        },
+    },
+    "vlcs": {},
+    "office-home": {},
+}
+
+
+def choose_methods(text: str | None) -> list[str]:
+    """Turn a list with commas into keys of `METHODS`, in the paper's order; None is all.
+
+    Raises:
+        FedclipError: there is no such method.
+    """
+    wanted = list(METHODS) if text is None else [name.strip() for name in text.split(",")]
+    for name in wanted:
+        if name not in METHODS:
+            raise FedclipError(f"--methods {name}: there is {', '.join(METHODS)}")
+    return [name for name in METHODS if name in wanted]
+
+
+def paper_table(
+    dataset: str, results: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], weights: str
+) -> Table:
+    """Lay out our figures beside the published ones, in percent.
+
+    Args:
+        dataset: A key of `PUBLISHED`.
+        results: By key of `METHODS`, for each seed the results by target.
+        weights: What AlexNet began from.
+    """
+    targets = list(
+        dict.fromkeys(each["target"] for seeds in results.values() for one in seeds for each in one)
+    )
+    table = Table(
+        box=SIMPLE_HEAD,
+        title=f"{dataset}: mean accuracy over the domains in %, by the domain left out: "
+        "ours, the paper's, the difference",
+        title_justify="left",
+    )
+    table.add_column("method")
+    for heading in (*targets, MEAN):
+        table.add_column(heading, justify="right")
+    for key, seeds in results.items():
+        method = METHODS[key]
+        name = f"{method.name} ({weights})" if method.backbone == "alexnet" else method.name
+        by_target = [[_percent(one, target) for one in seeds] for target in targets]
+        means = [_mean(of_seed) for of_seed in zip(*by_target, strict=True)]
+        published = PUBLISHED[dataset].get(key, {})
+        cells = [
+            _cell(values, published.get(heading))
+            for values, heading in zip([*by_target, means], (*targets, MEAN), strict=True)
+        ]
+        table.add_row(name, *cells)
+    return table
+
+
+def _percent(results: Sequence[Mapping[str, Any]], target: str) -> float | None:
+    (value,) = (each["mean"] for each in results if each["target"] == target)
+    return None if value is None else 100 * float(value)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known and len(known) == len(values) else None
+
+
+def _cell(values: Sequence[float | None], published: float | None) -> str:
+    ours = _mean(values)
+    if ours is None:
+        return "failed"
+    known = [value for value in values if value is not None]
+    deviation = f" ({statistics.stdev(known):.2f})" if len(known) > 1 else ""
+    theirs = "    -      -" if published is None else f"{published:.2f} {ours - published:+6.2f}"
+    return f"{ours:.2f}{deviation}  {theirs}"

@@ -1,0 +1,160 @@
+"""``fedclip cost`` and ``fedclip paper``."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import pytest
+import torch
+from torch import nn
+
+from fedclip.cli import run
+from fedclip.federate.cost import drawn_cache, measure_cost, multiply_adds
+from fedclip.federate.paper import METHODS, PUBLISHED, paper_table
+from fedclip.federate.settings import Settings
+
+MakeImages = Callable[..., Path]
+
+PACS = ("art_painting", "cartoon", "photo", "sketch")
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def figures(text: str, row: str) -> list[str]:
+    (line,) = [line for line in text.splitlines() if line.strip().startswith(row)]
+    return re.findall(r"\d[\d,.]*", line)
+
+
+def test_cost_counts_the_adapter_and_the_real_architecture(
+    tiny_clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fedclip.extract.encoders import load_encoder
+    from fedclip.extract.names import EncoderName
+
+    model = f"local-dir:{tiny_clip}"
+    arguments = ["--classes", "3", "--samples", "40", "--rounds", "10", "--clients", "2"]
+    assert run(["cost", "--model", model, *arguments]) == 0
+    printed = capsys.readouterr().out
+    clip = load_encoder(EncoderName.of(model, None), torch.device("cpu")).model
+    small, large = 2 * (16 * 16 + 16), sum(p.numel() for p in clip.parameters())
+    times = f"{large / small:,.0f}"
+    assert figures(printed, "trainable") == [f"{small:,}", f"{large:,}", times]
+    assert figures(printed, "bytes per round") == [f"{4 * small:,}", f"{4 * large:,}", times]
+    assert figures(printed, "bytes of a training")[0] == f"{4 * small * 10 * 2 * 2:,}"
+    assert figures(printed, "multiply-adds to classify")[0] == f"{2 * 16 * 16 + 16 * 3:,}"
+    epoch = figures(printed, "seconds a local epoch")
+    assert float(epoch[1]) < float(epoch[2].replace(",", ""))
+    assert f"{large:,} / {small:,} = {large / small:.0f}" in printed
+
+
+@pytest.mark.slow
+def test_cost_of_vit_b_32_is_288_from_counts_and_283_in_the_paper(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["cost", "--model", "ViT-B-32", "--samples", "32", "--classes", "7"]) == 0
+    printed = capsys.readouterr().out
+    assert "151,277,313 / 525,312 = 288" in printed
+    assert "1.5e8 / 5.3e5 = 283" in printed
+    # 4.4e9 is the known figure for the image encoder alone.
+    assert figures(printed, "multiply-adds to encode")[0] == "4,408,811,520"
+
+
+def test_multiply_adds_of_a_layer_forward_and_back() -> None:
+    layer, image = nn.Linear(5, 7), torch.zeros(3, 5)
+    assert multiply_adds(lambda: layer(image)) == 3 * 5 * 7
+    assert multiply_adds(lambda: layer(image).sum().backward()) == 2 * 3 * 5 * 7
+
+
+def test_an_adapter_without_parameters_costs_nothing_to_send() -> None:
+    cache = drawn_cache(8, classes=3, rows=32)
+    cost = measure_cost(cache, Settings(adapter="none"), 40, torch.device("cpu"))
+    assert (cost.parameters, cost.message) == (0, 0)
+    assert cost.inference == 8 * 3
+
+
+def result(target: str, mean: float | None) -> dict[str, Any]:
+    return {"target": target, "mean": mean}
+
+
+def cells(results: dict[str, Any], dataset: str = "pacs") -> list[list[str]]:
+    table = paper_table(dataset, results, "random weights")
+    return [list(column.cells) for column in table.columns]  # type: ignore[arg-type]
+
+
+def test_the_table_has_ours_the_papers_and_the_difference_by_target_and_their_mean() -> None:
+    one = [result(domain, 0.95) for domain in PACS]
+    two = [result(domain, 0.97) for domain in PACS]
+    method, *targets, mean = cells({"fedclip": [one, two], "alexnet-fedavg": [one, one]})
+    assert method == ["FedCLIP", "AlexNet FedAVG (random weights)"]
+    assert targets[0] == ["96.00 (1.41)  95.15  +0.85", "95.00 (0.00)      -      -"]
+    assert mean == ["96.00 (1.41)  95.24  +0.76", "95.00 (0.00)  58.69 +36.31"]
+    (_, first, *_) = cells({"fedclip": [[result("sun", 0.5)]]}, "vlcs")
+    assert first == ["50.00      -      -"]
+
+
+def test_a_failed_run_leaves_a_hole_and_no_figure() -> None:
+    (_, first, mean) = cells({"zero-shot": [[result("photo", None)]]})
+    assert (first, mean) == (["failed"], ["failed"])
+
+
+def test_published_figures_agree_with_their_means() -> None:
+    for rows in PUBLISHED.values():
+        for key, row in rows.items():
+            assert key in METHODS
+            single = [row[domain] for domain in PACS if domain in row]
+            if single:
+                assert sum(single) / len(single) == pytest.approx(row["mean"], abs=0.0051)
+
+
+@pytest.fixture
+def paper(make_images: MakeImages, tiny_clip: Path) -> list[str]:
+    """Give a command line over the four domains of PACS with 6 images each."""
+    make_images("pacs", domains=PACS)
+    return ["paper", "pacs", "--data-dir", ".", "--model", f"local-dir:{tiny_clip}"]
+
+
+def test_paper_fills_rows_from_images_and_repeats_no_finished_run(
+    paper: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--rounds", "1", "--seeds", "1", "--methods", "fedclip,clip-fedprox,zero-shot"]
+    assert run([*paper, *options]) == 0
+    printed = capsys.readouterr().out
+    lines = [line.split() for line in printed.splitlines()]
+    (row,) = [line for line in lines if line[:2] == ["CLIP", "FedProx"]]
+    assert row[3::3] == ["77.81", "87.95", "89.42", "90.08", "86.32"]
+    assert [line[0] for line in lines if line and line[0] in ("CLIP", "FedCLIP")] == [
+        *("CLIP", "CLIP", "FedCLIP")
+    ]
+    rounds = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("rounds.jsonl")}
+    assert len(rounds) == 3 * 4
+    assert run([*paper, *options]) == 0
+    assert {path: path.stat().st_mtime_ns for path in rounds} == rounds
+    again = capsys.readouterr().out
+    assert again[again.index("pacs:") :] == printed[printed.index("pacs:") :]
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert run(arguments) == 2
+    (line,) = [each for each in capsys.readouterr().err.splitlines() if each.startswith("error")]
+    return line
+
+
+def test_what_is_missing_is_said_in_a_line_before_anything_is_done(
+    paper: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_network(*_arguments: object, **_options: object) -> None:
+        raise URLError("no route")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", no_network)
+    line = refusal(capsys, *paper, "--rounds", "1")
+    assert "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth" in line
+    assert "--alexnet-weights FILE" in line
+    assert "put it there" in refusal(capsys, *["paper", "vlcs", *paper[2:]], "--methods", "fedclip")
+    assert "alexnet-fedavg" in refusal(capsys, *paper, "--methods", "best")
+    assert "office-home" in refusal(capsys, "paper", "domainnet")
+    assert not Path("runs").exists()
