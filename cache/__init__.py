@@ -1,20 +1,53 @@
-"""What the two stages agree on: a client's features on disk. Knows neither stage."""
+"""What the two stages agree on: a client's features on disk. Knows neither stage.
 
-from .errors import CacheError, FedclipError
-from .key import image_key
-from .npz import import_npz
-from .reader import read_cache
-from .schema import FeatureCache
-from .store import (
-    CacheFolder,
-    find_caches,
-    latest_cache,
-    load_cache,
-    remove_cache,
-    resolve_cache,
-    verify_cache,
-)
-from .writer import write_cache
+What is public is imported from its module when it is first asked for: the command line
+imports this package for its options alone, and must answer before numpy and HDF5 load.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .errors import CacheError, FedclipError
+    from .key import image_key
+    from .npz import import_npz
+    from .reader import read_cache
+    from .schema import FeatureCache
+    from .store import (
+        CacheFolder,
+        find_caches,
+        latest_cache,
+        load_cache,
+        remove_cache,
+        resolve_cache,
+        verify_cache,
+    )
+    from .writer import write_cache
+else:
+    _MODULES = {
+        "errors": ("CacheError", "FedclipError"),
+        "key": ("image_key",),
+        "npz": ("import_npz",),
+        "reader": ("read_cache",),
+        "schema": ("FeatureCache",),
+        "store": (
+            "CacheFolder",
+            "find_caches",
+            "latest_cache",
+            "load_cache",
+            "remove_cache",
+            "resolve_cache",
+            "verify_cache",
+        ),
+        "writer": ("write_cache",),
+    }
+
+    def __getattr__(name):
+        for module, names in _MODULES.items():
+            if name in names:
+                return getattr(import_module(f".{module}", __name__), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "CacheError",

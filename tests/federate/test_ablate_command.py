@@ -279,7 +279,7 @@ def test_a_great_many_runs_are_asked_about(
     make_cache: MakeCache, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_cache({"photo": 40})
-    monkeypatch.setattr("fedclip.cli.MANY_RUNS", 2)
+    monkeypatch.setattr("fedclip.federate.ablate_command.MANY_RUNS", 2)
     command = ["ablate", *SHAPE, "--seeds", "3"]
     assert "this grid makes 3 runs; give --yes to go on" in refusal(capsys, *command)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
