@@ -33,7 +33,7 @@ from fedclip.extract.request import Request
 from fedclip.extract.sources import FileSource
 
 SIZES = ((500, 375), (1500, 1100))
-BATCHES = 4
+BATCHES = 8
 
 
 @dataclass(frozen=True)

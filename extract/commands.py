@@ -133,8 +133,9 @@ def extract(
         int | None,
         typer.Option(
             min=0,
-            help="Processes that decode images, 0 for none. By default 1 where the encoder runs "
-            "on a CPU, else one for every core but one.",
+            help="Processes that decode images beside the encoder; 0 for threads that decode "
+            "between its batches. By default 0 where the encoder runs on a CPU, else one for "
+            "every core but one.",
             show_default=False,
         ),
     ] = None,

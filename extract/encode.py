@@ -392,7 +392,7 @@ def _client_cache(
 def default_workers(device: torch.device, local_ranks: int = 1) -> int:
     """Choose how many processes decode images for an encoder on `device`."""
     if device.type == "cpu":
-        return 1  # the encoder itself wants all cores; one process hides the reading
+        return 0  # it has all cores, and lends them between two batches
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )

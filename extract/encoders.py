@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from ..cache import FedclipError
 from ..cache.key import canonical_json
 from .decoders import Decoder, make_decoder
+from .memory import keep_freed_memory
 from .names import HF_HUB, LOCAL_DIR, RANDOM, EncoderName, is_file
 
 CONFIG_FILE = "open_clip_config.json"
@@ -195,6 +196,8 @@ def load_encoder(name: EncoderName, device: torch.device) -> Encoder:
     """
     config = _model_config(name.model)
     tag = _tag_config(name)
+    if device.type == "cpu":
+        keep_freed_memory()
     with quiet(), torch.random.fork_rng(devices=[]):
         weights = _weights_file(name, tag)
         torch.manual_seed(0)  # random weights are the same ones each time

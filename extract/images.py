@@ -1,7 +1,8 @@
-"""Images to batches of pixels, in worker processes."""
+"""Images to batches of pixels, in worker processes or in threads."""
 
 import signal
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
@@ -115,24 +116,40 @@ def load_batches(
     *,
     pinned: bool = False,
 ) -> Iterator[PixelBatch]:
-    """Decode `sources` in order, `batch_size` at a time, in `workers` processes (0: in this one).
+    """Decode `sources` in order, `batch_size` at a time, in `workers` processes.
 
     The processes start at once, not when the first batch is asked for. The batches do
     not depend on the number of workers. Memory is bounded: each worker is at most two
     batches ahead.
+
+    Without workers the threads of this process decode a batch when it is asked for. That is
+    best where an encoder computes on the same cores: beside it, a decoder on one core would
+    hold up its threads on all.
     """
-    batches = iter(
-        DataLoader(
-            _Images(sources, decode, shape),
-            batch_size=batch_size,
-            num_workers=workers,
-            collate_fn=_Collate(batch_size),
-            worker_init_fn=_ignore_interrupts,
-            pin_memory=pinned,
-            timeout=PATIENCE if workers else 0,
-        )
+    images, collate = _Images(sources, decode, shape), _Collate(batch_size)
+    if not workers:
+        batches = _decoded_by_threads(images, collate)
+        return (batch.pin_memory() for batch in batches) if pinned else batches
+    loader = DataLoader(
+        images,
+        batch_size=batch_size,
+        num_workers=workers,
+        collate_fn=collate,
+        worker_init_fn=_ignore_interrupts,
+        pin_memory=pinned,
+        timeout=PATIENCE,
     )
-    return _explained(batches)
+    return _explained(iter(loader))
+
+
+def _decoded_by_threads(images: _Images, collate: _Collate) -> Iterator[PixelBatch]:
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for first in range(0, len(images), collate.batch_size):
+            rows = range(first, min(first + collate.batch_size, len(images)))
+            decoded = list(pool.map(images.__getitem__, rows))
+            torch.set_num_threads(threads)  # of which the last thread to begin set one
+            yield collate(decoded)
 
 
 def _explained(batches: Iterator[PixelBatch]) -> Iterator[PixelBatch]:
