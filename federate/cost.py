@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from rich.filesize import decimal
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..cache import FeatureCache
 from ..cache.schema import DIGEST_SIZE
@@ -186,6 +185,9 @@ def measure_cost(
 
 def multiply_adds(work: Callable[[], object]) -> int:
     """Count the multiply-adds of the matrix products and convolutions in `work`."""
+    # Its import loads a compiler: 70 MB that no run over features needs.
+    from torch.utils.flop_counter import FlopCounterMode
+
     # The fused path of nn.MultiheadAttention is one operation that nobody counts.
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

@@ -36,8 +36,8 @@ _ENGINES: Mapping[EngineName, Callable[[nn.Module, Sequence[LocalTask]], list[Cl
 def choose_engine(name: str, device: torch.device, *, whole: bool = False) -> EngineName:
     """Turn ``auto`` or a back end's name into a back end that works on `device`.
 
-    On 2 cores and 3 clients x 72 steps of 32 x 512, `threads` takes half the time of
-    `plain` and four fifths of that of `batched` (benchmarks/federate.py). On a GPU a
+    On 2 cores `threads` takes half the time of `plain`, as `batched` does within a tenth
+    (benchmarks/RESULTS.md), and its bits do not depend on what else is trained. On a GPU a
     step of one task is over before the next is launched, which is what `batched` is for.
     A whole model is for `plain`, as its inputs are decoded batch by batch.
 
