@@ -27,6 +27,7 @@ TEMPLATES = (
 
 RUNS = {
     "adapters": 9,
+    "backbones": 4,
     "data-fraction": 5,
     "heterogeneity": 6,
     "learning-rate": 10,
@@ -34,6 +35,14 @@ RUNS = {
     "participation": 5,
     "prompts": 9,
     "strategies": 10,
+}
+
+# What is extracted before a grid is run, where it is not any cache.
+CACHES = {
+    "backbones": [
+        f"office-home/{backbone}-openai-0123abcd"
+        for backbone in ("RN50", "ViT-B-16", "ViT-B-32", "ViT-L-14")
+    ]
 }
 
 
@@ -53,7 +62,8 @@ def test_all_are_listed_by_the_help(capsys: pytest.CaptureFixture[str]) -> None:
 def test_each_runs_to_the_end(
     make_cache: MakeCache, make_features: MakeFeatures, name: str
 ) -> None:
-    make_cache([make_features("photo", 200, templates=TEMPLATES)])
+    for cache in CACHES.get(name, ["tiny/drawn"]):
+        make_cache([make_features("photo", 200, templates=TEMPLATES)], name=cache)
     rounds = [] if name == "local-epochs" else ["--rounds", "1"]
     assert run(["ablate", name, "--seeds", "1", *rounds, "--csv", "table.csv"]) == 0
     with Path("table.csv").open() as file:
