@@ -160,7 +160,7 @@ def baseline(
         raise typer.BadParameter("--dataset is missing; say what to train on")
     else:
         from .cache.device import resolve_device
-        from .extract.lending import Origin
+        from .extract.lending import Origin, check_backbone
         from .federate.experiment import Experiment, choose_targets
 
         template = prompt or DEFAULT_TEMPLATE
@@ -174,6 +174,7 @@ def baseline(
                 f"--strategy {strategy} is for adapters; of whole models there is "
                 f"{' and '.join(WHOLE_STRATEGIES)}"
             )
+        check_backbone(backbone, alexnet_weights)
         encoder, folder, clients = _extracted(dataset, template, options)
         origin = Origin.of(backbone, alexnet_weights, encoder, dataset, folder).to_json()
         device = resolve_device(options["device"])
@@ -284,8 +285,7 @@ def paper(
     from .cache import FedclipError
     from .cache.device import resolve_device
     from .cache.report import open_report
-    from .extract.backbones import alexnet_backbone
-    from .extract.lending import Origin
+    from .extract.lending import Origin, check_backbone
     from .extract.prompts import DEFAULT_TEMPLATE
     from .federate.experiment import Experiment, choose_targets
     from .federate.paper import METHODS, PUBLISHED, choose_methods, paper_table
@@ -294,8 +294,8 @@ def paper(
     if dataset not in PUBLISHED:
         raise FedclipError(f"the paper has no table {dataset!r}; give {', '.join(PUBLISHED)}")
     rows = choose_methods(methods)
-    if any(METHODS[row].backbone == "alexnet" for row in rows):
-        alexnet_backbone(alexnet_weights, 2)  # what is missing is said before hours of work
+    for backbone in filter(None, {METHODS[row].backbone for row in rows}):
+        check_backbone(backbone, alexnet_weights)
     encoder, folder, clients = _extracted(dataset, DEFAULT_TEMPLATE, options)
     device = resolve_device(options["device"])
     results: dict[str, list[list[Result]]] = {row: [] for row in rows}

@@ -26,6 +26,18 @@ ALEXNET = "alexnet"
 BACKBONES = (CLIP, ALEXNET)
 
 
+def check_backbone(backbone: str, alexnet_weights: str) -> None:
+    """Find out what is wrong with a backbone before there is hours of work in it.
+
+    Raises:
+        FedclipError: there is no such backbone, or its weights cannot be had.
+    """
+    if backbone not in BACKBONES:
+        raise FedclipError(f"--backbone {backbone}: give {' or '.join(BACKBONES)}")
+    if backbone == ALEXNET:
+        alexnet_backbone(alexnet_weights, classes=2)
+
+
 @dataclass(frozen=True)
 class Origin:
     """What a whole model and its images can be had from again.
@@ -53,13 +65,7 @@ class Origin:
         dataset: str,
         cache: CacheFolder,
     ) -> Self:
-        """Describe the backbone and the images that a cache was extracted from.
-
-        Raises:
-            FedclipError: there is no such backbone.
-        """
-        if backbone not in BACKBONES:
-            raise FedclipError(f"--backbone {backbone}: give {' or '.join(BACKBONES)}")
+        """Describe the backbone and the images that a cache was extracted from."""
         file = Path(alexnet_weights)
         root = str(cache.read_manifest()["root"])
         return cls(
