@@ -14,6 +14,7 @@ from PIL import Image
 
 from fedclip.cache import FeatureCache, write_cache
 from fedclip.cache.schema import content_digest
+from fedclip.cli import run
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -21,6 +22,8 @@ MakeFeatures = Callable[..., FeatureCache]
 MakeCache = Callable[..., Path]
 MakeImages = Callable[..., Path]
 Fedclip = Callable[..., subprocess.CompletedProcess[str]]
+Records = Callable[[Path], dict[str, Any]]
+Refusal = Callable[..., str]
 
 # A whole CLIP in miniature: 32x32 images, 16 features, the real tokenizer.
 TINY_CONFIG = {
@@ -175,3 +178,46 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("the real data is not here")
     return SHARED_DATA
+
+
+@pytest.fixture
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in an empty folder, and give it."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def refusal(capsys: pytest.CaptureFixture[str]) -> Refusal:
+    """Give a function that runs a command line that must be refused, and gives the one line."""
+
+    def refuse(*arguments: str) -> str:
+        capsys.readouterr()
+        assert run(arguments) == 2
+        errors = [line for line in capsys.readouterr().err.splitlines() if line]
+        assert len(errors) == 1
+        assert errors[0].startswith("error: ")
+        return errors[0]
+
+    return refuse
+
+
+@pytest.fixture
+def records() -> Records:
+    """Give a function that reads everything that runs left in a folder, timings apart."""
+
+    def read(folder: Path) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            name = str(path.relative_to(folder))
+            if path.suffix == ".json":
+                found[name] = json.loads(path.read_text())
+                found[name].pop("seconds_per_round", None)
+            elif path.suffix == ".jsonl":
+                lines = [json.loads(line) for line in path.read_text().splitlines()]
+                found[name] = [{**line, "seconds": None} for line in lines]
+            else:
+                found[name] = path.read_bytes()
+        return found
+
+    return read

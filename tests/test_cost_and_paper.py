@@ -16,13 +16,11 @@ from fedclip.federate.paper import METHODS, PUBLISHED, paper_table
 from fedclip.federate.settings import Settings
 
 MakeImages = Callable[..., Path]
+Refusal = Callable[..., str]
+
+pytestmark = pytest.mark.usefixtures("empty_folder")
 
 PACS = ("art_painting", "cartoon", "photo", "sketch")
-
-
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 def figures(text: str, row: str) -> list[str]:
@@ -138,23 +136,17 @@ def test_paper_fills_rows_from_images_and_repeats_no_finished_run(
     assert again[again.index("pacs:") :] == printed[printed.index("pacs:") :]
 
 
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    assert run(arguments) == 2
-    (line,) = [each for each in capsys.readouterr().err.splitlines() if each.startswith("error")]
-    return line
-
-
 def test_what_is_missing_is_said_in_a_line_before_anything_is_done(
-    paper: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    paper: list[str], monkeypatch: pytest.MonkeyPatch, refusal: Refusal
 ) -> None:
     def no_network(*_arguments: object, **_options: object) -> None:
         raise URLError("no route")
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", no_network)
-    line = refusal(capsys, *paper, "--rounds", "1")
+    line = refusal(*paper, "--rounds", "1")
     assert "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth" in line
     assert "--alexnet-weights FILE" in line
-    assert "put it there" in refusal(capsys, *["paper", "vlcs", *paper[2:]], "--methods", "fedclip")
-    assert "alexnet-fedavg" in refusal(capsys, *paper, "--methods", "best")
-    assert "office-home" in refusal(capsys, "paper", "domainnet")
+    assert "put it there" in refusal(*["paper", "vlcs", *paper[2:]], "--methods", "fedclip")
+    assert "alexnet-fedavg" in refusal(*paper, "--methods", "best")
+    assert "office-home" in refusal("paper", "domainnet")
     assert not Path("runs").exists()

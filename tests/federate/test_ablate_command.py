@@ -19,38 +19,12 @@ from fedclip.cli import run
 
 MakeFeatures = Callable[..., FeatureCache]
 MakeCache = Callable[..., Path]
+Refusal = Callable[..., str]
+Records = Callable[[Path], dict[str, Any]]
+
+pytestmark = pytest.mark.usefixtures("empty_folder")
 
 SHAPE = ["--clients", "3", "--alpha", "1", "--rounds", "3", "--preset", "tuned"]
-
-
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-def records(folder: Path) -> dict[str, Any]:
-    """Read everything that runs left, timings apart."""
-    found: dict[str, Any] = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = str(path.relative_to(folder))
-        if path.suffix == ".json":
-            found[name] = json.loads(path.read_text())
-            found[name].pop("seconds_per_round", None)
-        elif path.suffix == ".jsonl":
-            lines = [json.loads(line) for line in path.read_text().splitlines()]
-            found[name] = [{**line, "seconds": None} for line in lines]
-        else:
-            found[name] = path.read_bytes()
-    return found
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    capsys.readouterr()
-    assert run(arguments) == 2
-    errors = [line for line in capsys.readouterr().err.splitlines() if line]
-    assert len(errors) == 1
-    assert errors[0].startswith("error: ")
-    return errors[0]
 
 
 def table_of(capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
@@ -65,7 +39,9 @@ def csv_rows() -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_each_run_is_what_federate_makes_of_it_alone(make_cache: MakeCache) -> None:
+def test_each_run_is_what_federate_makes_of_it_alone(
+    make_cache: MakeCache, records: Records
+) -> None:
     make_cache({"art": 60, "photo": 70})
     vary = ["--set", "lr=1e-3,1e-2", "--set", "feature-norm=raw,3", "--set", "rounds=2,3"]
     shape = ["--clients", "3", "--alpha", "1", "--preset", "tuned", "--participation", "0.7"]
@@ -161,7 +137,7 @@ def test_several_templates_of_a_file_are_one_value(
 
 
 def test_a_finished_run_is_not_repeated(
-    make_cache: MakeCache, capsys: pytest.CaptureFixture[str]
+    make_cache: MakeCache, capsys: pytest.CaptureFixture[str], records: Records
 ) -> None:
     make_cache({"art": 40, "photo": 50})
     assert run(["federate", *SHAPE, "--lr", "0.01"]) == 0
@@ -188,7 +164,7 @@ def test_another_content_of_the_cache_makes_other_runs(
 
 
 def test_a_killed_ablation_goes_on_to_the_same_table(
-    make_cache: MakeCache, capsys: pytest.CaptureFixture[str]
+    make_cache: MakeCache, capsys: pytest.CaptureFixture[str], records: Records
 ) -> None:
     make_cache({"art": 200, "photo": 200})
     shape = ["--clients", "3", "--alpha", "1", "--rounds", "30", "--save-every", "4"]
@@ -276,12 +252,12 @@ def test_a_run_that_another_process_is_at_is_left_alone(
 
 
 def test_a_great_many_runs_are_asked_about(
-    make_cache: MakeCache, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch, refusal: Refusal
 ) -> None:
     make_cache({"photo": 40})
     monkeypatch.setattr("fedclip.federate.ablate_command.MANY_RUNS", 2)
     command = ["ablate", *SHAPE, "--seeds", "3"]
-    assert "this grid makes 3 runs; give --yes to go on" in refusal(capsys, *command)
+    assert "this grid makes 3 runs; give --yes to go on" in refusal(*command)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     answers = iter([False, True])
 
@@ -320,13 +296,10 @@ def test_a_great_many_runs_are_asked_about(
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
-    make_cache: MakeCache,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    complaint: str,
+    make_cache: MakeCache, arguments: list[str], complaint: str, refusal: Refusal
 ) -> None:
     make_cache({"photo": 30})
-    assert complaint in refusal(capsys, "ablate", *arguments)
+    assert complaint in refusal("ablate", *arguments)
     assert not Path("runs").exists()
 
 

@@ -19,13 +19,11 @@ from fedclip.cli import run
 
 MakeFeatures = Callable[..., FeatureCache]
 MakeCache = Callable[..., Path]
+Refusal = Callable[..., str]
+
+pytestmark = pytest.mark.usefixtures("empty_folder")
 
 RUN_FILES = ["adapter.safetensors", "config.json", "result.json", "rounds.jsonl"]
-
-
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 def read(path: Path) -> Any:
@@ -34,16 +32,6 @@ def read(path: Path) -> Any:
 
 def lines(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Run a command that must fail on bad input, and return its one line."""
-    capsys.readouterr()
-    assert run(arguments) == 2
-    errors = [line for line in capsys.readouterr().err.splitlines() if line]
-    assert len(errors) == 1
-    assert errors[0].startswith("error: ")
-    return errors[0]
 
 
 def test_a_run_with_one_target_leaves_its_four_files(make_cache: MakeCache) -> None:
@@ -253,30 +241,30 @@ def test_a_run_is_named_by_cache_settings_and_seed(make_cache: MakeCache) -> Non
 
 
 def test_a_run_that_exists_is_kept_unless_overwritten(
-    make_cache: MakeCache, capsys: pytest.CaptureFixture[str]
+    make_cache: MakeCache, refusal: Refusal
 ) -> None:
     make_cache({"photo": 30})
     command = ["federate", "--rounds", "1", "--name", "mine"]
     assert run(command) == 0
     before = {path.name: path.read_bytes() for path in Path("runs/mine").iterdir()}
-    assert "runs/mine: this run exists; give --overwrite" in refusal(capsys, *command)
+    assert "runs/mine: this run exists; give --overwrite" in refusal(*command)
     # Bad input is found out before anything is removed.
     bad = [*command, "--overwrite", "--prompt", "no such {}"]
-    assert "'no such {}' is not cached" in refusal(capsys, *bad)
+    assert "'no such {}' is not cached" in refusal(*bad)
     assert {path.name: path.read_bytes() for path in Path("runs/mine").iterdir()} == before
     assert run([*command, "--overwrite", "--seed", "1"]) == 0
     assert read(Path("runs/mine/config.json"))["seed"] == 1
 
 
 def test_a_folder_that_is_no_run_is_never_overwritten(
-    make_cache: MakeCache, capsys: pytest.CaptureFixture[str]
+    make_cache: MakeCache, refusal: Refusal
 ) -> None:
     make_cache({"photo": 30})
     treasure = Path("runs/mine/thesis.txt")
     treasure.parent.mkdir(parents=True)
     treasure.write_text("years of work")
     command = ["federate", "--rounds", "1", "--name", "mine", "--overwrite"]
-    assert "is no run" in refusal(capsys, *command)
+    assert "is no run" in refusal(*command)
     assert treasure.read_text() == "years of work"
 
 
@@ -324,21 +312,16 @@ def test_a_run_that_leaves_the_finite_numbers_is_marked_failed(
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
-    make_cache: MakeCache,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    complaint: str,
+    make_cache: MakeCache, arguments: list[str], complaint: str, refusal: Refusal
 ) -> None:
     make_cache({"photo": 30})
-    assert complaint in refusal(capsys, "federate", *arguments)
+    assert complaint in refusal("federate", *arguments)
     assert not Path("runs").exists()
 
 
-def test_a_domain_too_small_to_split_is_named(
-    make_cache: MakeCache, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_domain_too_small_to_split_is_named(make_cache: MakeCache, refusal: Refusal) -> None:
     make_cache({"photo": 30, "sketch": 4})
-    assert "sketch: has 4 rows, too few to split" in refusal(capsys, "federate")
+    assert "sketch: has 4 rows, too few to split" in refusal("federate")
 
 
 def test_dropped_clients_are_named(

@@ -14,6 +14,8 @@ from fedclip.federate.grids import NAMES
 MakeCache = Callable[..., Path]
 MakeFeatures = Callable[..., FeatureCache]
 
+pytestmark = pytest.mark.usefixtures("empty_folder")
+
 TEMPLATES = (
     "a picture of a {}",
     "itap of a {}.",
@@ -44,11 +46,6 @@ CACHES = {
         for backbone in ("RN50", "ViT-B-16", "ViT-B-32", "ViT-L-14")
     ]
 }
-
-
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 def test_all_are_listed_by_the_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,44 +22,21 @@ from fedclip.federate.server import Round, RunState
 
 MakeFeatures = Callable[..., FeatureCache]
 MakeCache = Callable[..., Path]
+Refusal = Callable[..., str]
+Records = Callable[[Path], dict[str, Any]]
+
+pytestmark = pytest.mark.usefixtures("empty_folder")
 
 COMMAND = ["federate", "--clients", "3", "--alpha", "10", "--participation", "2"]
-
-
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-def records(folder: Path) -> dict[str, Any]:
-    """Read everything that a run left, timings apart."""
-    found: dict[str, Any] = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = str(path.relative_to(folder))
-        if path.suffix == ".json":
-            found[name] = json.loads(path.read_text())
-            found[name].pop("seconds_per_round", None)
-        elif path.suffix == ".jsonl":
-            lines = [json.loads(line) for line in path.read_text().splitlines()]
-            found[name] = [{**line, "seconds": None} for line in lines]
-        else:
-            found[name] = path.read_bytes()
-    return found
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    capsys.readouterr()
-    assert run(arguments) == 2
-    errors = [line for line in capsys.readouterr().err.splitlines() if line]
-    assert len(errors) == 1
-    return errors[0]
 
 
 def rounds_done(folder: Path) -> int:
     return sum(len(path.read_bytes().splitlines()) for path in folder.rglob("rounds.jsonl"))
 
 
-def test_a_run_killed_again_and_again_ends_as_an_unbroken_one(make_cache: MakeCache) -> None:
+def test_a_run_killed_again_and_again_ends_as_an_unbroken_one(
+    make_cache: MakeCache, records: Records
+) -> None:
     make_cache({"art": 300, "photo": 400})
     options = ["--rounds", "40", "--preset", "tuned", "--eval-every", "3", "--save-every", "4"]
     assert run([*COMMAND, *options, "--name", "unbroken"]) == 0
@@ -90,7 +67,7 @@ def test_a_run_killed_again_and_again_ends_as_an_unbroken_one(make_cache: MakeCa
 
 @pytest.mark.parametrize("targets", [["--target", "none"], []])
 def test_it_does_not_matter_at_which_write_a_run_dies(
-    make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch, targets: list[str]
+    make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch, targets: list[str], records: Records
 ) -> None:
     class Killed(BaseException):
         pass
@@ -127,7 +104,10 @@ def test_it_does_not_matter_at_which_write_a_run_dies(
 
 
 def test_an_interrupted_run_goes_on(
-    make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    make_cache: MakeCache,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    records: Records,
 ) -> None:
     make_cache({"art": 40, "photo": 40})
     options = ["--rounds", "5", "--lr", "0.01"]
@@ -189,42 +169,41 @@ def test_only_what_belongs_to_the_run_is_taken_up(
     make_cache: MakeCache,
     make_features: MakeFeatures,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    refusal: Refusal,
+    records: Records,
 ) -> None:
     caches = make_cache({"photo": 60})
     folder = interrupted(monkeypatch)
     resume = ["federate", "--resume", "mine"]
     assert "there is no run 'other', as a path or below runs" in refusal(
-        capsys, "federate", "--resume", "other"
+        "federate", "--resume", "other"
     )
-    assert "--lr cannot be given with --resume" in refusal(capsys, *resume, "--lr", "1")
+    assert "--lr cannot be given with --resume" in refusal(*resume, "--lr", "1")
 
     with RunFolder(folder).claimed():
-        assert "another process is at this run" in refusal(capsys, *resume)
+        assert "another process is at this run" in refusal(*resume)
 
     config = (folder / "config.json").read_text()
     (folder / "config.json").write_text(config[:-20])
-    assert "config.json: is damaged" in refusal(capsys, *resume)
+    assert "config.json: is damaged" in refusal(*resume)
     (folder / "config.json").write_text(config.replace('"rounds"', '"orbits"'))
-    assert "of another version" in refusal(capsys, *resume)
+    assert "of another version" in refusal(*resume)
     (folder / "config.json").write_text(config)
 
     state = (folder / "state.safetensors").read_bytes()
     (folder / "state.safetensors").write_bytes(state[:200])
-    assert "state.safetensors: is damaged" in refusal(capsys, *resume)
+    assert "state.safetensors: is damaged" in refusal(*resume)
     (folder / "state.safetensors").write_bytes(state)
 
     rounds = (folder / "rounds.jsonl").read_text()
     (folder / "rounds.jsonl").write_text(rounds.splitlines()[0])
-    assert "rounds.jsonl: lacks some of the 2 rounds" in refusal(capsys, *resume)
+    assert "rounds.jsonl: lacks some of the 2 rounds" in refusal(*resume)
     (folder / "rounds.jsonl").write_text(rounds + rounds.splitlines()[0][:9])
 
     caches.rename("elsewhere")
-    assert "the cache of this run is gone; say where" in refusal(capsys, *resume)
+    assert "the cache of this run is gone; say where" in refusal(*resume)
     make_cache([make_features("photo", 60, seed=1)])
-    assert "the cache tiny/drawn is not the one of this run (its content" in refusal(
-        capsys, *resume
-    )
+    assert "the cache tiny/drawn is not the one of this run (its content" in refusal(*resume)
     assert json.loads((folder / "config.json").read_text()) == json.loads(config)
     assert run([*resume, "--cache-dir", "elsewhere"]) == 0
     assert run([*COMMAND, "--rounds", "4", "--name", "whole", "--cache-dir", "elsewhere"]) == 0
@@ -232,12 +211,10 @@ def test_only_what_belongs_to_the_run_is_taken_up(
     assert {**one, "config.json": None} == {**other, "config.json": None}
 
 
-def test_a_targets_part_is_resumed_with_the_whole(
-    make_cache: MakeCache, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_targets_part_is_resumed_with_the_whole(make_cache: MakeCache, refusal: Refusal) -> None:
     make_cache({"art": 40, "photo": 40})
     assert run([*COMMAND, "--rounds", "1", "--name", "all"]) == 0
-    message = refusal(capsys, "federate", "--resume", "runs/all/art")
+    message = refusal("federate", "--resume", "runs/all/art")
     assert "is one target's part of a run; resume the whole" in message
 
 
