@@ -70,14 +70,14 @@ def ablate(
     from .grid import make_grid, read_toml, split_set
     from .grids import grid_file
 
-    can_vary = set(options) - SHARED_BY_RUNS
+    can_vary, said = set(options) - SHARED_BY_RUNS, given(context)
     sets: dict[str, Sequence[Any]] = dict(map(split_set, vary or ()))
     if seeds is not None:
         sets["seeds"] = [seeds]
     combinations = make_grid(
         read_toml(grid_file(grid)) if grid else {},
         sets,
-        {name: options[name] for name in given(context) & can_vary},
+        {name: value for name, value in options.items() if name in said & can_vary},
         can_vary,
         partial(_parse, context),
     )

@@ -94,6 +94,16 @@ def test_the_table_sums_up_over_seeds_best_first_and_the_csv_has_each_run(
         assert row["generalization"] == ""
 
 
+def test_what_holds_for_all_runs_is_said_in_one_order(
+    make_cache: MakeCache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_cache({"photo": 60})
+    options = ["--preset", "tuned", "--rounds", "1", "--alpha", "1", "--clients", "2"]
+    assert run(["ablate", "--set", "lr=0.01", *options]) == 0
+    ablation = "1 runs: lr 0.01; rounds 1, clients 2, alpha 1.0, preset tuned"
+    assert f"ablation   {ablation}\n" in capsys.readouterr().out
+
+
 def test_every_domain_is_left_out_in_turn_by_default(
     make_cache: MakeCache, capsys: pytest.CaptureFixture[str]
 ) -> None:
