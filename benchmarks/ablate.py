@@ -6,18 +6,25 @@ train and one that is left out. It does them in three ways that take turns, as t
 machine drifts: one after the other with the plain loop, one after the other with the engine
 that is fastest on the device, and side by side in that engine. The last two must agree in the
 parameters at the end.
+
+With ``--commands`` it times what a user types: one ``fedclip ablate`` against as many ``fedclip
+federate``, start-up, loading and records included.
 """
 
 import argparse
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from fedclip.cache import FeatureCache
+from fedclip.cache import FeatureCache, write_cache
 from fedclip.cache.device import resolve_device
 from fedclip.federate.clients import FeaturePool
 from fedclip.federate.local import AUTO
@@ -102,6 +109,41 @@ def furthest(runs: Sequence[Run], others: Sequence[Run]) -> float:
     return worst
 
 
+def time_commands(commands: Sequence[Sequence[str]]) -> float:
+    """Run `fedclip` commands one after the other."""
+    start = time.perf_counter()
+    for command in commands:
+        subprocess.run([sys.executable, "-m", "fedclip", *command], check=True, capture_output=True)  # noqa: S603
+    return time.perf_counter() - start
+
+
+def compare_commands(rounds: int, seeds: int, device: str) -> None:
+    """Print what a grid takes as one command and as a command a run, both over one cache."""
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work, "caches", "random", "drawn")
+        folder.mkdir(parents=True)
+        for client, rows in ROWS.items():
+            write_cache(draw(client, rows), folder / f"{client}.h5")
+        common = [
+            *("--cache-dir", f"{work}/caches", "--device", device),
+            *("--rounds", str(rounds), "--target", "real_world"),
+        ]
+        rates = ",".join(map(str, RATES))
+        grid = ["ablate", "--set", f"lr={rates}", "--seeds", str(seeds), *common]
+        runs = [
+            ["federate", "--lr", str(lr), "--seed", str(seed), *common]
+            for lr, seed in product(RATES, range(seeds))
+        ]
+        together = time_commands([[*grid, "--runs-dir", f"{work}/together"]])
+        alone = time_commands([[*run, "--runs-dir", f"{work}/alone"] for run in runs])
+    print("| device | runs | rounds | a command each s | one ablation s | factor |")
+    print("|---|---|---|---|---|---|")
+    print(
+        f"| {device} | {len(runs)} | {rounds} | {alone:.1f} | {together:.1f} | "
+        f"{alone / together:.2f} |"
+    )
+
+
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description="Runs side by side against one after the other.")
@@ -109,16 +151,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--repeat", type=int, default=2, help="times that each way is timed")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--commands", action="store_true", help="time commands, once")
     options = parser.parse_args()
+    if options.commands:
+        compare_commands(options.rounds, options.seeds, options.device)
+        return
     device = resolve_device(options.device)
     pool = FeaturePool([draw(*domain) for domain in ROWS.items()], None, device)
     best = dict.fromkeys(WAYS, float("inf"))
     for turn in range(options.repeat + 1):
         done = {}
         for name, way in WAYS.items():
-            rounds, seeds = (
-                (options.rounds, options.seeds) if turn else (1, 1)
-            )  # the first warms up
+            # The first turn warms up.
+            rounds, seeds = (options.rounds, options.seeds) if turn else (1, 1)
             done[name] = make_runs(pool, rounds, seeds, way.engine)
             taken = seconds(done[name], way.tasks_at_once, device)
             if turn:

@@ -187,6 +187,7 @@ def processes_with(mark: str) -> list[int]:
     return found
 
 
+@pytest.mark.slow  # the real launcher; what it starts is tested above
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks processes up in /proc")
 def test_under_torchrun_too(
     fedclip: Fedclip, make_images: MakeImages, tiny_clip: Path, tmp_path: Path
