@@ -4,7 +4,7 @@ import ctypes
 
 # Parameters of glibc's mallopt (malloc.h).
 _TRIM_THRESHOLD = -1
-_MMAP_THRESHOLD = -3
+_MMAP_MAX = -4
 _MOST = 2**31 - 1
 
 
@@ -17,5 +17,5 @@ def keep_freed_memory() -> None:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_MMAP_THRESHOLD, _MOST)
-        mallopt(_TRIM_THRESHOLD, _MOST)
+        mallopt(_MMAP_MAX, 0)  # every block is of the heap,
+        mallopt(_TRIM_THRESHOLD, _MOST)  # and the heap stays as it is
