@@ -22,7 +22,7 @@ from .cache.console import FAILED, INTERRUPTED, complain, show_table
 from .cache.options import CacheDir, with_options_of
 from .extract.commands import datasets, extract
 from .federate.ablate_command import ablate
-from .federate.commands import adapters, carry_out, federate, resumed, settings_of
+from .federate.commands import RunsDir, adapters, carry_out, federate, resumed, settings_of
 
 if TYPE_CHECKING:
     import torch
@@ -341,7 +341,7 @@ def paper(
         results[row].append(done)
     show_table(paper_table(dataset, results, f"{alexnet_weights} weights"))
     if any(r["status"] == "failed" for runs in results.values() for done in runs for r in done):
-        print("error: training left the finite numbers in some of the runs", file=sys.stderr)
+        complain("training left the finite numbers in some of the runs")
         raise typer.Exit(FAILED)
 
 
@@ -350,9 +350,7 @@ def demo(
     data_dir: Annotated[
         Path, typer.Option(envvar="FEDCLIP_DATA_DIR", help="Where the data set is drawn.")
     ] = Path("data"),
-    runs_dir: Annotated[
-        Path, typer.Option(envvar="FEDCLIP_RUNS_DIR", help="Where runs are kept.")
-    ] = Path("runs"),
+    runs_dir: RunsDir = Path("runs"),
     cache_dir: CacheDir = Path("caches"),
 ) -> None:
     """See it work in a minute: a drawn data set, a tiny CLIP, no download.

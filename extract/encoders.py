@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from ..cache import FedclipError
 from ..cache.key import canonical_json
 from .decoders import Decoder, make_decoder
+from .hub import first_line
 from .memory import keep_freed_memory
 from .names import HF_HUB, LOCAL_DIR, RANDOM, EncoderName, is_file
 
@@ -165,7 +166,7 @@ def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
             result: Tensor = compiled(*arguments, **options)
         except RuntimeError as error:
             raise FedclipError(
-                f"--compile: does not work here ({_first_line(error)}); leave it out"
+                f"--compile: does not work here ({first_line(error)}); leave it out"
             ) from None
         return result
 
@@ -211,7 +212,7 @@ def load_encoder(name: EncoderName, device: torch.device) -> Encoder:
             ) from None
         except Exception as error:
             raise FedclipError(
-                f"{name.model}: its tokenizer cannot be had ({_first_line(error)})"
+                f"{name.model}: its tokenizer cannot be had ({first_line(error)})"
             ) from None
     if tag.get("quick_gelu"):
         config["quick_gelu"] = True
@@ -268,7 +269,7 @@ def _model_config(model: str) -> dict[str, Any]:
                 f"{model}: there is no {CONFIG_FILE} in this folder; "
                 "give a folder as open_clip saves it"
             ) from None
-        raise FedclipError(f"{model}: its config cannot be had ({_first_line(error)})") from None
+        raise FedclipError(f"{model}: its config cannot be had ({first_line(error)})") from None
     if config is None:
         models = open_clip.list_models()
         similar = difflib.get_close_matches(model, models, n=3, cutoff=0.4)
@@ -308,7 +309,7 @@ def _weights_file(name: EncoderName, tag: Mapping[str, Any]) -> Path | None:
     except Exception as error:
         raise FedclipError(
             f"{name.model} {name.pretrained or ''}: the weights cannot be downloaded "
-            f"({_first_line(error)}); give a local checkpoint file with --pretrained, or a folder "
+            f"({first_line(error)}); give a local checkpoint file with --pretrained, or a folder "
             "with --model local-dir:FOLDER"
         ) from None
     assert name.pretrained is not None
@@ -355,7 +356,7 @@ def _build(name: EncoderName, weights: Path | None, *, quick_gelu: bool) -> nn.M
     except Exception as error:
         raise FedclipError(
             f"{weights or name.model}: cannot be loaded as weights of {name.model} "
-            f"({_first_line(error)}); give safetensors or a plain state_dict of this architecture"
+            f"({first_line(error)}); give safetensors or a plain state_dict of this architecture"
         ) from None
     return model
 
@@ -386,12 +387,6 @@ def _tensors_sha256(model: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = " ".join(lines[:2]) or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..cache.console import FAILED, INTERRUPTED, show_table
+from ..cache.console import FAILED, INTERRUPTED, complain, show_table
 from ..cache.options import given, options_but, with_options_of
 from .commands import federate, load, settings_of
 from .grids import NAMES as GRIDS
@@ -118,7 +118,7 @@ def ablate(
     show_table(ablation_table(summarise(runs, combinations.names)))
     print("runs      ", table)
     for line in failures(runs):
-        print("error:", line, file=sys.stderr)
+        complain(line)
     statuses = {entry.status for entry in runs}
     if statuses & {"interrupted", "not begun"}:
         raise typer.Exit(INTERRUPTED)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..cache.console import FAILED, INTERRUPTED, print_table, show_table
+from ..cache.console import FAILED, INTERRUPTED, complain, print_table, show_table
 from ..cache.options import CacheDir, given
 
 if TYPE_CHECKING:
     from ..cache import CacheFolder, FeatureCache
     from .experiment import Experiment, MakeWhole
     from .settings import Settings
+
+RunsDir = Annotated[
+    Path, typer.Option("--runs-dir", envvar="FEDCLIP_RUNS_DIR", help="Where runs are kept.")
+]
 
 
 def federate(
@@ -232,9 +235,7 @@ def federate(
             show_default=False,
         ),
     ] = None,
-    runs_dir: Annotated[
-        Path, typer.Option(envvar="FEDCLIP_RUNS_DIR", help="Where runs are kept.")
-    ] = Path("runs"),
+    runs_dir: RunsDir = Path("runs"),
     cache_dir: CacheDir = Path("caches"),
 ) -> None:
     """Train and federate an adapter over a cache's features."""
@@ -307,7 +308,7 @@ def carry_out(experiment: Experiment, *, resume: bool, save_every: int | None) -
     if "interrupted" in statuses:
         raise typer.Exit(INTERRUPTED)
     if "failed" in statuses:
-        print("error: training left the finite numbers; lower --lr", file=sys.stderr)
+        complain("training left the finite numbers; lower --lr")
         raise typer.Exit(FAILED)
 
 
