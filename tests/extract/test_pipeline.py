@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -234,13 +233,12 @@ sys.exit(code)
 """
 
 
-def test_a_second_run_encodes_nothing_loads_neither_torch_nor_open_clip_and_is_fast(
+def test_a_second_run_encodes_nothing_loads_neither_torch_nor_open_clip(
     run: Extract, make_images: MakeImages, tiny_clip: Path, tmp_path: Path
 ) -> None:
     root = make_images()
     before = file_bytes(run(root))
     arguments = ["extract", "--dataset", str(root), "--model", f"local-dir:{tiny_clip}"]
-    start = time.perf_counter()
     again = subprocess.run(
         [sys.executable, "-c", SECOND_RUN, *arguments, "--cache-dir", str(run.cache_dir)],
         cwd=tmp_path,
@@ -249,10 +247,8 @@ def test_a_second_run_encodes_nothing_loads_neither_torch_nor_open_clip_and_is_f
         timeout=60,
         check=False,
     )
-    seconds = time.perf_counter() - start
     assert again.returncode == 0, again.stderr
     assert "encoded    nothing: the cache is up to date" in again.stdout
-    assert seconds < 3
     assert {path.name: path.read_bytes() for path in run.cache_dir.rglob("*.h5")} == before
 
 
