@@ -155,10 +155,8 @@ def test_every_adapter_keeps_the_shapes_and_adapts_rows_by_themselves(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_run_records_the_adapter_that_it_used(
-    make_cache: MakeCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: AdapterName
-) -> None:
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.usefixtures("empty_folder")
+def test_a_run_records_the_adapter_that_it_used(make_cache: MakeCache, name: AdapterName) -> None:
     make_cache({"art": 30, "photo": 40})
     options = ["--target", "none", "--rounds", "2", "--lr", "1e-3", "--name", "one"]
     if name == "cache-model":
@@ -203,10 +201,10 @@ def test_the_cache_model_lets_the_training_samples_vote(
     assert not adapter.state_dict()
 
 
+@pytest.mark.usefixtures("empty_folder")
 def test_a_run_with_the_cache_model_tests_each_client_with_its_own_samples(
-    make_cache: MakeCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_cache: MakeCache,
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     make_cache({"art": 60, "photo": 70, "sketch": 50})
     options = ["--strategy", "local", "--target", "sketch", "--rounds", "1", "--name", "one"]
     assert run(["federate", "--adapter", "cache-model", *options]) == 0
@@ -226,26 +224,22 @@ def test_a_run_with_the_cache_model_tests_each_client_with_its_own_samples(
     assert result["accuracy"] != result["zero_shot"]
 
 
+@pytest.mark.usefixtures("empty_folder")
 def test_the_cache_model_is_not_federated(
     make_cache: MakeCache,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     make_cache({"photo": 60})
     assert run(["federate", "--adapter", "cache-model"]) == 2
     assert "give the strategy local" in capsys.readouterr().err
     assert not Path("runs").exists()
 
 
+@pytest.mark.usefixtures("empty_folder")
 def test_a_run_without_an_adapter_stays_at_zero_shot(
     make_cache: MakeCache,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     make_cache({"art": 60, "photo": 70})
     options = ["--target", "art", "--rounds", "3", "--name", "one"]
     assert run(["federate", "--adapter", "none", *options]) == 0

@@ -373,13 +373,11 @@ def test_engines_that_are_not_there_are_refused() -> None:
         choose_engine("threads", torch.device("cuda"))
 
 
+@pytest.mark.usefixtures("empty_folder")
 def test_a_run_records_its_engine_and_is_named_without_it(
     make_cache: MakeCache,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     make_cache({"art": 60, "photo": 70})
     found: dict[str, Any] = {}
     for engine in ENGINES:

@@ -416,10 +416,10 @@ def test_personalised_strategies_are_judged_by_the_clients_own_models(
 
 
 @pytest.mark.parametrize("strategy", PERSONALISED)
+@pytest.mark.usefixtures("empty_folder")
 def test_the_clients_own_models_of_the_best_round_are_kept(
-    make_cache: MakeCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str
+    make_cache: MakeCache, strategy: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     make_cache({"art": 150, "photo": 160})
     options = ["--target", "none", "--rounds", "15", "--preset", "tuned", "--lr", "0.05"]
     assert run(["federate", "--strategy", strategy, *options, "--name", "one"]) == 0
@@ -437,14 +437,12 @@ def test_the_clients_own_models_of_the_best_round_are_kept(
 
 
 @pytest.mark.parametrize("strategy", NAMES)
+@pytest.mark.usefixtures("empty_folder")
 def test_a_run_records_its_strategy_and_its_personal_accuracies(
     make_cache: MakeCache,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     strategy: StrategyName,
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     make_cache({"art": 60, "photo": 70, "sketch": 40})
     options = ["--target", "sketch", "--rounds", "2", "--preset", "tuned", "--name", "one"]
     assert run(["federate", "--strategy", strategy, *options]) == 0
@@ -555,14 +553,12 @@ EDGES: dict[str, list[str]] = {
 
 @pytest.mark.parametrize("strategy", NAMES)
 @pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.usefixtures("empty_folder")
 def test_odd_federations_work(
     make_cache: MakeCache,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     strategy: str,
     edge: str,
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     make_cache({"photo": 90})
     options = ["--rounds", "2", "--name", "odd", "--strategy", strategy, *EDGES[edge]]
     assert run(["federate", *options]) == 0
@@ -573,15 +569,13 @@ def test_odd_federations_work(
 
 @pytest.mark.parametrize("strategy", NAMES)
 @pytest.mark.parametrize("loss", ["clip", "class"])
+@pytest.mark.usefixtures("empty_folder")
 def test_a_client_with_one_class_only_works(
     make_cache: MakeCache,
     make_features: MakeFeatures,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     strategy: str,
     loss: str,
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     one = make_features("photo", 30, labels=np.zeros(30, np.int32))
     make_cache([one, make_features("sketch", 40)])
     options = ["--rounds", "2", "--name", "odd", "--strategy", strategy, "--loss", loss]
@@ -589,13 +583,11 @@ def test_a_client_with_one_class_only_works(
     assert json.loads(Path("runs/odd/result.json").read_text())["status"] == "finished"
 
 
+@pytest.mark.usefixtures("empty_folder")
 def test_a_draw_that_leaves_nobody_enough_rows_says_so(
     make_cache: MakeCache,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     make_cache({"photo": 12})
     assert run(["federate", "--clients", "12", "--alpha", "1000"]) == 2
     errors = capsys.readouterr().err
@@ -604,14 +596,12 @@ def test_a_draw_that_leaves_nobody_enough_rows_says_so(
 
 
 @pytest.mark.parametrize("strategy", NAMES)
+@pytest.mark.usefixtures("empty_folder")
 def test_updates_that_are_no_numbers_end_the_run_as_failed(
     make_cache: MakeCache,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     strategy: str,
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     make_cache({"photo": 60})
     options = ["--rounds", "5", "--lr", "1e38", "--weight-decay", "0.2", "--name", "hot"]
     assert run(["federate", "--strategy", strategy, *options]) == 1
