@@ -29,9 +29,10 @@ from fedclip.cache.device import resolve_device
 from fedclip.extract.encoders import load_encoder
 from fedclip.extract.names import EncoderName
 from fedclip.federate.adapters import make_adapter
-from fedclip.federate.clients import Client, Domain, Federation, Samples
+from fedclip.federate.clients import Client, Federation
 from fedclip.federate.evaluate import test_accuracy, validation_accuracy
 from fedclip.federate.local import EngineName, LocalTask, copy_parameters, train_clients
+from fedclip.federate.samples import Domain, Samples
 from fedclip.federate.settings import Settings
 
 WIDTH = 512

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .clients import Samples
 from .losses import Scale, cosine_logits
+from .samples import Samples
 from .settings import RATIOS, AdapterName
 
 # Tip-Adapter's sharpness, and how many rows it compares with its cache at once.

@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -12,11 +11,10 @@ import torch
 from torch import Tensor
 
 from ..cache import FeatureCache, FedclipError
+from .samples import ROWS_AT_ONCE, Domain, Rows, Samples
 from .seeding import generator
 from .settings import Settings
-
-if TYPE_CHECKING:
-    from .whole import Inputs, WholeModel
+from .whole import WholeModel
 
 MIN_ROWS = 5
 MIN_TRAIN = 2  # a batch of one sample has no negatives
@@ -30,83 +28,6 @@ ALL_PROMPTS = "all"
 
 # Federations that a pool keeps for the next run that draws the same.
 FEDERATIONS_KEPT = 128
-
-# Rows that are worked on together: few enough to be in a cache still for the next operation.
-ROWS_AT_ONCE = 1024
-IMAGES_AT_ONCE = 256
-
-Rows = npt.NDArray[np.intp]
-
-
-@dataclass(frozen=True, eq=False)
-class Domain:
-    """A domain's rows on the device they are used on, shared by all who hold some of them.
-
-    Attributes:
-        cache: Where they come from.
-        features: (N, D) float32.
-        labels: (N,) int64.
-        order: (N,) the rows in the order of their ids.
-        images: The images behind the rows, for a whole model; None where features are
-            trained on.
-    """
-
-    cache: FeatureCache
-    features: Tensor
-    labels: Tensor
-    order: Rows
-    images: "Inputs | None" = None
-
-    @property
-    def name(self) -> str:
-        """What it is called."""
-        return self.cache.client
-
-
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """Some rows of a domain: a view that is gathered when it is asked for.
-
-    Attributes:
-        domain: Whose rows.
-        rows: (n,) int64, on the domain's device.
-    """
-
-    domain: Domain
-    rows: Tensor
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, which: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Gather some of them: (b, D) float32 features and (b,) int64 labels.
-
-        For a whole model it is (b, 3, H, W) uint8 pixels in place of features.
-        """
-        rows, images = self.rows[which], self.domain.images
-        if images is None:
-            return self.cached(which)
-        return images[rows], self.domain.labels[rows]
-
-    def cached(self, which: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Gather features, whatever is trained on: (b, D) float32 and (b,) int64 labels."""
-        rows = self.rows[which]
-        return self.domain.features[rows], self.domain.labels[rows]
-
-    @property
-    def at_once(self) -> int:
-        """Rows that are best gathered together."""
-        return ROWS_AT_ONCE if self.domain.images is None else IMAGES_AT_ONCE
-
-    @property
-    def features(self) -> Tensor:
-        """All of them, (n, D) float32, copied."""
-        return self.domain.features[self.rows]
-
-    @property
-    def labels(self) -> Tensor:
-        """Their labels, (n,) int64, copied."""
-        return self.domain.labels[self.rows]
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +59,7 @@ class Federation:
     text: Tensor
     logit_scale: float
     dropped: tuple[tuple[str, int], ...] = ()
-    whole: "WholeModel | None" = None
+    whole: WholeModel | None = None
 
     @property
     def clients(self) -> tuple[Client, ...]:
@@ -194,7 +115,7 @@ class FeaturePool:
         device: torch.device,
         *,
         in_place: bool = False,
-        whole: "WholeModel | None" = None,
+        whole: WholeModel | None = None,
     ) -> None:
         self.device = device
         self._whole = whole
@@ -367,20 +288,15 @@ def _split(name: str, domain: Domain, rows: Rows, settings: Settings) -> Client:
     validation = math.floor(VALIDATION_SHARE * len(rows))
     parts = np.split(shuffled, [train, train + validation])
     parts[0] = parts[0][: max(MIN_TRAIN, round(settings.data_fraction * train))]
-    return Client(name, domain.name, *(_view(domain, part) for part in parts))
+    return Client(name, domain.name, *(domain.view(part) for part in parts))
 
 
 def _whole(domain: Domain) -> Client:
     """Make a target: tested whole, in the order of its rows."""
-    nothing = _view(domain, np.arange(0))
+    nothing = domain.view(np.arange(0))
     return Client(
-        domain.name, domain.name, nothing, nothing, _view(domain, np.arange(len(domain.order)))
+        domain.name, domain.name, nothing, nothing, domain.view(np.arange(len(domain.order)))
     )
-
-
-def _view(domain: Domain, rows: Rows) -> Samples:
-    index = torch.from_numpy(np.ascontiguousarray(rows))
-    return Samples(domain, index.to(domain.labels.device))
 
 
 def _rescaled(

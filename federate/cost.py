@@ -13,9 +13,10 @@ from torch import Tensor
 from ..cache import FeatureCache
 from ..cache.schema import DIGEST_SIZE
 from .adapters import Adapter, trainable_parameters
-from .clients import Client, FeaturePool, Federation, Samples, class_texts
+from .clients import Client, FeaturePool, Federation, class_texts
 from .evaluate import accuracy
 from .local import LocalTask, copy_parameters, train_clients
+from .samples import Samples
 from .seeding import generator
 from .server import Run, make_model
 from .settings import Settings

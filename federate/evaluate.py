@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from .adapters import Adapter
-from .clients import Client, Federation, Samples
+from .clients import Client, Federation
 from .losses import cosine_logits
+from .samples import Samples
 
 
 @torch.inference_mode()

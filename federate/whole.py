@@ -7,7 +7,7 @@ over rounds, the strategies, the evaluation and the records are those of adapter
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +16,8 @@ from torch.nn import functional
 from ..cache import FeatureCache
 from .adapters import Adapter
 from .losses import LOSSES, Scale
+from .samples import Inputs
 from .settings import LossName
-
-
-class Inputs(Protocol):
-    """A domain's rows as a model takes them, gathered when they are asked for."""
-
-    def __getitem__(self, rows: Tensor) -> Tensor:
-        """Gather (b, ...) of them for (b,) int64 row indices, on the device they are used on."""
 
 
 @dataclass(frozen=True, eq=False)

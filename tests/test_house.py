@@ -7,6 +7,7 @@ import sys
 import tomllib
 import zipfile
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,23 @@ def test_a_package_imports_only_itself_and_the_cache(package: str) -> None:
             if level == 0:
                 assert first != "fedclip", f"{path}: imports inside the package are relative"
                 assert first not in PACKAGES, f"{path}: {name}"
+
+
+def test_no_imports_run_in_a_circle() -> None:
+    def name_of(path: Path) -> str:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+    paths = {name_of(path): path for package in PACKAGES for path in modules(package)}
+    graph: dict[str, set[str]] = {module: set() for module in paths}
+    for module, path in paths.items():
+        folders = path.relative_to(ROOT).parts[:-1]
+        for level, name in imports(path):
+            asked = ".".join([*folders[: len(folders) - level + 1], name])
+            if level and asked in paths:
+                graph[module].add(asked)
+    assert sum(map(len, graph.values())) > len(paths)
+    TopologicalSorter(graph).prepare()  # raises an error that shows the circle
 
 
 def test_the_federation_runs_where_no_encoder_is_installed() -> None:

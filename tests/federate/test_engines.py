@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fedclip.cache import FedclipError
 from fedclip.cli import run
 from fedclip.federate.adapters import make_adapter
-from fedclip.federate.clients import Client, Domain, Federation, Samples
+from fedclip.federate.clients import Client, Federation
 from fedclip.federate.engines import threads
 from fedclip.federate.local import (
     ClientUpdate,
@@ -33,6 +33,7 @@ from fedclip.federate.local import (
     train_clients,
 )
 from fedclip.federate.losses import LOSSES
+from fedclip.federate.samples import Domain, Samples
 from fedclip.federate.settings import AdapterName, LossName, OptimizerName, Settings
 from fedclip.federate.strategies.base import average
 
@@ -402,7 +403,8 @@ def test_the_fast_back_end_does_not_load_what_torch_optim_loads() -> None:
 import sys, torch
 before = set(sys.modules)
 from fedclip.federate.adapters import make_adapter
-from fedclip.federate.clients import Client, Domain, Federation, Samples
+from fedclip.federate.clients import Client, Federation
+from fedclip.federate.samples import Domain, Samples
 from fedclip.federate.local import LocalTask, copy_parameters, train_clients
 from fedclip.federate.settings import Settings
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from fedclip.federate.adapters import Adapter, make_adapter
-from fedclip.federate.clients import Domain, Federation, Samples
+from fedclip.federate.clients import Federation
 from fedclip.federate.evaluate import accuracy
 from fedclip.federate.losses import cosine_logits
+from fedclip.federate.samples import Domain, Samples
 
 TEXT = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
 FEDERATION = Federation((), None, TEXT, 20.0)
