@@ -52,7 +52,7 @@ def run_draw(draw: int, model: str, settings: Settings, work: Path, report: Repo
         runs_dir=work / "runs",
         name=f"draw-{draw}",
     )
-    return list(run_experiment(experiment, report))
+    return list(run_experiment(experiment, report).results)
 
 
 def cell(values: Sequence[float]) -> str:

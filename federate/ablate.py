@@ -51,17 +51,20 @@ class Entry:
         return str(self.result["status"]) if self.result else "not begun"
 
 
-def run_ablation(entries: Sequence[Entry], report: Report, save_every: int | None = None) -> None:
+def run_ablation(entries: Sequence[Entry], report: Report, save_every: int | None = None) -> bool:
     """Do what is not done of `entries`, and put down what came of each.
 
     Runs step side by side, their clients trained in one call; each comes out as it would
-    alone. What is finished is not repeated, what was begun goes on, and a run that fails is
+    alone, with the batched engine but for float rounding. What is finished is not repeated, what was begun goes on, and a run that fails is
     told of and leaves the others alone. The caches' features may be rescaled in place.
 
     Args:
         entries: On one device.
         report: Takes what there is to tell.
         save_every: As `carry_out` has it.
+
+    Returns:
+        Whether all were done; False after an interrupt.
     """
     for entry in entries:
         try:
@@ -72,19 +75,20 @@ def run_ablation(entries: Sequence[Entry], report: Report, save_every: int | Non
     if len(todo) < len(entries):
         report.note(f"{len(entries) - len(todo)} of {len(entries)} runs are done already")
     total = sum(unfinished(entry.experiment) * entry.experiment.settings.rounds for entry in todo)
-    done: Counter[Path] = Counter()
+    rounds: Counter[Path] = Counter()
     trials: dict[Entry, Trial] = {}
 
     def progress(run: RecordedRun) -> None:
-        done[run.folder.path] = run.state.number
-        report.progress("ablation", done.total(), total, "rounds", f"{len(todo)} runs")
+        rounds[run.folder.path] = run.state.number
+        report.progress("ablation", rounds.total(), total, "rounds", f"{len(todo)} runs")
 
     try:
-        carry_out(_openings(todo, trials), progress, save_every)
+        done = carry_out(_openings(todo, trials), progress, save_every)
     finally:
         for trial in trials.values():
             trial.release()
     _collect(trials)
+    return done
 
 
 def _openings(todo: Sequence[Entry], trials: dict[Entry, Trial]) -> Iterator[RecordedRun]:
@@ -161,7 +165,6 @@ def write_csv(path: Path, entries: Sequence[Entry], names: Sequence[str]) -> Non
                 entry.error,
             ]
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_text(table.getvalue(), encoding="utf-8")
 

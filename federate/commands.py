@@ -302,12 +302,12 @@ def carry_out(experiment: Experiment, *, resume: bool, save_every: int | None) -
     for line in describe_settings(experiment):
         print(line, flush=True)
     with open_report() as report:
-        results = run_experiment(experiment, report, resume=resume, save_every=save_every)
-    _print_results(results, experiment)
-    statuses = {result["status"] for result in results}
-    if "interrupted" in statuses:
+        outcome = run_experiment(experiment, report, resume=resume, save_every=save_every)
+    if outcome.results:
+        _print_results(outcome.results, experiment)
+    if outcome.interrupted:
         raise typer.Exit(INTERRUPTED)
-    if "failed" in statuses:
+    if any(result["status"] == "failed" for result in outcome.results):
         complain("training left the finite numbers; lower --lr")
         raise typer.Exit(FAILED)
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..cache.report import Report
 from .clients import FeaturePool, Federation
@@ -68,7 +68,10 @@ class Trial:
         """The run's, or the sum of those over several targets, if there is one yet."""
         if not self._results:
             return None
-        return summary_of(self.results) if self._several else self.results[0]
+        return self._summary() if self._several else self.results[0]
+
+    def _summary(self) -> Result:
+        return summary_of(self.results, complete=self.complete)
 
     def runs(self) -> Iterator["RecordedRun"]:
         """Begin, or take up, the runs that are not over, one by one as they are asked for.
@@ -102,7 +105,7 @@ class Trial:
         self._results[target] = result
         if self.complete or result["status"] == "interrupted":
             if self._several:
-                self._folder.write_result(summary_of(self.results))
+                self._folder.write_result(self._summary())
             self.release()
 
     def release(self) -> None:
@@ -220,7 +223,7 @@ def carry_out(
     progress: Callable[[RecordedRun], None],
     save_every: int | None = None,
     tasks_at_once: int = TASKS_AT_ONCE,
-) -> None:
+) -> bool:
     """Do runs, and record and save them.
 
     A run whose loss or parameters stop being finite ends as failed; an interrupt (Ctrl-C)
@@ -231,6 +234,9 @@ def carry_out(
         progress: Called with a run when it is begun and after each of its rounds.
         save_every: Rounds between two saves; None for as often as takes 1 % of the time.
         tasks_at_once: As `drive` has it; 1 does one run after the other.
+
+    Returns:
+        Whether all were done; False after an interrupt.
     """
     flying: list[RecordedRun] = []
     saving = Saving(save_every)
@@ -249,12 +255,26 @@ def carry_out(
             for run, _ in stepped:
                 progress(run)
                 if run.over:
-                    flying.remove(run)
                     run.close()
+                    flying.remove(run)
             saving.after(flying)
     except KeyboardInterrupt:
         for run in flying:
-            run.close(interrupted=True)
+            run.close(interrupted=not run.over)
+        return False
+    return True
+
+
+class Outcome(NamedTuple):
+    """What came of an experiment.
+
+    Attributes:
+        results: In the targets' order; those that an interrupt left unbegun have none.
+        interrupted: Whether it was ended by an interrupt.
+    """
+
+    results: list[Result]
+    interrupted: bool
 
 
 def run_experiment(
@@ -263,11 +283,10 @@ def run_experiment(
     *,
     resume: bool = False,
     save_every: int | None = None,
-) -> list[Result]:
-    """Run every target and record it; return the results in the targets' order.
+) -> Outcome:
+    """Run every target and record it.
 
-    The features of the experiment's caches are rescaled in place. After an interrupt the
-    targets that were not begun have no result.
+    The features of the experiment's caches are rescaled in place.
 
     Args:
         experiment: What to run.
@@ -297,9 +316,9 @@ def run_experiment(
         report.progress(task, run.state.number, run.settings.rounds, "rounds", detail)
 
     try:
-        carry_out(trial.runs(), progress, save_every, tasks_at_once=1)
+        done = carry_out(trial.runs(), progress, save_every, tasks_at_once=1)
     finally:
         trial.release()
-    if not begun:
+    if done and not begun:
         report.note(f"{experiment.folder}: is finished")
-    return trial.results
+    return Outcome(trial.results, interrupted=not done)

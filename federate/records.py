@@ -281,10 +281,16 @@ def result_of(run: Run, status: Status, seconds: Sequence[float]) -> dict[str, A
     return dict(finite_or_null(result))
 
 
-def summary_of(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Sum up the runs over several targets: each target's own accuracy, and the means."""
-    statuses = {result["status"] for result in results}
-    status = next((s for s in ("failed", "interrupted") if s in statuses), "finished")
+def summary_of(results: Sequence[Mapping[str, Any]], *, complete: bool = True) -> dict[str, Any]:
+    """Sum up the runs over several targets: each target's own accuracy, and the means.
+
+    Args:
+        results: One or more, as `result_of` gives them.
+        complete: Whether there are no more to come.
+    """
+    statuses = {result["status"] for result in results} | (set() if complete else {"interrupted"})
+    # What can go on is not over, whatever else failed.
+    status = next((s for s in ("interrupted", "failed") if s in statuses), "finished")
     averaged = {name: mean(_number(result[name]) for result in results) for name in _AVERAGED}
     summary = {
         "status": status,

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,12 @@ import torch
 
 from fedclip.cache import FeatureCache, FedclipError
 from fedclip.cli import run
+from fedclip.federate import server
+from fedclip.federate.ablate import FIGURES
 from fedclip.federate.checkpoint import read_state, write_state
-from fedclip.federate.records import RunFolder
+from fedclip.federate.clients import Federation
+from fedclip.federate.evaluate import test_accuracy as accuracy_of_all
+from fedclip.federate.records import RunFolder, summary_of
 from fedclip.federate.server import Round, RunState
 
 MakeFeatures = Callable[..., FeatureCache]
@@ -132,6 +136,87 @@ def test_an_interrupted_run_goes_on(
     assert run(["federate", "--resume", "runs/broken"]) == 0
     assert "target art: 2/5 rounds" in capsys.readouterr().err
     assert records(Path("runs/broken")) == records(Path("runs/unbroken"))
+
+
+def interrupt_opening(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupt when the run of that number is being opened."""
+    opened = iter(range(1, 100))
+
+    def zero_shot(federation: Federation) -> dict[str, float]:
+        if next(opened) == number:
+            raise KeyboardInterrupt
+        return accuracy_of_all(None, federation)
+
+    monkeypatch.setattr(server, "_zero_shot", zero_shot)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_run_interrupted_while_it_is_opened_goes_on(
+    make_cache: MakeCache,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    records: Records,
+    number: int,
+) -> None:
+    make_cache({"art": 40, "photo": 40, "sketch": 40})
+    options = ["--rounds", "2", "--lr", "0.01"]
+    assert run(["federate", *options, "--name", "unbroken"]) == 0
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        interrupt_opening(number, patch)
+        assert run(["federate", *options, "--name", "broken"]) == 130
+    captured = capsys.readouterr()
+    assert captured.err.splitlines()[-1] == "interrupted; what was finished is kept"
+    assert "is finished" not in captured.err
+    assert ("accuracy in %" in captured.out) == (number == 2)
+    assert run(["federate", "--resume", "broken"]) == 0
+    assert records(Path("runs/broken")) == records(Path("runs/unbroken"))
+
+
+def test_an_ablation_interrupted_between_two_targets_goes_on(
+    make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch, records: Records
+) -> None:
+    make_cache({"art": 40, "photo": 40})
+    command = ["ablate", "--rounds", "2", "--set", "lr=0.01,0.1"]
+    assert run([*command, "--runs-dir", "unbroken"]) == 0
+    with monkeypatch.context() as patch:
+        interrupt_opening(2, patch)
+        assert run([*command, "--runs-dir", "broken"]) == 130
+    assert run([*command, "--runs-dir", "broken"]) == 0
+    assert records(Path("broken")) == records(Path("unbroken"))
+
+
+def test_runs_that_fail_in_the_step_of_an_interrupt_have_failed(
+    make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch, records: Records
+) -> None:
+    make_cache({"photo": 60})
+    command = ["ablate", "--rounds", "9", "--lr", "1e38", "--weight-decay", "0.2", "--seeds", "2"]
+    assert run([*command, "--runs-dir", "unbroken"]) == 1
+    write, writes = RunFolder.write_result, []
+
+    def interrupt(folder: RunFolder, result: Mapping[str, Any]) -> None:
+        writes.append(folder)
+        if len(writes) == 1:
+            raise KeyboardInterrupt
+        write(folder, result)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "write_result", interrupt)
+        assert run([*command, "--runs-dir", "broken"]) == 130
+    assert records(Path("broken")) == records(Path("unbroken"))
+
+
+def test_what_can_go_on_is_not_over_whatever_else_failed() -> None:
+    figures = dict.fromkeys([name for each in FIGURES for name in (each, f"zero_shot_{each}")], 0.5)
+    fixed = {"target": "art", "best_round": 1, "trainable_parameters": 1, "bytes_per_round": 4}
+    fixed["seconds_per_round"] = 1
+    failed, broken, finished = (
+        {"status": status, **fixed, **figures} for status in ("failed", "interrupted", "finished")
+    )
+    assert summary_of([failed, broken])["status"] == "interrupted"
+    assert summary_of([failed, finished])["status"] == "failed"
+    assert summary_of([failed, finished], complete=False)["status"] == "interrupted"
+    assert summary_of([finished, finished])["status"] == "finished"
 
 
 def test_a_finished_run_says_so_and_prints_its_table(
