@@ -71,9 +71,9 @@ def ablate(
     from .grids import grid_file
 
     can_vary, said = set(options) - SHARED_BY_RUNS, given(context)
-    sets: dict[str, Sequence[Any]] = dict(map(split_set, vary or ()))
+    sets: list[tuple[str, Sequence[Any]]] = [split_set(text) for text in vary or ()]
     if seeds is not None:
-        sets["seeds"] = [seeds]
+        sets.append(("seeds", [seeds]))
     combinations = make_grid(
         read_toml(grid_file(grid)) if grid else {},
         sets,
@@ -82,6 +82,8 @@ def ablate(
         partial(_parse, context),
     )
     _confirm(combinations.count, yes)
+    if table is not None and table.is_dir():
+        raise typer.BadParameter(f"--csv {table}: is a folder; give a file")
 
     from ..cache.device import resolve_device
     from ..cache.report import open_report
@@ -111,18 +113,23 @@ def ablate(
     latest = "cache" not in {*combinations.names, *combinations.fixed}
     print(f"cache      {caches}{' (the one extracted last)' if latest else ''}")
     print(f"ablation   {len(runs)} runs: {combinations.describe()}", flush=True)
-    with open_report() as report:
-        run_ablation(runs, report, options["save_every"])
+    if len(runs) < combinations.count:
+        print(
+            f"           ({combinations.count} combinations, some of which come to the same run)",
+            flush=True,
+        )
     table = table or options["runs_dir"] / f"{own_name(runs)}.csv"
+    table.parent.mkdir(parents=True, exist_ok=True)
+    with open_report() as report:
+        done = run_ablation(runs, report, options["save_every"])
     write_csv(table, runs, combinations.names)
     show_table(ablation_table(summarise(runs, combinations.names)))
     print("runs      ", table)
     for line in failures(runs):
         complain(line)
-    statuses = {entry.status for entry in runs}
-    if statuses & {"interrupted", "not begun"}:
+    if not done:
         raise typer.Exit(INTERRUPTED)
-    if "failed" in statuses:
+    if any(entry.status == "failed" for entry in runs):
         raise typer.Exit(FAILED)
 
 

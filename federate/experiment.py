@@ -146,10 +146,18 @@ def choose_targets(clients: Sequence[FeatureCache], target: str | None) -> tuple
     """Turn what `--target` says into the domains to leave out, one run each.
 
     Without a word, every domain in turn if there are two or more, else none.
+
+    Raises:
+        FedclipError: there is no such domain.
     """
     domains = [cache.client for cache in clients]
     if target is None:
         target = ALL if len(domains) > 1 else NONE
+    if target not in (ALL, NONE, *domains):
+        raise FedclipError(
+            f"there is no target {target!r} in this cache; "
+            f"its domains are {', '.join(domains)} (or {ALL}, or {NONE})"
+        )
     if target == NONE:
         return (None,)
     return tuple(domains) if target == ALL else (target,)

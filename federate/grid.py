@@ -3,7 +3,7 @@
 import difflib
 import math
 import tomllib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -73,7 +73,7 @@ def show(value: Any) -> str:
 
 def make_grid(
     file: Mapping[str, Any],
-    sets: Mapping[str, Sequence[Any]],
+    sets: Sequence[tuple[str, Sequence[Any]]],
     given: Mapping[str, Any],
     options: Collection[str],
     parse: Callable[[str, Any], Any],
@@ -94,14 +94,14 @@ def make_grid(
         FedclipError: an unknown option, one given twice, an empty list, or lists of different
             lengths in step.
     """
-    groups = [_named(group, options) for group in _groups(file)]
-    plain = _named({name: value for name, value in file.items() if name != ZIP}, options)
-    sets = _named(sets, options)
-    for name in [*sets, *given]:
+    groups = [_named(group.items(), options) for group in _groups(file)]
+    plain = _named([each for each in file.items() if each[0] != ZIP], options)
+    varied = _named(sets, options)
+    for name in [*varied, *given]:
         plain.pop(name, None)
     lists = {name: value for name, value in plain.items() if isinstance(value, list)}
     fixed = {name: value for name, value in plain.items() if name not in lists}
-    lists |= {name: list(values) for name, values in sets.items()}
+    lists |= {name: list(values) for name, values in varied.items()}
     if SEEDS in lists:
         fixed[SEEDS] = lists.pop(SEEDS)
     axes = [*groups, *({name: values} for name, values in lists.items())]
@@ -160,16 +160,18 @@ def _groups(file: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return groups
 
 
-def _named(values: Mapping[str, Any], options: Collection[str]) -> dict[str, Any]:
+def _named(values: Iterable[tuple[str, Any]], options: Collection[str]) -> dict[str, Any]:
     """Spell the names as options are spelt here."""
-    named = {}
+    named: dict[str, Any] = {}
     known = [*options, SEEDS]
-    for written, value in values.items():
+    for written, value in values:
         name = written.replace("-", "_")
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(sorted(known))}"
             raise FedclipError(f"no option {written!r} can be varied; {hint}")
+        if name in named:
+            raise _given_twice(name)
         named[name] = value
     return named
 
@@ -192,4 +194,8 @@ def _check(axes: Sequence[Axis], single: Sequence[str]) -> None:
             if not values:
                 raise FedclipError(f"{name} has an empty list; give it a value, or leave it out")
             if [*names, *single].count(name) > 1:
-                raise FedclipError(f"{name} is given twice; give it once, as a list or a value")
+                raise _given_twice(name)
+
+
+def _given_twice(name: str) -> FedclipError:
+    return FedclipError(f"{name} is given twice; give it once, as a list or a value")

@@ -168,6 +168,10 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise FedclipError(f"{name} is {value}; it must be a positive number")
+        if self.feature_norm is not None and not 1e-6 <= self.feature_norm <= 1e6:
+            raise FedclipError(
+                f"feature_norm is {self.feature_norm}; float32 wants it between 1e-6 and 1e6"
+            )
         for name in ("weight_decay", "mu", "ditto_lambda"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
@@ -254,6 +258,7 @@ class Settings:
         for name, owners in STRATEGY_OPTIONS.items():
             if self.strategy in owners:
                 values[name] = self.option(name)
+        values["ratio"] = RATIOS.get(self.adapter) if self.ratio is None else self.ratio
         return {**values, "betas": list(self.betas), "prompts": list(self.prompts)}
 
     @classmethod

@@ -60,8 +60,10 @@ def ablation_table(summaries: Sequence[Summary]) -> Table:
         title="accuracy in %, and gain over zero-shot in points: mean (standard deviation)",
         title_justify="left",
     )
-    targeted = any(each.accuracy("generalization") for each in summaries)
-    figures = FIGURES if targeted else ("mean", "pooled")  # without a target the others say no more
+    known = {name for name in FIGURES if any(each.accuracy(name) for each in summaries)}
+    if "generalization" not in known:  # without a target personalization is the mean
+        known.discard("personalization")
+    figures = [name for name in FIGURES if name in known | {"mean", "pooled"}]
     for heading in (*summaries[0].values, "runs"):
         table.add_column(heading)
     for figure in figures:

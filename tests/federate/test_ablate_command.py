@@ -104,6 +104,31 @@ def test_what_holds_for_all_runs_is_said_in_one_order(
     assert f"ablation   {ablation}\n" in capsys.readouterr().out
 
 
+def test_the_clients_own_models_have_a_column_without_a_target_too(
+    make_cache: MakeCache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_cache({"photo": 200})
+    assert run(["ablate", *SHAPE, "--set", "strategy=ditto,fedrep"]) == 0
+    printed = capsys.readouterr().out
+    for row in csv_rows():
+        assert f"{100 * float(row['personal_mean']):.2f} (0.00)" in printed
+    assert "personal mean" in " ".join(printed.split())
+
+
+def test_combinations_that_come_to_one_run_are_told_of(
+    make_cache: MakeCache, capsys: pytest.CaptureFixture[str], refusal: Refusal
+) -> None:
+    make_cache({"photo": 60})
+    fixed = ["--rounds", "1", "--adapter", "residual", "--set", "ratio=0.1,0.2"]
+    same = ["--set", "preset=paper,tuned", "--loss", "class", "--lr", "1e-3", "--weight-decay", "0"]
+    assert run(["ablate", *fixed, *same]) == 0
+    assert "(4 combinations, some of which come to the same run)" in capsys.readouterr().out
+    assert len(csv_rows()) == 2
+    # Without a ratio it is the source's, 0.2, so this run is there.
+    alone = ["federate", "--rounds", "1", "--adapter", "residual", *same[2:]]
+    assert "this run exists" in refusal(*alone)
+
+
 def test_every_domain_is_left_out_in_turn_by_default(
     make_cache: MakeCache, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -297,6 +322,11 @@ def test_a_great_many_runs_are_asked_about(
         (["--set", "preset=best"], "no preset 'best'"),
         (["--set", "engine=plain,threads"], "no option 'engine' can be varied"),
         (["--set", "lr=1", "--lr", "2"], "lr is given twice"),
+        (["--set", "lr=1", "--set", "lr=2"], "lr is given twice"),
+        (["--set", "seeds=3", "--seeds", "2"], "seeds is given twice"),
+        (["--target", "nope"], "there is no target 'nope' in this cache"),
+        (["--csv", "caches"], "--csv caches: is a folder; give a file"),
+        (["--feature-norm", "1e39"], "feature_norm is 1e+39; float32 wants it between"),
         (["--seeds", "0"], "Invalid value for '--seeds'"),
         (["--lrr", "1"], "No such option"),
         (["nowhere.toml"], "nowhere.toml: there is no such file"),

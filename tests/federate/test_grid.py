@@ -15,10 +15,11 @@ OPTIONS = ("alpha", "clients", "loss", "lr", "prompt", "seed", "weight_decay")
 
 def grid(
     file: dict[str, Any] | None = None,
-    sets: dict[str, Any] | None = None,
+    sets: dict[str, Any] | list[tuple[str, Any]] | None = None,
     given: dict[str, Any] | None = None,
 ) -> Grid:
-    return make_grid(file or {}, sets or {}, given or {}, OPTIONS, lambda name, value: value)
+    pairs = list(sets.items()) if isinstance(sets, dict) else sets or []
+    return make_grid(file or {}, pairs, given or {}, OPTIONS, lambda name, value: value)
 
 
 def test_lists_vary_in_a_product_whose_last_axis_varies_fastest() -> None:
@@ -96,13 +97,20 @@ def test_a_huge_grid_is_counted_without_being_made() -> None:
         ({"zip": {"lr": [1]}}, {"lr": [1]}, {}, "lr is given twice"),
         ({"zip": {"lr": [1]}, "lr": 2}, {}, {}, "lr is given twice"),
         ({"seed": [1, 2], "seeds": 2}, {}, {}, "seed is given twice"),
+        ({}, [("lr", [1]), ("lr", [2])], {}, "lr is given twice"),
+        ({}, [("weight-decay", [1]), ("weight_decay", [2])], {}, "weight_decay is given twice"),
+        ({"weight-decay": 1, "weight_decay": [2]}, {}, {}, "weight_decay is given twice"),
+        ({}, [("seeds", [2]), ("seeds", [3])], {}, "seeds is given twice"),
         ({"seeds": "many"}, {}, {}, "seeds is not a number of seeds"),
         ({"seeds": 0}, {}, {}, "seeds is not a number of seeds"),
         ({"seeds": [1, 2]}, {}, {}, "seeds is not a number of seeds"),
     ],
 )
 def test_what_makes_no_sense_is_refused(
-    file: dict[str, Any], sets: dict[str, Any], given: dict[str, Any], complaint: str
+    file: dict[str, Any],
+    sets: dict[str, Any] | list[tuple[str, Any]],
+    given: dict[str, Any],
+    complaint: str,
 ) -> None:
     with pytest.raises(FedclipError) as refusal:
         grid(file, sets, given)
