@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..cache import FeatureCache, FedclipError
-from .samples import ROWS_AT_ONCE, Domain, Rows, Samples
+from .samples import ROWS_AT_ONCE, Domain, JoinedSamples, Rows, Samples
 from .seeding import generator
 from .settings import Settings
 from .whole import WholeModel
@@ -68,18 +68,11 @@ class Federation:
 
     @cached_property
     def together(self) -> Client:
-        """One client with copies of all participants' training samples, and nothing else."""
-        parts = [client.train for client in self.participants]
-        labels = torch.cat([part.labels for part in parts])
-        rows = torch.arange(len(labels), device=labels.device)
-        domain = replace(
-            parts[0].domain,
-            features=torch.cat([part.features for part in parts]),
-            labels=labels,
-            order=np.arange(len(labels)),
-        )
-        nothing = Samples(domain, rows[:0])
-        return Client(TOGETHER, TOGETHER, Samples(domain, rows), nothing, nothing)
+        """One client with all participants' training samples, and nothing else."""
+        first, *_ = self.participants
+        nothing = first.train.domain.view(np.arange(0))
+        train = JoinedSamples.of([client.train for client in self.participants])
+        return Client(TOGETHER, TOGETHER, train, nothing, nothing)
 
     @property
     def model_text(self) -> Tensor:
@@ -135,8 +128,8 @@ class FeaturePool:
         """Make, or give again, the federation that a run's settings draw.
 
         Raises:
-            FedclipError: no such target, nobody left to train, a domain too small to split,
-                or a template that is not cached.
+            FedclipError: nobody left to train, a domain too small to split, a client with the
+                target's name, or a template that is not cached.
         """
         drawn = Settings(
             clients=settings.clients,
@@ -153,12 +146,6 @@ class FeaturePool:
         The draws depend on the seed and the client alone, so a client's split is the
         same whichever domain is the target.
         """
-        names = [domain.name for domain in self.domains]
-        if target is not None and target not in names:
-            raise FedclipError(
-                f"there is no target {target!r} in this cache; "
-                f"its domains are {', '.join(names)} (or all, or none)"
-            )
         participants: list[Client] = []
         dropped: list[tuple[str, int]] = []
         left_out: Client | None = None
@@ -171,6 +158,12 @@ class FeaturePool:
                     dropped.append((name, len(rows)))
                 else:
                     participants.append(_split(name, domain, rows, settings))
+        clash = next((each.name for each in participants if each.name == target), None)
+        if clash is not None:
+            raise FedclipError(
+                f"{clash} would be both the target and a client that --clients deals to; "
+                "choose another --target"
+            )
         if not participants:
             raise FedclipError(
                 f"no client is left to train with target {target or 'none'}"

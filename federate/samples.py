@@ -1,7 +1,9 @@
 """What a model trains on and is tested with: rows of a domain, gathered when asked for."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from itertools import accumulate
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -98,3 +100,43 @@ class Samples:
     def labels(self) -> Tensor:
         """Their labels, (n,) int64, copied."""
         return self.domain.labels[self.rows]
+
+
+@dataclass(frozen=True, eq=False)
+class JoinedSamples(Samples):
+    """Samples of several domains' features as one, copied only when they are asked for.
+
+    Attributes:
+        domain: That of the first.
+        rows: (n,) int64, rows of the parts one below the other.
+        parts: Where they are.
+    """
+
+    parts: tuple[Samples, ...]
+
+    @classmethod
+    def of(cls, parts: Sequence[Samples]) -> Self:
+        """Join all samples of one or more."""
+        rows = torch.arange(sum(map(len, parts)), device=parts[0].rows.device)
+        return cls(parts[0].domain, rows, tuple(parts))
+
+    def cached(self, which: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Gather features, (b, D) float32 and (b,) int64 labels, from each of the parts."""
+        rows, some = self.rows[which], self.domain.features
+        features = some.new_empty(len(rows), some.shape[1])
+        labels = torch.empty_like(rows)
+        firsts = accumulate(map(len, self.parts[:-1]), initial=0)
+        for first, part in zip(firsts, self.parts, strict=True):
+            mine = (rows >= first) & (rows < first + len(part))
+            features[mine], labels[mine] = part.cached(rows[mine] - first)
+        return features, labels
+
+    @property
+    def features(self) -> Tensor:
+        """All of them, (n, D) float32, copied."""
+        return self.cached(slice(None))[0]
+
+    @property
+    def labels(self) -> Tensor:
+        """Their labels, (n,) int64, copied."""
+        return torch.cat([part.labels for part in self.parts])[self.rows]

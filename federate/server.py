@@ -147,6 +147,12 @@ class Run:
         return min(participation, everyone)
 
     @property
+    def clients_held(self) -> int:
+        """Number of clients whose parameters come to be held at once."""
+        keeps, everyone = self.strategy.keeps_clients, self.federation.participants
+        return len(everyone) if keeps else self.clients_a_round
+
+    @property
     def trainable_parameters(self) -> int:
         """Size of the adapter."""
         return trainable_parameters(self.adapter)
@@ -287,8 +293,8 @@ def drive(
 ) -> Iterator[list[tuple[AnyRun, Round]]]:
     """Step runs side by side until all are over.
 
-    Another run is begun as long as fewer than `tasks_at_once` clients train, and taken from
-    `runs` no sooner, which so may be a generator that opens them.
+    Another run is begun as long as the parameters of fewer than `tasks_at_once` clients are
+    held, and taken from `runs` no sooner, which so may be a generator that opens them.
 
     Args:
         runs: None of them over, in the order in which they are begun.
@@ -301,7 +307,7 @@ def drive(
     flying: list[AnyRun] = []
     while True:
         flying = [run for run in flying if not run.over]
-        while sum(run.clients_a_round for run in flying) < tasks_at_once:
+        while sum(run.clients_held for run in flying) < tasks_at_once:
             coming = next(waiting, None)
             if coming is None:
                 break

@@ -33,12 +33,14 @@ class Strategy(ABC):
         personalised: Whether it is for models of the clients' own (`personal`), and not for
             the server's.
         shared: Whether the server has a model that is trained.
+        keeps_clients: Whether the state comes to hold a part for each client.
     """
 
     federation: Federation
     settings: Settings
     personalised: ClassVar[bool] = False
     shared: ClassVar[bool] = True
+    keeps_clients: ClassVar[bool] = False
 
     def init(self, parameters: Parameters) -> State:
         """Make the state before the first round of the adapter's first parameters."""

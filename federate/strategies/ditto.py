@@ -22,6 +22,7 @@ class Ditto(FedAvg):
     """Li et al. 2021."""
 
     personalised: ClassVar[bool] = True
+    keeps_clients: ClassVar[bool] = True
 
     def tasks(self, state: State, clients: Sequence[Client], number: int) -> list[LocalTask]:
         """Let each client train the shared model; then, each its own."""

@@ -23,6 +23,7 @@ class FedRep(Strategy):
     """Collins et al. 2021, with both parts trained at once."""
 
     personalised: ClassVar[bool] = True
+    keeps_clients: ClassVar[bool] = True
 
     def apply(self, state: State, updates: Sequence[ClientUpdate]) -> State:
         """Average what is shared, and leave each client the rest."""

@@ -17,6 +17,7 @@ class Local(Strategy):
     """Nothing is shared."""
 
     personalised: ClassVar[bool] = True
+    keeps_clients: ClassVar[bool] = True
     shared: ClassVar[bool] = False
 
     def apply(self, state: State, updates: Sequence[ClientUpdate]) -> State:

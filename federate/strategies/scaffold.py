@@ -13,6 +13,7 @@ Both w and c travel, in both directions.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 from ..clients import Client
 from ..tasks import ClientUpdate, LocalTask, Parameters
@@ -23,6 +24,8 @@ CONTROL = "control"
 
 class Scaffold(Strategy):
     """Karimireddy et al. 2020, option II; a client's optimizer must be plain SGD."""
+
+    keeps_clients: ClassVar[bool] = True
 
     def init(self, parameters: Parameters) -> State:
         """Begin with a server's control of 0; a client's is 0 until it has trained."""

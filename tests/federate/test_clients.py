@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fedclip.cache import FeatureCache, FedclipError
 from fedclip.federate.clients import Client, FeaturePool, build_federation, class_texts, partition
+from fedclip.federate.experiment import choose_targets
 from fedclip.federate.settings import Settings
 
 MakeFeatures = Callable[..., FeatureCache]
@@ -148,7 +149,15 @@ def test_an_unknown_target_is_refused_and_the_domains_are_listed(
 ) -> None:
     caches = [make_features("photo", 20), make_features("sketch", 20)]
     with pytest.raises(FedclipError, match=r"no target 'art'.* photo, sketch"):
-        build_federation(caches, Settings(), "art", CPU)
+        choose_targets(caches, "art")
+
+
+def test_a_target_with_the_name_of_a_dealt_client_is_refused(make_features: MakeFeatures) -> None:
+    caches = [make_features("photo", 40), make_features("photo-001", 40)]
+    settings = Settings(clients=2, alpha=100.0)
+    build_federation(caches, settings, "photo", CPU)
+    with pytest.raises(FedclipError, match="photo-001 would be both the target and a client"):
+        build_federation(caches, settings, "photo-001", CPU)
 
 
 def test_leaving_out_the_only_domain_is_refused(make_features: MakeFeatures) -> None:

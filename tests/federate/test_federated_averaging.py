@@ -16,7 +16,7 @@ from fedclip.federate.local import ClientUpdate, LocalTask, draw_batches, train_
 from fedclip.federate.records import result_of
 from fedclip.federate.seeding import seed_of
 from fedclip.federate.server import Round, Run, drive
-from fedclip.federate.settings import Settings
+from fedclip.federate.settings import Settings, StrategyName
 from fedclip.federate.strategies.base import average
 
 MakeFeatures = Callable[..., FeatureCache]
@@ -262,6 +262,16 @@ def test_a_run_is_opened_no_sooner_than_there_is_place_for_it(make_features: Mak
 
     seen = [(len(opened), len(stepped)) for stepped in drive(openings(), tasks_at_once=1)]
     assert seen == [(1, 1), (1, 1), (2, 1), (2, 1), (3, 1), (3, 1)]
+
+
+@pytest.mark.parametrize(("strategy", "together"), [("fedavg", 3), ("local", 1)])
+def test_fewer_runs_fly_where_a_part_of_each_client_is_kept(
+    make_features: MakeFeatures, strategy: StrategyName, together: int
+) -> None:
+    settings = Settings(rounds=1, clients=6, alpha=100.0, participation=2, strategy=strategy)
+    federation = build_federation([make_features("photo", 120)], settings, None, CPU)
+    runs = [Run(federation, settings) for _ in range(3)]
+    assert len(next(drive(runs, tasks_at_once=6))) == together
 
 
 def test_the_target_changes_nothing_for_those_who_train(make_features: MakeFeatures) -> None:
