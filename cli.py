@@ -19,7 +19,7 @@ import typer
 from . import __version__
 from .cache.commands import app as cache_app
 from .cache.console import FAILED, INTERRUPTED, complain, show_table
-from .cache.options import CacheDir, with_options_of
+from .cache.options import CacheDir, given, with_options_of
 from .extract.commands import datasets, extract
 from .federate.ablate_command import ablate
 from .federate.commands import RunsDir, adapters, carry_out, federate, resumed, settings_of
@@ -93,7 +93,9 @@ def _explain(error: Exception) -> str | None:
     if isinstance(error, FedclipError):
         return str(error)
     if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
+        # Of a file that was to be renamed, its place is what was asked for.
+        name = error.filename2 or error.filename
+        where = f"{name}: " if name else ""
         return f"{where}{error.strerror or error}"
     if isinstance(error, _USAGE_ERROR):
         context = error.ctx
@@ -163,17 +165,20 @@ def baseline(
         from .extract.lending import Origin, check_backbone
         from .federate.experiment import Experiment, choose_targets
 
+        if strategy not in WHOLE_STRATEGIES:
+            raise typer.BadParameter(
+                f"--strategy {strategy}: of whole models there is {' and '.join(WHOLE_STRATEGIES)}"
+            )
+        if backbone != "alexnet" and "alexnet_weights" in given(context):
+            raise typer.BadParameter(
+                f"--alexnet-weights {alexnet_weights} needs --backbone alexnet"
+            )
         template = prompt or DEFAULT_TEMPLATE
         settings = settings_of(
             **{name: options[name] for name in BASELINE_SETTINGS if name != "loss"},
             **_whole_settings(backbone, template, options["loss"]),
             strategy=strategy,
         )
-        if strategy not in WHOLE_STRATEGIES:
-            raise typer.BadParameter(
-                f"--strategy {strategy} is for adapters; of whole models there is "
-                f"{' and '.join(WHOLE_STRATEGIES)}"
-            )
         check_backbone(backbone, alexnet_weights)
         encoder, folder, clients = _extracted(dataset, template, options)
         origin = Origin.of(backbone, alexnet_weights, encoder, dataset, folder).to_json()
@@ -263,6 +268,7 @@ def cost(
     (federate, ("mu", "device", "seed", "save_every", "runs_dir", "cache_dir")),
 )
 def paper(
+    context: typer.Context,
     dataset: Annotated[str, typer.Argument(metavar="pacs|vlcs|office-home", help="The table.")],
     methods: Annotated[
         str | None,
@@ -294,6 +300,13 @@ def paper(
     if dataset not in PUBLISHED:
         raise FedclipError(f"the paper has no table {dataset!r}; give {', '.join(PUBLISHED)}")
     rows = choose_methods(methods)
+    useful = {
+        "mu": any(METHODS[row].strategy == "fedprox" for row in rows),
+        "alexnet_weights": any(METHODS[row].backbone == "alexnet" for row in rows),
+    }
+    for name in given(context) & {name for name, used in useful.items() if not used}:
+        option = f"--{name.replace('_', '-')}"
+        raise typer.BadParameter(f"{option} is for methods that --methods leaves out")
     for backbone in filter(None, {METHODS[row].backbone for row in rows}):
         check_backbone(backbone, alexnet_weights)
     encoder, folder, clients = _extracted(dataset, DEFAULT_TEMPLATE, options)
@@ -335,10 +348,12 @@ def paper(
         )
         print(f"run        {method.name}, seed {seed}: {experiment.folder}", flush=True)
         with open_report() as report:
-            done = run_experiment(experiment, report, resume=True, save_every=options["save_every"])
-        if any(result["status"] == "interrupted" for result in done):
+            outcome = run_experiment(
+                experiment, report, resume=True, save_every=options["save_every"]
+            )
+        if outcome.interrupted:
             raise typer.Exit(INTERRUPTED)
-        results[row].append(done)
+        results[row].append(outcome.results)
     show_table(paper_table(dataset, results, f"{alexnet_weights} weights"))
     if any(r["status"] == "failed" for runs in results.values() for done in runs for r in done):
         complain("training left the finite numbers in some of the runs")

@@ -85,12 +85,12 @@ def read_state(path: Path, like: Parameters) -> RunState:
             facts = json.loads(file.metadata()["fedclip"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         state = _state(facts, tensors, next((t.device for t in like.values()), None))
+        kept = [state.strategy[SERVER], *([state.best.parameters] if state.best else [])]
     except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise FedclipError(
             f"{path}: is damaged ({reason}); remove this file, and the run begins anew"
         ) from None
-    kept = [state.strategy[SERVER], *([state.best.parameters] if state.best else [])]
     if any(_shapes(parameters) != _shapes(like) for parameters in kept):
         raise FedclipError(
             f"{path}: belongs to another adapter; remove this file, and the run begins anew"
