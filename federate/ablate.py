@@ -55,8 +55,9 @@ def run_ablation(entries: Sequence[Entry], report: Report, save_every: int | Non
     """Do what is not done of `entries`, and put down what came of each.
 
     Runs step side by side, their clients trained in one call; each comes out as it would
-    alone, with the batched engine but for float rounding. What is finished is not repeated, what was begun goes on, and a run that fails is
-    told of and leaves the others alone. The caches' features may be rescaled in place.
+    alone, with the batched engine but for float rounding. What is finished is not repeated,
+    what was begun goes on, and a run that fails is told of and leaves the others alone. The
+    caches' features may be rescaled in place.
 
     Args:
         entries: On one device.
