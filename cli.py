@@ -231,6 +231,10 @@ def cost(
     from .federate.tables import cost_table
     from .federate.whole import WholeClip, WholeModel
 
+    if adapter == "cache-model":
+        raise typer.BadParameter(
+            "--adapter cache-model: nothing of it is trained or sent; choose one that is"
+        )
     where = resolve_device(device)
     settings = Settings.preset("paper", adapter=adapter)
     encoder = load_encoder(EncoderName.of(model, RANDOM), torch.device("cpu"))

@@ -149,4 +149,8 @@ def test_what_is_missing_is_said_in_a_line_before_anything_is_done(
     assert "put it there" in refusal(*["paper", "vlcs", *paper[2:]], "--methods", "fedclip")
     assert "alexnet-fedavg" in refusal(*paper, "--methods", "best")
     assert "office-home" in refusal("paper", "domainnet")
+    for option in (["--mu", "0.1"], ["--alexnet-weights", "random"]):
+        line = refusal(*paper, *option, "--methods", "clip-fedavg")
+        assert f"{option[0]} is for methods that --methods leaves out" in line
+    assert "nothing of it is trained or sent" in refusal("cost", "--adapter", "cache-model")
     assert not Path("runs").exists()

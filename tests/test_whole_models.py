@@ -328,8 +328,9 @@ def test_a_killed_baseline_goes_on_to_the_same_result(command: list[str], tmp_pa
         (["--mu", "0.1"], "it is for fedprox"),
         (["--backbone", "alexnet", "--loss", "clip"], "no text side"),
         (["--backbone", "alexnet", "--alexnet-weights", "no.pth"], "there is no such file"),
-        (["--strategy", "best"], "strategy is 'best'"),
-        (["--strategy", "centralized"], "of whole models there is fedavg and fedprox"),
+        (["--strategy", "best"], "--strategy best: of whole models there is fedavg and fedprox"),
+        (["--strategy", "fedrep"], "of whole models there is fedavg and fedprox"),
+        (["--alexnet-weights", "random"], "needs --backbone alexnet"),
     ],
 )
 def test_what_makes_no_sense_is_one_line_and_nothing_is_begun(
