@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fedclip.cli import run
+from fedclip.federate import recording
 from fedclip.federate.cost import drawn_cache, measure_cost, multiply_adds
 from fedclip.federate.paper import METHODS, PUBLISHED, paper_table
 from fedclip.federate.settings import Settings
@@ -134,6 +135,20 @@ def test_paper_fills_rows_from_images_and_repeats_no_finished_run(
     assert {path: path.stat().st_mtime_ns for path in rounds} == rounds
     again = capsys.readouterr().out
     assert again[again.index("pacs:") :] == printed[printed.index("pacs:") :]
+
+
+def test_an_interrupt_before_the_first_round_ends_the_table(
+    paper: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_arguments: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recording, "forecast", interrupt)
+    assert run([*paper, "--rounds", "1", "--seeds", "2", "--methods", "clip-fedavg"]) == 130
+    assert len(list(Path("runs").iterdir())) == 1
+    errors = capsys.readouterr().err
+    assert errors.splitlines()[-1] == "interrupted; what was finished is kept"
+    assert "is finished" not in errors
 
 
 def test_what_is_missing_is_said_in_a_line_before_anything_is_done(
