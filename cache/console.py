@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
 FAILED = 1
@@ -40,11 +41,37 @@ def print_table(
     show_table(table)
 
 
-def show_table(table: Table) -> None:
-    """Print a table as wide as the terminal, or as it needs in a log."""
+def show_table(table: Table, console: Console | None = None) -> None:
+    """Print a table, cutting nothing: turned where only so it fits a terminal, else as it is."""
     from rich.console import Console
 
-    console = Console(markup=False, highlight=False)
+    console = console or Console(markup=False, highlight=False)
     if not console.is_terminal:
         console.width = PLAIN_WIDTH  # a log has no width to fit
+    elif _width(table, console) > console.width:
+        turned = _turned(table)
+        table = turned if _width(turned, console) <= console.width else table
+    console.width = max(console.width, _width(table, console))
     console.print(table)
+
+
+def _width(table: Table, console: Console) -> int:
+    """Measure how wide a table is with every cell on one line."""
+    from rich.measure import Measurement
+
+    options = console.options.update(max_width=sys.maxsize)
+    return Measurement.get(console, options, table).maximum
+
+
+def _turned(table: Table) -> Table:
+    """Make rows of a table's columns; its first column becomes the heading."""
+    from rich.table import Table
+
+    turned = Table(box=table.box, title=table.title, title_justify=table.title_justify)
+    first, *others = table.columns
+    turned.add_column(first.header)
+    for heading in first.cells:
+        turned.add_column(heading, justify="right")
+    for column in others:
+        turned.add_row(column.header, *column.cells)
+    return turned
