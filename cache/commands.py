@@ -140,9 +140,7 @@ def cache_verify(
     from . import find_caches, resolve_cache, verify_cache
 
     folders = [resolve_cache(cache_dir, name)] if name is not None else find_caches(cache_dir)
-    if not folders:
-        print(f"there is no cache below {cache_dir}")
-    code = 0
+    code = 0 if folders else complain(f"there is no cache below {cache_dir} to verify")
     for folder in folders:
         wrong = verify_cache(folder)
         for error in wrong:
