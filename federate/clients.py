@@ -168,7 +168,7 @@ class FeaturePool:
             raise FedclipError(
                 f"no client is left to train with target {target or 'none'}"
                 + (f" and {len(dropped)} clients under {MIN_ROWS} rows" if dropped else "")
-                + "; choose --target none, or fewer --clients"
+                + f"; choose {'another --target, or none' if target else 'fewer --clients'}"
             )
         first = self.domains[0].cache
         return Federation(
@@ -261,6 +261,11 @@ def _deal(domain: Domain, settings: Settings) -> list[tuple[str, Rows]]:
         )
     if settings.clients is None:
         return [(domain.name, order)]
+    if settings.clients > len(order):
+        raise FedclipError(
+            f"{domain.name}: has {len(order)} rows, too few for {settings.clients} clients; "
+            "give fewer --clients"
+        )
     hands = partition(
         labels[order],
         settings.clients,

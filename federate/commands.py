@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -306,6 +307,8 @@ def carry_out(experiment: Experiment, *, resume: bool, save_every: int | None) -
     if outcome.results:
         _print_results(outcome.results, experiment)
     if outcome.interrupted:
+        command = "federate" if experiment.whole is None else "baseline"
+        print(f"rest       fedclip {command} --resume {shlex.quote(str(experiment.folder))}")
         raise typer.Exit(INTERRUPTED)
     if any(result["status"] == "failed" for result in outcome.results):
         complain("training left the finite numbers; lower --lr")
@@ -313,8 +316,8 @@ def carry_out(experiment: Experiment, *, resume: bool, save_every: int | None) -
 
 
 def adapters(
-    embed_dim: Annotated[int, typer.Option(min=1, help="Width of the features.")] = 512,
-    classes: Annotated[int, typer.Option(min=1, help="Number of classes.")] = 65,
+    embed_dim: Annotated[int, typer.Option(min=1, max=16384, help="Width of the features.")] = 512,
+    classes: Annotated[int, typer.Option(min=1, max=100_000, help="Number of classes.")] = 65,
 ) -> None:
     """List the adapters and their trainable parameters."""
     from .adapters import describe_adapters

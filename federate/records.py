@@ -26,6 +26,9 @@ from .strategies import Strategy
 
 Status = Literal["finished", "interrupted", "failed"]
 
+# With one of these there are no rounds left to do.
+OVER: tuple[Status, ...] = ("finished", "failed")
+
 CONFIG = "config.json"
 ROUNDS = "rounds.jsonl"
 RESULT = "result.json"
@@ -69,8 +72,10 @@ class RunFolder:
         """
         if self._occupied():
             if not overwrite:
+                over = (self.read_result() or {}).get("status") in OVER
+                rest = "" if over or not self.begun else f"go on with --resume {self.path}, or "
                 raise FedclipError(
-                    f"{self.path}: this run exists; give --overwrite, or another --name"
+                    f"{self.path}: this run exists; {rest}give --overwrite, or another --name"
                 )
             if self.path.is_symlink() or not self.begun:
                 raise FedclipError(

@@ -289,6 +289,7 @@ def test_a_run_that_leaves_the_finite_numbers_is_marked_failed(
         (["--cache-dir", "nowhere"], "there is no cache below nowhere"),
         (["--target", "art"], "there is no target 'art' in this cache; its domains are photo"),
         (["--target", "photo"], "no client is left to train"),
+        (["--clients", "999999999"], "too few for 999999999 clients; give fewer --clients"),
         (["--alpha", "1"], "--alpha 1.0 needs --clients"),
         (["--clients", "2", "--alpha", "0"], "alpha is 0.0; it must be a positive number"),
         (["--feature-norm", "big"], "--feature-norm 'big': give raw or a number"),
@@ -335,6 +336,19 @@ def test_dropped_clients_are_named(
     errors = capsys.readouterr().err
     for client, rows in dropped.items():
         assert f"warning: {client} was dealt only {rows} rows and is left out" in errors
+
+
+def test_of_many_dropped_clients_the_first_are_named(
+    make_cache: MakeCache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_cache({"photo": 200})
+    command = ["federate", "--clients", "60", "--alpha", "0.5", "--rounds", "1", "--name", "few"]
+    assert run(command) == 0
+    dropped = read(Path("runs/few/result.json"))["dropped"]
+    assert len(dropped) > 10
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert len(warnings) == 11
+    assert warnings[-1].startswith(f"warning: {len(dropped) - 10} more clients were dealt too few")
 
 
 def test_ctrl_c_keeps_what_was_recorded(make_cache: MakeCache) -> None:

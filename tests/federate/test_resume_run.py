@@ -132,7 +132,9 @@ def test_an_interrupted_run_goes_on(
     assert rounds_done(art) == 2
     assert (art / "state.safetensors").is_file()
     assert not Path("runs/broken/photo").exists()
-    capsys.readouterr()
+    assert "rest       fedclip federate --resume runs/broken\n" in capsys.readouterr().out
+    assert run([*COMMAND, *options, "--name", "broken"]) == 2
+    assert "this run exists; go on with --resume runs/broken, or" in capsys.readouterr().err
     assert run(["federate", "--resume", "runs/broken"]) == 0
     assert "target art: 2/5 rounds" in capsys.readouterr().err
     assert records(Path("runs/broken")) == records(Path("runs/unbroken"))
