@@ -207,9 +207,9 @@ def cost(
     adapter: Annotated[
         str, typer.Option(help="What is trained; 'fedclip adapters' lists them.")
     ] = "attention",
-    classes: Annotated[int, typer.Option(min=2, help="Number of classes.")] = 65,
+    classes: Annotated[int, typer.Option(min=2, max=100_000, help="Number of classes.")] = 65,
     samples: Annotated[
-        int, typer.Option(min=2, help="Samples of the local epoch that is timed.")
+        int, typer.Option(min=2, max=10_000_000, help="Samples of the local epoch that is timed.")
     ] = 1000,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of a training.")] = 200,
     clients: Annotated[int, typer.Option(min=1, help="Clients that train in a round.")] = 3,
@@ -222,6 +222,7 @@ def cost(
     import torch
 
     from .cache.device import resolve_device
+    from .cache.report import open_report
     from .extract.backbones import clip_backbone
     from .extract.encoders import load_encoder
     from .extract.names import RANDOM, EncoderName
@@ -253,7 +254,12 @@ def cost(
         zero_shot=False,
     )
     cache = drawn_cache(width, classes, settings.batch_size)
-    small, large = (measure_cost(cache, settings, samples, where, each) for each in (None, whole))
+    costs = []
+    with open_report() as report:
+        for what, each in (("the adapter", None), (f"the whole of {model}", whole)):
+            report.note(f"counting and timing {what}; minibatches of {settings.batch_size}")
+            costs.append(measure_cost(cache, settings, samples, where, each))
+    small, large = costs
     show_table(cost_table(small, large, encoding, samples, rounds * clients * 2))
     print(
         f"training   {rounds} rounds of {clients} clients, both ways; minibatches of "
@@ -359,6 +365,11 @@ def paper(
             raise typer.Exit(INTERRUPTED)
         results[row].append(outcome.results)
     show_table(paper_table(dataset, results, f"{alexnet_weights} weights"))
+    images = sum(len(client.labels) for client in clients)
+    print(
+        f"ours       {' '.join(encoder.shown)}, {rounds} rounds, {seeds} seeds from "
+        f"{options['seed']} on, {images:,} images; the paper's are ViT-B/32's of 200 rounds"
+    )
     if any(r["status"] == "failed" for runs in results.values() for done in runs for r in done):
         complain("training left the finite numbers in some of the runs")
         raise typer.Exit(FAILED)

@@ -18,8 +18,8 @@ from .experiment import Experiment
 from .grid import SEED, show
 from .recording import RecordedRun, Result, Trial, carry_out, result_on_disk, unfinished
 
-# Mean and standard deviation.
-Spread = tuple[float, float]
+# Mean and standard deviation, which one value has not.
+Spread = tuple[float, float | None]
 
 FIGURES = ("generalization", "personalization", "personal_mean", "mean", "pooled")
 
@@ -226,7 +226,7 @@ class Summary:
 
 
 def spread(values: Sequence[float]) -> Spread | None:
-    """Give mean and standard deviation, of one value 0; None of none."""
+    """Give mean and standard deviation; None of no values."""
     if not values:
         return None
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None

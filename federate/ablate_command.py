@@ -82,8 +82,8 @@ def ablate(
         partial(_parse, context),
     )
     _confirm(combinations.count, yes)
-    if table is not None and table.is_dir():
-        raise typer.BadParameter(f"--csv {table}: is a folder; give a file")
+    if table is not None:
+        _check_table(table)
 
     from ..cache.device import resolve_device
     from ..cache.report import open_report
@@ -122,8 +122,8 @@ def ablate(
     table.parent.mkdir(parents=True, exist_ok=True)
     with open_report() as report:
         done = run_ablation(runs, report, options["save_every"])
-    write_csv(table, runs, combinations.names)
     show_table(ablation_table(summarise(runs, combinations.names)))
+    write_csv(table, runs, combinations.names)
     print("runs      ", table)
     for line in failures(runs):
         complain(line)
@@ -142,6 +142,18 @@ def _confirm(runs: int, yes: bool) -> None:
     if not sys.stdin.isatty():
         raise FedclipError(f"this grid makes {runs:,} runs; give --yes to go on")
     typer.confirm(f"This grid makes {runs:,} runs. Go on?", abort=True)
+
+
+def _check_table(path: Path) -> None:
+    """Refuse to write a table where there is something else."""
+    if not path.name or path.is_dir():
+        raise typer.BadParameter(f"--csv {path}: is a folder; give a file")
+    if path.exists():
+        with path.open("rb") as file:
+            if file.read(4) != b"run,":
+                raise typer.BadParameter(
+                    f"--csv {path}: is no table of runs, so it is not overwritten; give another"
+                )
 
 
 def _parse(context: typer.Context, name: str, value: Any) -> Any:

@@ -16,6 +16,9 @@ SEED = "seed"
 SEEDS = "seeds"
 ZIP = "zip"
 
+# More is a slip of the keys.
+MOST_SEEDS = 1_000_000
+
 Axis = Mapping[str, Sequence[Any]]
 
 
@@ -182,8 +185,10 @@ def _seeds(count: Any, first: Any) -> list[int]:
         count, first = int(str(count)), int(str(first))
     except ValueError:
         count = 0
-    if count < 1:
-        raise FedclipError(f"{SEEDS} is not a number of seeds of at least 1; give {SEEDS}=5, say")
+    if not 1 <= count <= MOST_SEEDS:
+        raise FedclipError(
+            f"{SEEDS} is not a number of seeds from 1 to {MOST_SEEDS:,}; give {SEEDS}=5, say"
+        )
     return list(range(first, first + count))
 
 

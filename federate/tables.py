@@ -57,7 +57,8 @@ def ablation_table(summaries: Sequence[Summary]) -> Table:
     """
     table = Table(
         box=SIMPLE_HEAD,
-        title="accuracy in %, and gain over zero-shot in points: mean (standard deviation)",
+        title="accuracy in %, and gain over zero-shot in points: mean (standard deviation), "
+        "the best mean first",
         title_justify="left",
     )
     known = {name for name in FIGURES if any(each.accuracy(name) for each in summaries)}
@@ -83,7 +84,8 @@ def ablation_table(summaries: Sequence[Summary]) -> Table:
 def _spread(spread: Spread | None, sign: str = "") -> str:
     if spread is None:
         return "-"
-    return f"{100 * spread[0]:{sign}.2f} ({100 * spread[1]:.2f})"
+    mean, deviation = spread
+    return f"{100 * mean:{sign}.2f}" + ("" if deviation is None else f" ({100 * deviation:.2f})")
 
 
 def _columns(results: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
