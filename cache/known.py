@@ -20,8 +20,6 @@ class KnownVectors:
 
     def __init__(self) -> None:
         self._places: dict[bytes, tuple[Callable[[], Vectors], int]] = {}
-        self._at_hand: Callable[[], Vectors] | None = None
-        self._vectors = np.empty((0, 0), np.float32)
 
     def __contains__(self, digest: bytes) -> bool:
         return digest in self._places
@@ -45,24 +43,27 @@ class KnownVectors:
     def gather(self, digests: Sequence[bytes]) -> Vectors:
         """Read the vectors of known images: (N, D) float32, in the order of `digests`.
 
+        Each file is read once, however its rows lie among those of others.
+
         Args:
-            digests: At least one; neighbours are best from one file.
+            digests: At least one.
         """
-        vectors = np.empty((len(digests), len(self._read(digests[0]))), np.float32)
+        rows: dict[Callable[[], Vectors], list[tuple[int, int]]] = {}
         for row, digest in enumerate(digests):
-            vectors[row] = self._read(digest)
+            read, place = self._places[digest]
+            rows.setdefault(read, []).append((row, place))
+        vectors = np.empty((0, 0), np.float32)
+        for read, pairs in rows.items():
+            there = read()
+            if not vectors.size:
+                vectors = np.empty((len(digests), there.shape[1]), np.float32)
+            to, places = np.array(pairs).T
+            vectors[to] = there[places]
         return vectors
 
     def _add(self, digests: Sequence[bytes], read: Callable[[], Vectors]) -> None:
         for row, digest in enumerate(digests):
             self._places[digest] = read, row
-
-    def _read(self, digest: bytes) -> Vectors:
-        read, row = self._places[digest]
-        if read is not self._at_hand:
-            self._vectors, self._at_hand = read(), read
-        vector: Vectors = self._vectors[row]
-        return vector
 
 
 def _client_vectors(path: Path) -> Vectors:

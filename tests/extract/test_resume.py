@@ -19,10 +19,12 @@ from PIL import Image
 from fedclip.cache import (
     CacheError,
     CacheFolder,
+    FeatureCache,
     FedclipError,
     find_caches,
     read_cache,
     remove_cache,
+    write_cache,
 )
 from fedclip.cache.known import KnownVectors
 from fedclip.cache.parts import PARTS, find_parts, read_part, write_part
@@ -34,6 +36,7 @@ from fedclip.extract.pipeline import extract
 from fedclip.extract.request import Extraction, Request
 
 Fedclip = Callable[..., subprocess.CompletedProcess[str]]
+MakeFeatures = Callable[..., FeatureCache]
 MakeImages = Callable[..., Path]
 Run = Callable[..., Extraction]
 
@@ -312,6 +315,36 @@ def test_parts_are_read_back_in_any_order(tmp_path: Path) -> None:
     gathered = known.gather([digests[index] for index in order])
     assert gathered.dtype == np.float32
     assert np.array_equal(gathered, vectors[order])
+
+
+def test_each_file_is_read_once_however_rows_of_several_lie_among_each_other(
+    tmp_path: Path, make_features: MakeFeatures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = make_features("photo", rows=6)
+    write_cache(cache, tmp_path / "photo.h5")
+    old = [digest.tobytes() for digest in cache.digests]
+    new = [bytes([index]) * 16 for index in range(6)]
+    vectors = np.arange(48, dtype=np.float32).reshape(6, 8)
+    read: list[Path] = []
+
+    def recorded(reader: Callable[[Path], Any]) -> Callable[[Path], Any]:
+        def call(path: Path) -> Any:
+            read.append(path)
+            return reader(path)
+
+        return call
+
+    known = KnownVectors()
+    known.add_client(tmp_path / "photo.h5", cache)
+    part = write_part(tmp_path, new, vectors)
+    known.add_part(part)
+    monkeypatch.setattr("fedclip.cache.known.read_cache", recorded(read_cache))
+    monkeypatch.setattr("fedclip.cache.known.read_part", recorded(read_part))
+    mixed = [digest for pair in zip(old, reversed(new), strict=True) for digest in pair]
+    gathered = known.gather(mixed)
+    assert read == [tmp_path / "photo.h5", part]
+    assert np.array_equal(gathered[::2], cache.image_features)
+    assert np.array_equal(gathered[1::2], vectors[::-1])
 
 
 def test_a_damaged_part_is_refused_by_name(tmp_path: Path) -> None:
