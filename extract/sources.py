@@ -34,6 +34,9 @@ class FileSource:
         return self.path.read_bytes()
 
     def stamp(self) -> str:
-        """Give the file's size and time of change."""
+        """Give the file's size and times of change.
+
+        The second time cannot be set, and tells of renamed and of newly readable files too.
+        """
         stat = self.path.stat()
-        return f"{stat.st_size}\0{stat.st_mtime_ns}"
+        return f"{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}"

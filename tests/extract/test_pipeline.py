@@ -1,5 +1,7 @@
 """The pipeline: what is missing is encoded, what is there is kept, a file is whole or absent."""
 
+import errno
+import hashlib
 import io
 import json
 import os
@@ -34,6 +36,7 @@ from fedclip.extract.encoders import Encoder
 from fedclip.extract.names import EncoderName
 from fedclip.extract.pipeline import extract
 from fedclip.extract.request import Extraction, Request
+from fedclip.extract.sources import FileSource
 
 MakeImages = Callable[..., Path]
 MakeFeatures = Callable[..., FeatureCache]
@@ -381,6 +384,66 @@ def test_touched_files_are_not_encoded_again(run: Extract, make_images: MakeImag
     assert file_bytes(result) == before
     run(root)
     assert "encoder " not in run.told
+
+
+def test_files_of_one_size_and_time_that_changed_places_are_noticed(
+    run: Extract, make_images: MakeImages
+) -> None:
+    root = make_images(domains=("photo",), images=0)
+    paths = [root / "photo" / name / "0.ppm" for name in ("cat", "dog")]
+    for seed, path in enumerate(paths):
+        draw(path, seed)
+        os.utime(path, (1000, 1000))
+    before = vectors(client(run(root)))
+    paths[0].rename(root / "aside")
+    paths[1].rename(paths[0])
+    (root / "aside").rename(paths[1])
+    result = run(root)
+    assert result.encoded == 0
+    assert vectors(client(result)) == {
+        "photo/cat/0.ppm": before["photo/dog/0.ppm"],
+        "photo/dog/0.ppm": before["photo/cat/0.ppm"],
+    }
+
+
+def test_an_image_that_may_be_read_at_last_is_encoded(
+    run: Extract, make_images: MakeImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_images()
+    kept = root / "photo" / "cat" / "00.png"
+    read = FileSource.read
+
+    def refused(self: FileSource) -> bytes:  # as to a user who is not root
+        if not self.path.stat().st_mode & 0o400:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.path))
+        return read(self)
+
+    monkeypatch.setattr(FileSource, "read", refused)
+    kept.chmod(0)
+    assert [item.id for item in run(root).skipped] == ["photo/cat/00.png"]
+    assert [item.id for item in run(root).skipped] == ["photo/cat/00.png"]
+    kept.chmod(0o600)
+    result = run(root)
+    assert (result.encoded, result.skipped) == (1, ())
+
+
+def test_a_manifest_of_shorter_stamps_costs_a_look(run: Extract, make_images: MakeImages) -> None:
+    root = make_images(domains=("photo",))
+    first = run(root)
+    before = file_bytes(first)
+    manifest = first.folder.read_manifest()
+    digest = hashlib.sha256()
+    cache = client(first)
+    for identifier, label in zip(cache.ids, cache.labels, strict=True):
+        stat = (root / identifier).stat()
+        line = f"{identifier}\0{label}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
+        digest.update(line.encode())
+    manifest["clients"]["photo"]["listing"] = digest.hexdigest()
+    first.folder.write_manifest(manifest)
+    result = run(root)
+    assert "encoder " in run.told
+    assert result.encoded == 0
+    assert file_bytes(result) == before
 
 
 def test_images_of_the_same_content_have_rows_of_their_own(
