@@ -10,3 +10,7 @@ class FedclipError(Exception):
 
 class CacheError(FedclipError):
     """A cache that cannot be read, trusted or used."""
+
+
+class BusyError(CacheError):
+    """A cache that another process is writing."""

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 import numpy as np
 import numpy.typing as npt
 
-from .errors import CacheError
+from .errors import BusyError, CacheError
 from .files import TEMPORARY_PREFIX, write_json
 from .key import differing_facts
 from .parts import remove_parts
@@ -241,13 +241,13 @@ def writing(folder: CacheFolder) -> Iterator[None]:
     The operating system lets go of the lock when its holder ends, however it ends.
 
     Raises:
-        CacheError: another process is writing this cache.
+        BusyError: another process is writing this cache.
     """
     folder.path.mkdir(parents=True, exist_ok=True)
     path = folder.path / LOCK
     with path.open("w") as lock:
         if not _locked(lock, path):
-            raise CacheError(
+            raise BusyError(
                 f"{folder.path}: another extraction is writing this cache; wait until it is done"
             )
         for leftover in folder.path.glob(f"{TEMPORARY_PREFIX}*"):  # of a killed writer

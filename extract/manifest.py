@@ -26,6 +26,15 @@ class Skipped:
     reason: str
 
 
+@dataclass(frozen=True)
+class ClientEntry:
+    """What became of a client: rows in its file, its listing then, and what was left out."""
+
+    rows: int
+    listing: str
+    skipped: tuple[Skipped, ...]
+
+
 def encoder_request(name: EncoderName) -> dict[str, Any]:
     """Describe what was asked for, the same from every working directory."""
     model, pretrained = name.model, name.pretrained
@@ -159,13 +168,11 @@ def clients_from(manifest: Mapping[str, Any], facts: Mapping[str, Any]) -> list[
     return []
 
 
-def client_entry(
-    manifest: Mapping[str, Any], client: str
-) -> tuple[str | None, tuple[Skipped, ...]]:
-    """Read a client's listing and skipped images; (None, ()) where it has no entry."""
+def client_entry(manifest: Mapping[str, Any], client: str) -> ClientEntry | None:
+    """Read what became of a client; None where that is not known."""
     try:
         entry = manifest["clients"][client]
         skipped = tuple(Skipped(str(item["id"]), str(item["reason"])) for item in entry["skipped"])
-        return str(entry["listing"]), skipped
-    except (KeyError, TypeError):
-        return None, ()
+        return ClientEntry(int(entry["rows"]), str(entry["listing"]), skipped)
+    except (KeyError, TypeError, ValueError):
+        return None

@@ -5,9 +5,11 @@ Neither torch nor an encoder is imported until there is something to encode.
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from ..cache import CacheFolder, read_cache
+from ..cache.errors import BusyError
 from ..cache.parts import remove_parts
 from ..cache.report import Report, Silence
 from ..cache.store import writing
@@ -116,8 +118,7 @@ def _made_before(request: Request, table: LocatedTable) -> Extraction | None:
     made = _read(folder, manifest, clients, request.templates, start)
     if made is None or not _suffices(made, request):
         return None
-    with writing(folder):
-        folder.write_manifest(manifest)  # its time says which cache was asked for last
+    _note_use(folder)
     return made
 
 
@@ -128,25 +129,31 @@ def _complete(
     start = time.perf_counter()
     manifest = folder.read_manifest()
     for images in dataset.clients:
-        known, _ = client_entry(manifest, images.name)
-        if not folder.file(images.name).exists() or known != listing(images):
+        entry = client_entry(manifest, images.name)
+        if entry is None or entry.listing != listing(images):
             return None
     clients = [images.name for images in dataset.clients]
     complete = _read(folder, manifest, clients, templates, start, dataset.class_names)
     if complete is None:
         return None
-    # Its time says which cache was asked for last, its roots where the images are now.
-    entries = {client: {**manifest["clients"][client], **origin(dataset)} for client in clients}
-    with writing(folder):
-        remove_parts(folder.path)  # of a run that was killed after its last file
-        folder.write_manifest(
-            {
-                **manifest,
-                "root": str(dataset.root),
-                "clients": {**manifest["clients"], **entries},
-            }
-        )
+    _note_use(folder, dataset)
     return complete
+
+
+def _note_use(folder: CacheFolder, dataset: ImageDataset | None = None) -> None:
+    """Have the manifest's time say which cache was asked for last, and its roots where images are.
+
+    Where another process is writing the cache, that one does it.
+    """
+    with suppress(BusyError), writing(folder):
+        manifest = folder.read_manifest()  # as others left it in the meantime
+        if dataset is not None:
+            remove_parts(folder.path)  # of a run that was killed after its last file
+            manifest["root"] = str(dataset.root)
+            entries = manifest.get("clients", {})
+            for client in entries.keys() & {images.name for images in dataset.clients}:
+                entries[client].update(origin(dataset))
+        folder.write_manifest(manifest)
 
 
 def _read(
@@ -161,18 +168,19 @@ def _read(
     if not clients or not all(folder.file(client).exists() for client in clients):
         return None
     caches = [read_cache(folder.file(client)) for client in clients]
-    for cache in caches:
+    results = []
+    for client, cache in zip(clients, caches, strict=True):
+        entry = client_entry(manifest, client)
         if (
-            cache.key != manifest.get("key")
+            entry is None
+            or (cache.client, len(cache.labels)) != (client, entry.rows)
+            or cache.key != manifest.get("key")
             or cache.class_names != tuple(class_names or caches[0].class_names)
             or cache.templates != caches[0].templates
             or not set(templates) <= set(cache.templates)
         ):
             return None
-    results = [
-        ClientResult(client, len(cache.labels), 0, client_entry(manifest, client)[1])
-        for client, cache in zip(clients, caches, strict=True)
-    ]
+        results.append(ClientResult(client, entry.rows, 0, entry.skipped))
     return Extraction(
         folder=folder,
         clients=tuple(results),

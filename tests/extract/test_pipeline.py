@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from fedclip.cache import (
 )
 from fedclip.cache.report import LineReport
 from fedclip.cache.schema import content_digest
+from fedclip.cache.store import writing
 from fedclip.extract.encoders import Encoder
 from fedclip.extract.names import EncoderName
 from fedclip.extract.pipeline import extract
@@ -266,6 +268,64 @@ def test_a_second_run_in_the_same_process_leaves_every_file_as_it_was(
     assert (again.classes, again.embed_dim) == (2, 16)
     assert "encoder " not in run.told
     assert file_bytes(again) == before
+
+
+def test_what_is_up_to_date_is_so_while_another_process_has_the_cache(
+    run: Extract, make_images: MakeImages
+) -> None:
+    root = make_images()
+    first = run(root)
+    before = file_bytes(first), first.folder.read_manifest()
+    with writing(first.folder):
+        assert run(root).encoded == 0
+    assert (file_bytes(first), first.folder.read_manifest()) == before
+
+
+def test_what_another_site_enters_in_the_meantime_stays(
+    run: Extract, make_images: MakeImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_images()
+    folder = run(root).folder
+    entry = {"rows": 1, "listing": "", "skipped": [], "root": "elsewhere"}
+
+    def late(folder: CacheFolder) -> AbstractContextManager[None]:
+        manifest = folder.read_manifest()
+        manifest["clients"]["site"] = entry
+        folder.write_manifest(manifest)
+        return writing(folder)
+
+    monkeypatch.setattr("fedclip.extract.pipeline.writing", late)
+    assert run(root).encoded == 0
+    entries = folder.read_manifest()["clients"]
+    assert list(entries) == ["photo", "site", "sketch"]
+    assert entries["site"] == entry
+
+
+def test_a_file_in_the_place_of_another_client_s_is_put_right(
+    run: Extract, make_images: MakeImages
+) -> None:
+    root = make_images()
+    first = run(root)
+    rows, sketch = vectors(client(first)).keys(), first.folder.file("sketch")
+    before = sketch.read_bytes()
+    shutil.copy(sketch, first.folder.file("photo"))
+    assert encoded(run(root)) == {"photo": 6, "sketch": 0}
+    assert vectors(client(first)).keys() == rows
+    assert sketch.read_bytes() == before
+
+
+def test_an_older_file_in_the_place_of_a_client_s_is_put_right(
+    run: Extract, make_images: MakeImages
+) -> None:
+    root = make_images()
+    file = run(root).folder.file("photo")
+    older = file.read_bytes()
+    draw(root / "photo" / "cat" / "new.png", seed=1000)
+    newer = vectors(client(run(root)))
+    file.write_bytes(older)
+    result = run(root)
+    assert encoded(result) == {"photo": 1, "sketch": 0}
+    assert vectors(client(result)).keys() == newer.keys()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
