@@ -239,6 +239,8 @@ def _print_extraction(extraction: Extraction) -> None:
         )
         spent = (f"{activity} {seconds:.1f} s" for activity, seconds in extraction.spent.items())
         print(f"time       {', '.join(spent)}")
+    elif extraction.written:
+        print("encoded    nothing: the files are written anew with vectors that were known")
     else:
         print("encoded    nothing: the cache is up to date")
 

@@ -33,9 +33,11 @@ from .encoders import Encoder, load_encoder
 from .manifest import (
     Skipped,
     encoder_request,
+    forced_clients,
     library_versions,
     listing,
     make_entry,
+    make_forced_entry,
     stat_files,
 )
 from .names import RESIZERS
@@ -150,12 +152,17 @@ def help_encoding(request: Request, dataset: ImageDataset, ranks: Ranks) -> None
 def _encode(job: _Job) -> Extraction:
     start = time.perf_counter()
     request, dataset, folder, encoder = job.request, job.dataset, job.folder, job.encoder
+    manifest = folder.read_manifest()
+    entries = manifest.setdefault("clients", {})
     if request.force:
         remove_parts(folder.path)
-    manifest = {} if request.force else folder.read_manifest()
-    batch_size = _batch_size(manifest, request, encoder)
+        entries.update(_forced_entries(job))
+    standing = _standing(folder, manifest)
+    batch_size = _batch_size(job, manifest, standing)
     _note_encoder(job, batch_size)
-    known, texts = _known(job)
+    if not request.force and len(standing) < len(folder.files):
+        job.report.note("           (going on with what --force began)")
+    known, texts = _known(job, () if request.force else standing)
     # What was seen before reading, so that a later change is noticed as one.
     seen = {client.name: listing(client) for client in dataset.clients}
     tasks = job.tasks
@@ -170,7 +177,7 @@ def _encode(job: _Job) -> Extraction:
         "key": job.key,
         "encoder": dict(encoder.facts),
         "batch_size": batch_size,
-        "clients": manifest.get("clients", {}),
+        "clients": entries,
     }
     if missing:
         folder.write_manifest(manifest)  # the batch shape goes with the parts
@@ -186,7 +193,7 @@ def _encode(job: _Job) -> Extraction:
     with job.clock.timing(WRITING):
         write_caches(_caches(job, outcomes, known, texts))
         for result in results:
-            manifest["clients"][result.client] = make_entry(
+            entries[result.client] = make_entry(
                 dataset, result.rows, seen[result.client], result.skipped
             )
         folder.write_manifest(manifest)
@@ -197,17 +204,33 @@ def _encode(job: _Job) -> Extraction:
         classes=len(dataset.class_names),
         embed_dim=texts.features().shape[-1],
         encoded_texts=encoded_texts,
+        written=True,
         seconds=time.perf_counter() - start,
         spent=job.clock.seconds,
     )
 
 
-def _batch_size(manifest: Mapping[str, Any], request: Request, encoder: Encoder) -> int:
-    """Keep to the batch shape that a cache was begun with: another moves vectors by rounding."""
+def _forced_entries(job: _Job) -> dict[str, dict[str, Any]]:
+    """Note, for when this is killed, whose files are not to be read but made anew."""
+    return {
+        client.name: make_forced_entry(job.dataset)
+        for client in job.dataset.clients
+        if job.folder.file(client.name).exists()
+    }
+
+
+def _standing(folder: CacheFolder, manifest: Mapping[str, Any]) -> list[Path]:
+    """List the clients' files but for those that a forced extraction is to make anew."""
+    forced = {folder.file(client) for client in forced_clients(manifest)}
+    return [path for path in folder.files if path not in forced]
+
+
+def _batch_size(job: _Job, manifest: Mapping[str, Any], standing: Sequence[Path]) -> int:
+    """Keep to the batch shape of what was encoded before: another moves vectors by rounding."""
     begun = manifest.get("batch_size")
-    if isinstance(begun, int) and begun > 0:
+    if (standing or find_parts(job.folder.path)) and isinstance(begun, int) and begun > 0:
         return begun
-    return request.batch_size or default_batch_size(encoder.device)
+    return job.request.batch_size or default_batch_size(job.encoder.device)
 
 
 def default_batch_size(device: torch.device) -> int:
@@ -229,30 +252,29 @@ def _note_encoder(job: _Job, batch_size: int) -> None:
         job.report.note(f"           (this cache was begun with batches of {batch_size})")
 
 
-def _known(job: _Job) -> tuple[KnownVectors, Texts]:
-    """Learn what vectors the cache holds already, unless everything is to be made anew.
+def _known(job: _Job, standing: Sequence[Path]) -> tuple[KnownVectors, Texts]:
+    """Learn what vectors the cache holds already: in parts, and in the files that are `standing`.
 
     Raises:
         CacheError: a file is damaged, or of another encoder.
     """
     known, texts = KnownVectors(), Texts(job.encoder, job.dataset.class_names)
-    if not job.request.force:
-        for path in find_parts(job.folder.path):
-            try:
-                known.add_part(path)
-            except (CacheError, ValueError, EOFError):
-                path.unlink()  # as if lost
-        if known:
-            job.report.note(f"           (taking up {len(known)} images that were encoded before)")
-        for path in job.folder.files:
-            cache = read_cache(path)
-            if cache.key != job.key:
-                facts = ", ".join(differing_facts(cache.encoder, job.encoder.facts))
-                raise CacheError(
-                    f"{path}: is of another encoder than this cache ({facts}); move it elsewhere"
-                )
-            known.add_client(path, cache)
-            texts.take_over(cache)
+    for path in find_parts(job.folder.path):
+        try:
+            known.add_part(path)
+        except (CacheError, ValueError, EOFError):
+            path.unlink()  # as if lost
+    if known:
+        job.report.note(f"           (taking up {len(known)} images that were encoded before)")
+    for path in standing:
+        cache = read_cache(path)
+        if cache.key != job.key:
+            facts = ", ".join(differing_facts(cache.encoder, job.encoder.facts))
+            raise CacheError(
+                f"{path}: is of another encoder than this cache ({facts}); move it elsewhere"
+            )
+        known.add_client(path, cache)
+        texts.take_over(cache)
     texts.want(job.request.templates)
     return known, texts
 

@@ -149,6 +149,16 @@ def make_entry(
     }
 
 
+def make_forced_entry(dataset: ImageDataset) -> dict[str, Any]:
+    """Describe a client whose file is to be made anew, and holds until then what must not be."""
+    return {"forced": True, **origin(dataset)}
+
+
+def forced_clients(manifest: Mapping[str, Any]) -> set[str]:
+    """Name the clients that a forced extraction is to make anew and has not yet."""
+    return {client for client, entry in manifest.get("clients", {}).items() if entry.get("forced")}
+
+
 def origin(dataset: ImageDataset) -> dict[str, Any]:
     """Say where a data set's images are."""
     return {"root": str(dataset.root), **({"hub": dict(dataset.hub)} if dataset.hub else {})}

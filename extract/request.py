@@ -113,6 +113,7 @@ class Extraction:
         encoded_texts: Prompts encoded now.
         seconds: Wall-clock time of reading, encoding and writing; without loading the encoder.
         spent: What the process at hand spent them on, the main parts by name.
+        written: Whether the clients' files were written, if only with other labels.
     """
 
     folder: CacheFolder
@@ -122,6 +123,7 @@ class Extraction:
     encoded_texts: int
     seconds: float
     spent: Mapping[str, float] = field(default_factory=dict)
+    written: bool = False
 
     @property
     def encoded(self) -> int:

@@ -80,6 +80,13 @@ def test_the_summary_says_what_was_encoded_and_where_it_lies(
     assert table_rows(output) == [["photo", "5", "0", "1"], ["sketch", "6", "0", "0"]]
     assert "skipped    photo/cat/01.png: is empty\n" in output
     assert output.endswith("encoded    nothing: the cache is up to date\n")
+    (root / "photo" / "cat" / "01.png").unlink()
+    assert extract("--dataset", root) == 0
+    output = capsys.readouterr().out
+    assert table_rows(output) == [["photo", "5", "0", "0"], ["sketch", "6", "0", "0"]]
+    assert output.endswith(
+        "encoded    nothing: the files are written anew with vectors that were known\n"
+    )
 
 
 def test_the_first_ten_skipped_images_are_shown_and_the_rest_counted(

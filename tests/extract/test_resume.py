@@ -425,6 +425,56 @@ def test_force_encodes_everything_again(run: Run, make_images: MakeImages) -> No
     assert content(again.folder) == before
 
 
+def test_a_forced_extraction_that_was_stopped_is_gone_on_with(
+    run: Run, make_images: MakeImages, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_images(images=6)
+    expected = content(run(root, "undisturbed", batch_size=3).folder)
+    run(root)
+    with monkeypatch.context() as patch:
+        stop_after(9, patch)
+        with pytest.raises(StoppedError):
+            run(root, force=True, batch_size=3)
+    result = run(root)
+    assert "           (going on with what --force began)" in told.lines
+    assert result.encoded == 24 - 6
+    assert result.folder.read_manifest()["batch_size"] == 3
+    assert content(result.folder) == expected
+    assert run(root).encoded == 0
+
+
+def test_a_forced_extraction_that_was_stopped_at_once_is_gone_on_with_in_any_batch_size(
+    run: Run, make_images: MakeImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_images()
+    expected = content(run(root, "undisturbed", batch_size=3).folder)
+    run(root)
+    with monkeypatch.context() as patch:
+        stop_after(0, patch)
+        with pytest.raises(StoppedError):
+            run(root, force=True, batch_size=4)
+    result = run(root, batch_size=3)
+    assert result.encoded == 12
+    assert content(result.folder) == expected
+
+
+def test_force_for_one_site_leaves_the_others_as_they_are_and_known(
+    run: Run, make_images: MakeImages
+) -> None:
+    sites = {name: make_images(f"at-{name}", (".",)) for name in ("a", "b")}
+    for name, root in sites.items():
+        folder = run(root, name="scans", client=name).folder
+    before, manifest = content(folder), folder.read_manifest()
+    forced = run(sites["b"], name="scans", client="b", force=True, batch_size=3)
+    assert forced.encoded == 6
+    assert content(folder) == before
+    assert folder.read_manifest()["batch_size"] == 2  # as that of a's file
+    assert folder.read_manifest()["clients"]["a"] == manifest["clients"]["a"]
+    with pytest.raises(FedclipError, match="file this folder under a name of its own"):
+        run(make_images("other", (".",)), name="scans", client="a")
+    assert not run(sites["a"], name="scans", client="a").written
+
+
 def test_strict_writes_nothing_as_finished_where_an_image_is_bad_and_keeps_what_it_encoded(
     run: Run, make_images: MakeImages
 ) -> None:

@@ -25,7 +25,9 @@ def site(make_images: MakeImages, tiny_clip: Path, tmp_path: Path) -> Extract:
         classes: tuple[str, ...] = ("cat", "big_dog"),
         caches: str | None = None,
     ) -> None:
-        root = make_images(f"at-{client}", (".",), classes)
+        root = tmp_path / f"at-{client}"
+        if not root.exists():
+            make_images(root.name, (".",), classes)
         place = tmp_path / (caches or f"caches-{client}")
         arguments = ["--dataset", str(root), "--client", client, "--name", "scans", *options]
         model = ["--model", f"local-dir:{tiny_clip}", "--device", "cpu", "--workers", "0"]
