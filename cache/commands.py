@@ -152,12 +152,12 @@ def cache_verify(
 
 @app.command("rm")
 def cache_rm(name: CacheName, cache_dir: CacheDir = Path("caches")) -> None:
-    """Delete a cache."""
+    """Delete a cache, or what an extraction left that did not end."""
     from rich.filesize import decimal
 
     from . import remove_cache, resolve_cache
 
-    folder = resolve_cache(cache_dir, name)
+    folder = resolve_cache(cache_dir, name, begun=True)
     size = folder.bytes
     remove_cache(folder)
     print(f"removed {folder.name} ({decimal(size)})")

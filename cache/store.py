@@ -20,7 +20,7 @@ import numpy.typing as npt
 from .errors import BusyError, CacheError
 from .files import TEMPORARY_PREFIX, write_json
 from .key import differing_facts
-from .parts import remove_parts
+from .parts import find_parts, remove_parts
 from .reader import read_cache
 from .schema import FeatureCache
 
@@ -57,6 +57,11 @@ class CacheFolder:
         files = [manifest] if manifest.is_file() else self.files
         return max(path.stat().st_mtime for path in files)
 
+    @property
+    def begun(self) -> bool:
+        """Whether an extraction has left something here, if no client's file."""
+        return (self.path / MANIFEST).is_file() or bool(find_parts(self.path))
+
     def file(self, client: str) -> Path:
         """Path of a client's file."""
         return self.path / f"{client}{SUFFIX}"
@@ -85,19 +90,24 @@ def _is_manifest(value: Any) -> bool:
     )
 
 
-def find_caches(cache_dir: Path) -> list[CacheFolder]:
-    """Find every cache below `cache_dir`, in alphabetical order."""
+def find_caches(cache_dir: Path, *, begun: bool = False) -> list[CacheFolder]:
+    """Find every cache below `cache_dir`, in alphabetical order; with `begun`, unfinished too."""
     folders = [CacheFolder(path) for path in sorted(cache_dir.glob("[!.]*/[!.]*")) if path.is_dir()]
-    return [folder for folder in folders if folder.files]
+    return [folder for folder in folders if folder.files or (begun and folder.begun)]
 
 
-def resolve_cache(cache_dir: Path, name: str) -> CacheFolder:
+def resolve_cache(cache_dir: Path, name: str, *, begun: bool = False) -> CacheFolder:
     """Find the one cache that `name` means: its full name, its data set or a beginning.
+
+    Args:
+        cache_dir: Where caches are kept.
+        name: What it is called.
+        begun: Whether it may be one whose first extraction has not ended.
 
     Raises:
         CacheError: none or several do; the message lists what there is.
     """
-    found = find_caches(cache_dir)
+    found = find_caches(cache_dir, begun=begun)
     exact = [folder for folder in found if folder.name == name]
     dataset = [folder for folder in found if folder.name.split("/")[0] == name]
     beginning = [folder for folder in found if name and folder.name.startswith(name)]
