@@ -17,6 +17,13 @@ from .sources import Source
 # Seconds that a batch of images may take to be read; a stuck worker would be waited for for ever.
 PATIENCE = 600
 
+# What torch says of a tensor that there is no memory for, where it has no error of its own for it.
+_NO_MEMORY = (
+    "DefaultCPUAllocator",
+    "Storage size calculation overflowed",
+    "CUDA error: out of memory",
+)
+
 
 @dataclass(frozen=True)
 class Decoded:
@@ -84,6 +91,12 @@ def describe(error: Exception, content: bytes) -> str:
     if type(error).__name__ == "UnidentifiedImageError":
         return "is no image that Pillow knows"
     return f"cannot be decoded: {' '.join(str(error).split())[:200] or type(error).__name__}"
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Tell whether torch found no memory for a tensor, here, on a GPU or in a worker process."""
+    known = isinstance(error, torch.OutOfMemoryError)
+    return known or any(words in str(error) for words in _NO_MEMORY)
 
 
 class _Collate:
@@ -158,7 +171,7 @@ def _explained(batches: Iterator[PixelBatch]) -> Iterator[PixelBatch]:
     except RuntimeError as error:
         # DataLoader raises this of a worker that was killed, for want of memory for example,
         # or that cannot hand over its batch, for want of shared memory.
-        if "DataLoader" not in str(error):
+        if "DataLoader" not in str(error) or is_out_of_memory(error):
             raise
         raise FedclipError(
             "a process that decodes images was killed or is stuck, probably for want of (shared) "

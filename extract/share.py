@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -10,11 +11,12 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from ..cache import FedclipError
 from ..cache.parts import write_part
 from ..cache.report import Report
 from .clock import Clock
 from .encoders import Encoder, Launched
-from .images import PixelBatch, load_batches
+from .images import PixelBatch, is_out_of_memory, load_batches
 from .sources import Source
 
 # What a killed extraction loses at most: a dozen seconds on a CPU, none on a GPU.
@@ -77,6 +79,7 @@ class Share:
         self._encoder = encoder
         self._folder = folder
         self._tasks = tasks
+        self._batch_size = batch_size
         self._clock = clock
         self._progress = _Progress(report, [task.client for task in tasks])
         self._batches = load_batches(
@@ -95,9 +98,9 @@ class Share:
 
         Raises:
             OSError: a part cannot be written.
-            FedclipError: a worker process was killed.
+            FedclipError: a worker process was killed, or there is no memory for a batch.
         """
-        with _Keeper(self._folder) as keeper:
+        with _memory_for(self._batch_size), _Keeper(self._folder) as keeper:
             try:
                 for batch, vectors in self._encoded():
                     keeper.add(batch, vectors, self._tasks)
@@ -130,6 +133,19 @@ class Share:
                 yield finished
             if batch is None:
                 return
+
+
+@contextmanager
+def _memory_for(batch_size: int) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise FedclipError(
+            f"batches of {batch_size} images need more memory than there is; give a smaller "
+            "--batch-size, and --force if the cache was begun with this one"
+        ) from None
 
 
 class _Keeper:

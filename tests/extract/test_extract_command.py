@@ -13,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from fedclip.cache import read_cache
 from fedclip.cli import run
+from fedclip.extract.encoders import Encoder
 from fedclip.extract.prompts import templates_of
 
 MakeImages = Callable[..., Path]
@@ -87,6 +89,60 @@ def test_the_summary_says_what_was_encoded_and_where_it_lies(
     assert output.endswith(
         "encoded    nothing: the files are written anew with vectors that were known\n"
     )
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("size", [10**8, 10**16])
+def test_a_batch_that_there_is_no_memory_for_is_one_line_and_its_size_is_not_kept(
+    extract: Command,
+    make_images: MakeImages,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    workers: int,
+    size: int,
+) -> None:
+    root = make_images()
+    arguments = ("--dataset", root, "--workers", workers)
+    assert extract(*arguments, "--batch-size", size) == 2
+    assert only_error(capsys.readouterr().err) == (
+        f"error: batches of {size} images need more memory than there is; give a smaller "
+        "--batch-size, and --force if the cache was begun with this one"
+    )
+    assert extract(*arguments, "--batch-size", 8) == 0
+    (file,) = tmp_path.glob("caches/*/*/manifest.json")
+    assert json.loads(file.read_text())["batch_size"] == 8
+
+
+def test_a_gpu_without_memory_for_a_batch_is_one_line(
+    extract: Command,
+    make_images: MakeImages,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(self: Encoder, pixels: torch.Tensor) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nGPU 0 has ...")
+
+    monkeypatch.setattr(Encoder, "launch_images", full)
+    assert extract("--dataset", make_images()) == 2
+    assert "batches of 64 images need more memory" in only_error(capsys.readouterr().err)
+
+
+def test_what_an_extraction_left_that_did_not_end_can_be_removed(
+    extract: Command,
+    make_images: MakeImages,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = make_images()
+    (root / "photo" / "cat" / "00.png").write_bytes(b"")
+    assert extract("--dataset", root, "--strict") == 2
+    assert len(list(tmp_path.glob("caches/pets/*/parts/*.part"))) == 1
+    capsys.readouterr()
+    assert run(["cache", "ls"]) == 0
+    assert capsys.readouterr().out == "there is no cache below caches\n"
+    assert run(["cache", "rm", "pets"]) == 0
+    assert capsys.readouterr().out.startswith("removed pets/tinyclip-own-")
+    assert list((tmp_path / "caches").iterdir()) == []
 
 
 def test_the_first_ten_skipped_images_are_shown_and_the_rest_counted(
