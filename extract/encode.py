@@ -35,7 +35,7 @@ from .manifest import (
     encoder_request,
     forced_clients,
     library_versions,
-    listing,
+    listings,
     make_entry,
     make_forced_entry,
     stat_files,
@@ -129,17 +129,13 @@ def help_encoding(request: Request, dataset: ImageDataset, ranks: Ranks) -> None
     """Encode this rank's share of what the first finds missing, and tell what became of it.
 
     Raises:
-        FedclipError: the encoder cannot be used, or the files here are others.
+        FedclipError: the encoder cannot be used, or it or the files here are others.
     """
     ranks.ask("weights")
     job = _Job.of(request, dataset, ranks, Silence())
     plan = ranks.ask("plan")
+    _check_plan(job, plan)
     tasks = job.tasks
-    if len(tasks) != plan["images"]:
-        raise FedclipError(
-            f"{dataset.root}: rank {ranks.rank} finds {len(tasks)} images here and rank 0 "
-            f"{plan['images']}; all ranks must see the same files"
-        )
     missing = np.unpackbits(np.frombuffer(base64.b64decode(plan["missing"]), np.uint8))
     share = job.share([tasks[number] for number in np.flatnonzero(missing)], plan["batch_size"])
     told = 0
@@ -147,6 +143,22 @@ def help_encoding(request: Request, dataset: ImageDataset, ranks: Ranks) -> None
         ranks.tell(f"receipt/{ranks.rank}/{told}", asdict(receipt))
         told += 1
     ranks.tell(f"receipt/{ranks.rank}/{told}", None)
+
+
+def _check_plan(job: _Job, plan: Mapping[str, Any]) -> None:
+    """Refuse to encode other images than the first rank means, or with another encoder."""
+    rank, seen = job.ranks.rank, listings(job.dataset)
+    if job.key != plan["key"]:
+        raise FedclipError(
+            f"{job.encoder.name.model}: rank {rank} has another encoder here, of the key "
+            f"{job.key[:8]}, than rank 0, of {plan['key'][:8]}; all ranks must have the same "
+            "weights and options"
+        )
+    if [*seen.items()] != [*plan["listings"].items()]:  # in order, as images are numbered through
+        raise FedclipError(
+            f"{job.dataset.root}: rank {rank} finds other images here than rank 0; all ranks must "
+            "see the same files"
+        )
 
 
 def _encode(job: _Job) -> Extraction:
@@ -164,7 +176,7 @@ def _encode(job: _Job) -> Extraction:
         job.report.note("           (going on with what --force began)")
     known, texts = _known(job, () if request.force else standing)
     # What was seen before reading, so that a later change is noticed as one.
-    seen = {client.name: listing(client) for client in dataset.clients}
+    seen = listings(dataset)
     tasks = job.tasks
     outcomes = _carried_over(tasks, known, job.report)
     missing = [task for task in tasks if task.number not in outcomes]
@@ -181,7 +193,7 @@ def _encode(job: _Job) -> Extraction:
     }
     if missing:
         folder.write_manifest(manifest)  # the batch shape goes with the parts
-    job.ranks.tell("plan", _plan(len(tasks), missing, batch_size))
+    job.ranks.tell("plan", _plan(job.key, seen, len(tasks), missing, batch_size))
     share = job.share(missing, batch_size)
     with job.clock.timing(ENCODING):
         encoded_texts = texts.encode_missing()
@@ -302,12 +314,15 @@ def _digest(source: Source) -> bytes | None:
         return None  # decoding will say why
 
 
-def _plan(images: int, missing: Sequence[Task], batch_size: int) -> dict[str, Any]:
-    """Say which of how many images are missing, in a bit each."""
+def _plan(
+    key: str, seen: Mapping[str, str], images: int, missing: Sequence[Task], batch_size: int
+) -> dict[str, Any]:
+    """Say with which encoder which images are to be encoded: of those listed, in a bit each."""
     bits = np.zeros(images, bool)
     bits[[task.number for task in missing]] = True
     return {
-        "images": images,
+        "key": key,
+        "listings": dict(seen),
         "missing": base64.b64encode(np.packbits(bits).tobytes()).decode(),
         "batch_size": batch_size,
     }

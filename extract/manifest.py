@@ -67,6 +67,11 @@ def listing(images: ClientImages) -> str:
     return digest.hexdigest()
 
 
+def listings(dataset: ImageDataset) -> dict[str, str]:
+    """Hash each client's images, by client."""
+    return {client.name: listing(client) for client in dataset.clients}
+
+
 def _stamp(source: Source) -> str:
     try:
         return source.stamp()

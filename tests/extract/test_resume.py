@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -194,6 +195,40 @@ def test_whenever_it_is_killed_the_next_run_ends_with_the_same_bytes(
     assert counts["same"] == 24
     assert counts["killed"] >= 20
     assert counts["midway"] >= 10
+
+
+@pytest.mark.parametrize("other", ["images", "weights"])
+def test_a_rank_that_has_other_images_or_weights_than_the_first_is_refused(
+    make_images: MakeImages, tiny_clip: Path, tmp_path: Path, other: str
+) -> None:
+    roots, models = [make_images("pets")] * 2, [f"{LOCAL_DIR}{tiny_clip}"] * 2
+    if other == "images":
+        roots[1] = make_images("others/pets")  # as many, of the same names
+        Image.new("RGB", (40, 48)).save(roots[1] / "photo" / "cat" / "00.png")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+
+    def launch(rank: int) -> subprocess.Popen[str]:
+        options = ["--dataset", str(roots[rank]), "--model", models[rank], "--device", "cpu"]
+        random = ["--pretrained", "random"] if other == "weights" and rank == 1 else []
+        return subprocess.Popen(
+            [sys.executable, "-m", "fedclip", "extract", *options, *random],
+            cwd=tmp_path,
+            env={**os.environ, **address, "RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    with launch(0) as first, launch(1) as second:
+        _, errors = second.communicate(timeout=120)
+        first.kill()  # as a launcher would
+    assert second.returncode == 2
+    (line,) = [line for line in errors.splitlines() if line]
+    assert f"rank 1 {'finds other images' if other == 'images' else 'has another encoder'} " in line
+    assert list(tmp_path.glob("caches/*/*/*.h5")) == []
 
 
 def processes_with(mark: str) -> list[int]:
