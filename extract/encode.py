@@ -1,6 +1,7 @@
 """Encodes what a cache lacks. Importing this imports torch and open_clip."""
 
 import base64
+import errno
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,11 +31,13 @@ from ..cache.writer import write_caches
 from .clock import Clock
 from .datasets import ClientImages, ImageDataset
 from .encoders import Encoder, load_encoder
+from .images import UNREAD
 from .manifest import (
     Skipped,
     encoder_request,
     forced_clients,
     library_versions,
+    listing,
     listings,
     make_entry,
     make_forced_entry,
@@ -52,6 +55,10 @@ MAX_WORKERS = 16
 
 CPU_BATCH = 64
 GPU_BATCH = 256
+
+# Why an image cannot be read whatever its disk does: it may not be, or leads nowhere. One that
+# was there before has another listing now.
+_OWN_REASONS = frozenset({errno.EACCES, errno.EPERM, errno.ENOENT, errno.ELOOP, errno.EISDIR})
 
 
 @dataclass(frozen=True)
@@ -200,6 +207,7 @@ def _encode(job: _Job) -> Extraction:
     for receipt in _receipts(share, job.ranks):
         _enter(receipt, outcomes, known, folder)
     results = list(_results(dataset, outcomes, {task.number for task in missing}))
+    _check_storage(dataset, results, seen)
     if request.strict:
         _check_all_usable(results)
     with job.clock.timing(WRITING):
@@ -363,6 +371,31 @@ def _results(
                 fresh += 1
             number += 1
         yield ClientResult(client.name, len(client.images) - len(skipped), fresh, tuple(skipped))
+
+
+def _check_storage(
+    dataset: ImageDataset, results: Sequence[ClientResult], seen: Mapping[str, str]
+) -> None:
+    """Refuse to leave out images that are only away: a good file would become a smaller one."""
+    for client, result in zip(dataset.clients, results, strict=True):
+        unread = {item.id: item for item in result.skipped if item.reason.startswith(UNREAD)}
+        sources = [image.source for image in client.images if image.id in unread]
+        if unread and not (listing(client) == seen[client.name] and all(map(_is_unfit, sources))):
+            first = next(iter(unread.values()))
+            raise FedclipError(
+                f"{dataset.root}: {first.id} {first.reason}, as if its disk had gone away midway; "
+                "the cache is as it was; see that all images are there, or remove what cannot be "
+                "read, and extract again"
+            )
+
+
+def _is_unfit(source: Source) -> bool:
+    """Tell whether an image still cannot be read, and for a reason of its own."""
+    try:
+        source.read()
+    except OSError as error:
+        return error.errno in _OWN_REASONS
+    return False
 
 
 def _check_all_usable(results: Sequence[ClientResult]) -> None:

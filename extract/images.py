@@ -17,6 +17,9 @@ from .sources import Source
 # Seconds that a batch of images may take to be read; a stuck worker would be waited for for ever.
 PATIENCE = 600
 
+# How `describe` begins of what could not be read, rather than not be decoded.
+UNREAD = "cannot be read"
+
 # What torch says of a tensor that there is no memory for, where it has no error of its own for it.
 _NO_MEMORY = (
     "DefaultCPUAllocator",
@@ -83,7 +86,7 @@ class _Images(Dataset[Decoded]):
 def describe(error: Exception, content: bytes) -> str:
     """Say in a few words why a file could not be decoded."""
     if isinstance(error, OSError) and error.strerror:
-        return f"cannot be read: {error.strerror}"
+        return f"{UNREAD}: {error.strerror}"
     if isinstance(error, MemoryError):
         return "needs more memory than there is"
     if not content:

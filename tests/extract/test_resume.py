@@ -1,8 +1,10 @@
 """An extraction that is killed, refused room or kept out loses next to nothing."""
 
 import contextlib
+import errno
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -35,6 +37,7 @@ from fedclip.extract.encoders import Encoder
 from fedclip.extract.names import LOCAL_DIR, EncoderName
 from fedclip.extract.pipeline import extract
 from fedclip.extract.request import Extraction, Request
+from fedclip.extract.sources import FileSource
 
 Fedclip = Callable[..., subprocess.CompletedProcess[str]]
 MakeFeatures = Callable[..., FeatureCache]
@@ -529,6 +532,61 @@ def test_strict_writes_nothing_as_finished_where_an_image_is_bad_and_keeps_what_
         run(root, strict=True)
     bad.unlink()
     assert run(root, strict=True).encoded == 0
+
+
+GONE = ("", "photo", "photo/cat", "photo/cat/02.png")
+
+
+@pytest.mark.parametrize("gone", GONE, ids=["all", "a domain", "a class", "an image"])
+@pytest.mark.parametrize("back", [False, True])
+def test_what_went_away_midway_makes_no_file_smaller(
+    run: Run, make_images: MakeImages, monkeypatch: pytest.MonkeyPatch, gone: str, back: bool
+) -> None:
+    root = make_images()
+    expected = content(run(root, "undisturbed").folder)
+    before = content(run(root).folder)
+    read, there, aside = FileSource.read, root / gone, root.parent / "aside"
+    reads: list[Path] = []
+
+    def read_without_disk(self: FileSource) -> bytes:
+        if not reads:
+            there.rename(aside)
+        reads.append(self.path)
+        if len(reads) == 12 and back:
+            aside.rename(there)
+        return read(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FileSource, "read", read_without_disk)
+        with pytest.raises(FedclipError) as error:
+            run(root, force=True)
+    assert str(error.value).startswith(f"{root}: photo/")
+    assert "cannot be read: No such file or directory, as if its disk had gone" in str(error.value)
+    folder = next(root.parent.glob("caches/*/*"))
+    assert content(CacheFolder(folder)) == before
+    if not back:
+        aside.rename(there)
+    assert content(run(root).folder) == expected
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EMFILE])
+def test_a_disk_that_fails_makes_no_file_smaller(
+    run: Run, make_images: MakeImages, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    root = make_images()
+    read = FileSource.read
+
+    def failing(self: FileSource) -> bytes:
+        if self.path.name == "01.png":
+            raise OSError(code, os.strerror(code), str(self.path))
+        return read(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FileSource, "read", failing)
+        with pytest.raises(FedclipError, match=re.escape(os.strerror(code))):
+            run(root)
+    assert find_caches(root.parent / "caches") == []
+    assert run(root).skipped == ()
 
 
 def test_a_full_disk_is_one_line_and_the_next_run_goes_on(
