@@ -6,6 +6,7 @@ answers at once.
 
 from __future__ import annotations
 
+import errno
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -41,6 +42,9 @@ BASELINE_SETTINGS = (
 
 # What a whole model can be federated by.
 WHOLE_STRATEGIES = ("fedavg", "fedprox")
+
+# What an operating system says where there is no room, for anyone or for this user.
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 # The base of typer's usage errors, whichever click it carries.
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
@@ -93,10 +97,9 @@ def _explain(error: Exception) -> str | None:
     if isinstance(error, FedclipError):
         return str(error)
     if isinstance(error, OSError):
-        # Of a file that was to be renamed, its place is what was asked for.
-        name = error.filename2 or error.filename
-        where = f"{name}: " if name else ""
-        return f"{where}{error.strerror or error}"
+        where = f"{error.filename}: " if error.filename else ""
+        remedy = "; make room and run this again" if error.errno in _FULL else ""
+        return f"{where}{error.strerror or error}{remedy}"
     if isinstance(error, _USAGE_ERROR):
         context = error.ctx
         command = context.command_path if context else "fedclip"

@@ -59,31 +59,57 @@ def replacing(path: Path) -> Iterator[Path]:
 
     The content is fsynced before the rename, so a reader, a crash or a full disk
     finds the old file or the new one, whole.
+
+    Raises:
+        OSError: it cannot be written; the error names `path`.
     """
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
     try:
-        yield temporary
-        with temporary.open("r+b") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
+        with _naming(path, temporary):
+            yield temporary
+            with temporary.open("r+b") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; on success it becomes `path`, new or empty."""
+    """Yield a temporary folder beside `path`; on success it becomes `path`, new or empty.
+
+    Raises:
+        FedclipError: there is something already, which is said before anything is made.
+        OSError: it cannot be written; the error names `path`, or a file to be in it.
+    """
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise FedclipError(
+            f"{path}: is there already, and not empty; move or remove it, and it is made anew"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
     shutil.rmtree(temporary, ignore_errors=True)  # of a killed process with our number
     temporary.mkdir()
     try:
-        yield temporary
-        temporary.replace(path)
-        sync_folder(path.parent)
+        with _naming(path, temporary):
+            yield temporary
+            temporary.replace(path)
+            sync_folder(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _naming(path: Path, temporary: Path) -> Iterator[None]:
+    """Have an error name the file that a user knows, where it names the temporary one or none."""
+    try:
+        yield
+    except OSError as error:
+        name = str(error.filename or temporary)
+        if error.errno is not None and name.startswith(str(temporary)):
+            error.filename, error.filename2 = name.replace(str(temporary), str(path), 1), None
+        raise
 
 
 def to_json(value: Any) -> str:

@@ -16,10 +16,14 @@ IMAGES_PER_CLASS = 30
 def draw_dataset(
     folder: Path, report: Report, seed: int = SEED, images: int = IMAGES_PER_CLASS
 ) -> None:
-    """Draw `images` pictures of each thing in each style into `folder`, whole or not at all."""
+    """Draw `images` pictures of each thing in each style into `folder`, whole or not at all.
+
+    Raises:
+        FedclipError: the folder is not empty.
+    """
     total, done = len(STYLES) * len(THINGS) * images, 0
-    report.note(f"drawing    {total} images of {len(THINGS)} things in {folder}")
     with replacing_folder(folder) as temporary:
+        report.note(f"drawing    {total} images of {len(THINGS)} things in {folder}")
         for style in STYLES:
             for thing in THINGS:
                 place = temporary / style / thing

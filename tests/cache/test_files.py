@@ -1,6 +1,7 @@
 """Files are whole or absent, and names are safe."""
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,12 @@ def stop_writing_folder(path: Path, error: type[BaseException]) -> None:
         (temporary / "inner").mkdir()
         (temporary / "inner" / "file").write_bytes(b"content")
         raise error
+
+
+def write_on_full_disk(path: Path) -> None:
+    with replacing(path) as temporary:
+        temporary.symlink_to("/dev/full")
+        temporary.write_bytes(b"new")
 
 
 @pytest.mark.parametrize("name", ["a", "real_world", "ViT-B-32", "1.5", "x+y", "café", "a" * 200])
@@ -113,9 +120,28 @@ def test_an_interrupted_first_write_leaves_nothing(
 def test_a_folder_in_the_way_of_a_file_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.mkdir()
-    with pytest.raises(IsADirectoryError), replacing(path) as temporary:
+    with pytest.raises(IsADirectoryError) as caught, replacing(path) as temporary:
         temporary.write_bytes(b"new")
+    assert (caught.value.filename, caught.value.filename2) == (str(path), None)
     assert names_in(tmp_path) == ["file"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no /dev/full")
+def test_a_disk_without_room_is_told_of_with_the_file_s_own_name(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_on_full_disk(path)
+    assert caught.value.filename == str(path)
+    with pytest.raises(OSError, match="No such file") as caught, replacing_folder(path) as place:
+        (place / "inner" / "file").touch()
+    assert caught.value.filename == str(path / "inner" / "file")
+    assert names_in(tmp_path) == []
+
+
+def test_an_error_that_names_another_file_is_left_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught, replacing(tmp_path / "file"):
+        (tmp_path / "source").read_bytes()
+    assert caught.value.filename == str(tmp_path / "source")
 
 
 @pytest.mark.parametrize("existing", [False, True])
@@ -134,8 +160,11 @@ def test_a_folder_with_content_is_never_replaced(tmp_path: Path) -> None:
     path = tmp_path / "folder"
     path.mkdir()
     (path / "file").write_bytes(b"old")
-    with pytest.raises(OSError, match="not empty"), replacing_folder(path) as temporary:
-        (temporary / "file").write_bytes(b"new")
+    with pytest.raises(FedclipError) as caught, replacing_folder(path):
+        raise AssertionError("began to make what cannot take its place")
+    assert str(caught.value) == (
+        f"{path}: is there already, and not empty; move or remove it, and it is made anew"
+    )
     assert (path / "file").read_bytes() == b"old"
     assert names_in(tmp_path) == ["folder"]
 

@@ -98,6 +98,19 @@ def test_an_interrupted_drawing_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_part_of_the_data_set_is_not_drawn_over(
+    empty_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = empty_folder / "data" / "demo"
+    (place / "photo").mkdir(parents=True)
+    assert run(["extract", "--dataset", "demo"]) == 2
+    assert capsys.readouterr().err == (
+        "error: data/demo: is there already, and not empty; move or remove it, and it is made "
+        "anew\n"
+    )
+    assert list(place.parent.iterdir()) == [place]
+
+
 def test_captions_confuse_look_alikes_and_nothing_else() -> None:
     for index in range(12):
         draw = Draw(SEED, index)

@@ -7,7 +7,8 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import torch
 from PIL import Image
 
 from fedclip.cache import read_cache
+from fedclip.cache.files import replacing
 from fedclip.cli import run
 from fedclip.extract.encoders import Encoder
 from fedclip.extract.prompts import templates_of
@@ -125,6 +127,28 @@ def test_a_gpu_without_memory_for_a_batch_is_one_line(
     monkeypatch.setattr(Encoder, "launch_images", full)
     assert extract("--dataset", make_images()) == 2
     assert "batches of 64 images need more memory" in only_error(capsys.readouterr().err)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no /dev/full")
+def test_a_disk_without_room_is_one_line_that_names_the_file(
+    extract: Command,
+    make_images: MakeImages,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    @contextmanager
+    def replacing_on_full_disk(path: Path) -> Iterator[Path]:
+        with replacing(path) as temporary:
+            temporary.symlink_to("/dev/full")
+            yield temporary
+
+    monkeypatch.setattr("fedclip.cache.parts.replacing", replacing_on_full_disk)
+    assert extract("--dataset", make_images()) == 2
+    assert re.fullmatch(
+        r"error: caches/pets/[^/]+/parts/\w+\.part: No space left on device; make room and run "
+        "this again",
+        only_error(capsys.readouterr().err),
+    )
 
 
 def test_what_an_extraction_left_that_did_not_end_can_be_removed(
