@@ -203,17 +203,7 @@ def load_encoder(name: EncoderName, device: torch.device) -> Encoder:
         weights = _weights_file(name, tag)
         torch.manual_seed(0)  # random weights are the same ones each time
         model = _build(name, weights, quick_gelu=bool(tag.get("quick_gelu")))
-        try:
-            tokenizer = open_clip.get_tokenizer(name.model)
-        except ModuleNotFoundError as error:
-            raise FedclipError(
-                f"{name.model}: its tokenizer needs the package {error.name}; install it with "
-                f"'pip install {error.name}'"
-            ) from None
-        except Exception as error:
-            raise FedclipError(
-                f"{name.model}: its tokenizer cannot be had ({first_line(error)})"
-            ) from None
+        tokenizer = _tokenizer(name.model, config)
     if tag.get("quick_gelu"):
         config["quick_gelu"] = True
         _check_quick_gelu(name, model)
@@ -359,6 +349,22 @@ def _build(name: EncoderName, weights: Path | None, *, quick_gelu: bool) -> nn.M
             f"({first_line(error)}); give safetensors or a plain state_dict of this architecture"
         ) from None
     return model
+
+
+def _tokenizer(model: str, config: Mapping[str, Any]) -> Callable[[list[str]], Tensor]:
+    try:
+        # A config can ask for code of its repository to be run; what is passed here wins over it.
+        hub = bool(config["text_cfg"].get("hf_tokenizer_name"))
+        options = {"trust_remote_code": False} if hub else {}
+        tokenizer: Callable[[list[str]], Tensor] = open_clip.get_tokenizer(model, **options)
+    except ModuleNotFoundError as error:
+        raise FedclipError(
+            f"{model}: its tokenizer needs the package {error.name}; install it with "
+            f"'pip install {error.name}'"
+        ) from None
+    except Exception as error:
+        raise FedclipError(f"{model}: its tokenizer cannot be had ({first_line(error)})") from None
+    return tokenizer
 
 
 def _check_quick_gelu(name: EncoderName, model: nn.Module) -> None:

@@ -5,9 +5,11 @@ import io
 import json
 import pickle
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -608,6 +610,31 @@ def test_a_config_that_no_model_can_be_built_of_is_refused(
     config = json.loads((tiny_clip / CONFIG).read_text())["model_cfg"]
     place = make_place(**{part: {**config[part], **change}})
     assert place.removeprefix("local-dir:") in refusal(place)
+
+
+class _Tokenizers(ModuleType):
+    """Stands in for `transformers`, and notes how tokenizers are asked for."""
+
+    def __init__(self) -> None:
+        super().__init__("transformers")
+        self.asked: list[dict[str, object]] = []
+        self.AutoTokenizer = self
+
+    def from_pretrained(self, _place: str, **options: object) -> Callable[..., Any]:
+        self.asked.append(options)
+        return lambda texts, **_: SimpleNamespace(input_ids=torch.zeros(len(texts), 16).long())
+
+
+def test_a_config_cannot_have_its_tokenizer_s_code_run(
+    tiny_clip: Path, make_place: MakePlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transformers = _Tokenizers()
+    monkeypatch.setitem(sys.modules, "transformers", transformers)
+    text = json.loads((tiny_clip / CONFIG).read_text())["model_cfg"]["text_cfg"]
+    asking = {"hf_tokenizer_name": "own", "tokenizer_kwargs": {"trust_remote_code": True}}
+    load(make_place(text_cfg={**text, **asking}))
+    (options,) = transformers.asked
+    assert options["trust_remote_code"] is False
 
 
 @pytest.fixture
