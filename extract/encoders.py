@@ -98,7 +98,8 @@ class Encoder:
         with self._inference():
             pixels = self._upload(pixels).to(dtype)
             features = self._encode_image(pixels, normalize=False).float()
-            here = features.to("cpu", non_blocking=True)
+            # Of other devices nothing says when a copy in the background has arrived.
+            here = features.to("cpu", non_blocking=self.device.type == "cuda")
         if self.device.type != "cuda":
             return Launched(here)
         return Launched(here, torch.cuda.current_stream(self.device).record_event())
@@ -151,7 +152,12 @@ class Encoder:
         try:
             with (
                 torch.inference_mode(),
-                torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False),
+                torch.backends.cudnn.flags(
+                    enabled=torch.backends.cudnn.enabled,
+                    benchmark=False,
+                    deterministic=True,
+                    allow_tf32=False,
+                ),
             ):
                 yield
         finally:

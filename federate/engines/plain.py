@@ -15,7 +15,9 @@ from ..whole import training_loss
 def train(adapter: nn.Module, tasks: Sequence[LocalTask]) -> list[ClientUpdate]:
     """Do each task with `adapter`, whose parameters are overwritten."""
     # Convolutions, of whole models, must come out alike each time on a GPU too.
-    with torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False):
+    with torch.backends.cudnn.flags(
+        enabled=torch.backends.cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False
+    ):
         return [_train(adapter, task) for task in tasks]
 
 

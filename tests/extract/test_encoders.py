@@ -19,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from fedclip.cache import FeatureCache, FedclipError, image_key, read_cache
 from fedclip.cache.report import LineReport
@@ -287,6 +288,40 @@ def test_encoding_leaves_torch_s_precision_as_it_was(tiny_clip: Path) -> None:
     finally:
         torch.set_float32_matmul_precision(before)
     assert after == "medium"
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_encoding_leaves_cudnn_on_or_off(tiny_clip: Path, enabled: bool) -> None:
+    encoder = load(tiny_clip)
+    seen: list[bool] = []
+    assert isinstance(encoder.model.visual, nn.Module)
+    encoder.model.visual.register_forward_pre_hook(
+        lambda *_: seen.append(torch.backends.cudnn.enabled)
+    )
+    with torch.backends.cudnn.flags(enabled=enabled):
+        encoder.encode_images(pixels())
+    assert seen == [enabled]
+
+
+class Copied:
+    """Features that note how they were taken home."""
+
+    def __init__(self) -> None:
+        self.copies: list[dict[str, object]] = []
+
+    def float(self) -> "Copied":
+        return self
+
+    def to(self, _device: str, **options: object) -> torch.Tensor:
+        self.copies.append(options)
+        return torch.zeros(3, 16)
+
+
+def test_where_no_event_tells_of_its_end_a_copy_is_waited_for(tiny_clip: Path) -> None:
+    encoder, features = load(tiny_clip), Copied()
+    encoder.model.encode_image = lambda *_, **__: features  # type: ignore[assignment]
+    assert encoder.launch_images(pixels()).arrived is None
+    assert features.copies == [{"non_blocking": False}]
 
 
 def test_an_architecture_with_quick_gelu_is_another_encoder(

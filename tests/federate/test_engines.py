@@ -349,6 +349,16 @@ def test_threads_leave_the_number_of_threads_of_others_alone() -> None:
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_plain_loop_leaves_cudnn_on_or_off(enabled: bool) -> None:
+    adapter, task = Strange(), strange_tasks([8])[0]
+    seen: list[bool] = []
+    adapter.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cudnn.enabled))
+    with torch.backends.cudnn.flags(enabled=enabled):
+        train_clients(adapter, [task], "plain")
+    assert seen == [enabled]
+
+
 def test_nothing_to_do_is_done() -> None:
     for engine in ENGINES:
         assert train_clients(Strange(), [], engine) == []
