@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 # Facts that tell a person what the encoder is called; they shape no vector.
@@ -54,6 +55,12 @@ def text_key(
     """
     facts = _without(encoder, DESCRIPTIVE | _IMAGE_ONLY)
     return _sha256([facts, list(class_names), list(templates)])
+
+
+def file_sha256(path: Path) -> str:
+    """Hash a file, such as an encoder's weights: SHA-256, 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def differing_facts(encoder: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

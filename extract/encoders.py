@@ -25,7 +25,7 @@ from open_clip.transform import PreprocessCfg
 from torch import Tensor, nn
 
 from ..cache import FedclipError
-from ..cache.key import canonical_json
+from ..cache.key import canonical_json, file_sha256
 from .decoders import Decoder, make_decoder
 from .hub import first_line
 from .memory import keep_freed_memory
@@ -220,7 +220,7 @@ def load_encoder(name: EncoderName, device: torch.device) -> Encoder:
         "model": shown_model,
         "pretrained": shown_pretrained,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "weights_sha256": _file_sha256(weights) if weights else _tensors_sha256(model),
+        "weights_sha256": file_sha256(weights) if weights else _tensors_sha256(model),
         "random_weights": weights is None,
         "architecture": config,
         **_preprocess_facts(preprocess),
@@ -380,11 +380,6 @@ def _check_quick_gelu(name: EncoderName, model: nn.Module) -> None:
             f"{name.model} {name.pretrained}: these weights were trained with QuickGELU, and "
             "this architecture does not use it; choose the model's -quickgelu variant"
         )
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _tokenizer_sha256(tokenizer: Callable[[list[str]], Tensor]) -> str:

@@ -6,7 +6,6 @@ midway, and this goes on.
 """
 
 import errno
-import hashlib
 import io
 import logging
 import os
@@ -22,6 +21,7 @@ from rich.filesize import decimal
 
 from ..cache import FedclipError
 from ..cache.files import replacing
+from ..cache.key import file_sha256
 from ..cache.report import Report
 from .sources import FileSource
 
@@ -323,7 +323,7 @@ def _transfer_file(
             _get(snapshot, path, file.size, content)
             content.flush()
             os.fsync(content.fileno())
-        if len(file.etag) == _SHA256_DIGITS and _sha256(partial) != file.etag:
+        if len(file.etag) == _SHA256_DIGITS and file_sha256(partial) != file.etag:
             partial.unlink()
             raise FedclipError(
                 f"{snapshot.repository}: {path} arrived damaged and was deleted; run again"
@@ -364,11 +364,6 @@ def _get(snapshot: Snapshot, path: str, size: int, content: _Watched) -> None:
             if content.tell() <= begun:
                 raise
             # A connection that brought something is worth another.
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
