@@ -4,7 +4,6 @@ Whatever torch or its downloader raises on weights is the fault of these, and be
 line.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -14,13 +13,16 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.transform import PreprocessCfg
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import AlexNet_Weights, alexnet
 
 from ..cache import FedclipError
-from .decoders import Decoder, decoder_of, make_decoder
+from ..cache.key import file_sha256
+from .decoders import Decoder, PillowDecoder, Transform, make_decoder
 from .encoders import Encoder
+from .hub import first_line
 from .names import RANDOM
 from .pixels import ByteDecoder
 
@@ -65,7 +67,7 @@ def clip_backbone(encoder: Encoder) -> Backbone:
     return Backbone(
         facts={"backbone": "clip", "parameters": encoder.facts["parameters"]},
         network=lambda seed: deepcopy(encoder.model).requires_grad_(True),
-        decode=_byte_decoder(make_decoder(replace(preprocess, **_AS_IT_IS), encoder.name.resizer)),
+        decode=_ByteDecoder(make_decoder(replace(preprocess, **_AS_IT_IS), encoder.name.resizer)),
         size=(height, width),
         mean=encoder.facts["mean"],
         std=encoder.facts["std"],
@@ -92,19 +94,18 @@ def alexnet_backbone(weights: str, classes: int) -> Backbone:
     elif weights != RANDOM:
         state = _load(Path(weights))
         facts["weights"] = Path(weights).name
-        with Path(weights).open("rb") as file:
-            facts["weights_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+        facts["weights_sha256"] = file_sha256(Path(weights))
     network = _Alexnet(state, classes)
     try:
         network(0)
     except RuntimeError as error:
-        raise FedclipError(f"{weights}: are no weights of AlexNet ({_line(error)})") from None
+        raise FedclipError(f"{weights}: are no weights of AlexNet ({first_line(error)})") from None
     normalised = AlexNet_Weights.IMAGENET1K_V1.transforms()
     transform = AlexNet_Weights.IMAGENET1K_V1.transforms(**_AS_IT_IS)
     return Backbone(
         facts=facts,
         network=network,
-        decode=_byte_decoder(decoder_of(lambda image: transform(image.convert("RGB")), _RESIZED)),
+        decode=_ByteDecoder(PillowDecoder(_OfRgb(transform), _RESIZED)),
         size=(224, 224),
         mean=normalised.mean,
         std=normalised.std,
@@ -140,8 +141,8 @@ def _download() -> dict[str, Tensor]:
         )
     except Exception as error:
         raise FedclipError(
-            f"AlexNet's ImageNet weights cannot be downloaded ({_line(error)}); get {url} and give "
-            "the file with --alexnet-weights FILE, or begin with --alexnet-weights random"
+            f"AlexNet's ImageNet weights cannot be downloaded ({first_line(error)}); get {url} and "
+            "give the file with --alexnet-weights FILE, or begin with --alexnet-weights random"
         ) from None
     return state
 
@@ -157,15 +158,26 @@ def _load(path: Path) -> dict[str, Tensor]:
         return dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:
         raise FedclipError(
-            f"{path}: cannot be loaded ({_line(error)}); give safetensors or a plain state_dict of "
-            "torchvision's AlexNet"
+            f"{path}: cannot be loaded ({first_line(error)}); give safetensors or a plain "
+            "state_dict of torchvision's AlexNet"
         ) from None
 
 
-def _byte_decoder(decode: Decoder) -> ByteDecoder:
-    """Make bytes of what `decode` gives in [0, 1], which is a byte over 255."""
-    return lambda content: (decode(content) * 255).round().to(torch.uint8)
+@dataclass(frozen=True, eq=False)
+class _ByteDecoder:
+    """Makes bytes of what `decode` gives in [0, 1], which is a byte over 255."""
+
+    decode: Decoder
+
+    def __call__(self, content: bytes) -> Tensor:
+        return (self.decode(content) * 255).round().to(torch.uint8)
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+@dataclass(frozen=True, eq=False)
+class _OfRgb:
+    """Converts an image of any mode before it is transformed."""
+
+    transform: Transform
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return self.transform(image.convert("RGB"))

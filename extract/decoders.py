@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from io import BytesIO
 
 import torch
@@ -33,26 +34,31 @@ def make_decoder(preprocess: PreprocessCfg, resizer: str) -> Decoder:
     """
     shorter = preprocess.size if isinstance(preprocess.size, int) else max(preprocess.size)
     resized = shorter if preprocess.resize_mode == "shortest" else None
-    return decoder_of(TRANSFORMS[resizer](preprocess), resized)
+    return PillowDecoder(TRANSFORMS[resizer](preprocess), resized)
 
 
-def decoder_of(transform: Transform, shorter: int | None) -> Decoder:
-    """Decode with Pillow, and make pixels of the image with `transform`.
+@dataclass(frozen=True, eq=False)
+class PillowDecoder:
+    """Decodes with Pillow, and makes pixels of the image with `transform`.
 
-    Args:
+    Worker processes that are not forked get a pickled copy, so this is no closure.
+
+    Attributes:
         transform: An image to its pixels.
         shorter: What it resizes the shorter side to; None if it keeps no ratio of the sides.
     """
 
-    def decode(content: bytes) -> Tensor:
+    transform: Transform
+    shorter: int | None
+
+    def __call__(self, content: bytes) -> Tensor:
+        """Decode an image file's bytes."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(BytesIO(content), formats=FORMATS) as image:
-                if shorter is not None:
-                    _check_resized(image, shorter)
-                return transform(image)
-
-    return decode
+                if self.shorter is not None:
+                    _check_resized(image, self.shorter)
+                return self.transform(image)
 
 
 def _check_resized(image: Image.Image, shorter: int) -> None:
@@ -86,20 +92,32 @@ def torchvision_transform(preprocess: PreprocessCfg) -> Transform:
             "--resizer torchvision: cannot resize images as this encoder wants them; "
             "use --resizer pillow"
         )
-    reference = pillow_transform(preprocess)
     bilinear = preprocess.interpolation == "bilinear"
-    interpolation = InterpolationMode.BILINEAR if bilinear else InterpolationMode.BICUBIC
     mean, std = (torch.tensor(value)[:, None, None] for value in (preprocess.mean, preprocess.std))
+    return _TensorTransform(
+        reference=pillow_transform(preprocess),
+        size=size,
+        interpolation=InterpolationMode.BILINEAR if bilinear else InterpolationMode.BICUBIC,
+        mean=mean,
+        std=std,
+    )
 
-    def transform(image: Image.Image) -> Tensor:
+
+@dataclass(frozen=True, eq=False)
+class _TensorTransform:
+    reference: Transform
+    size: int
+    interpolation: InterpolationMode
+    mean: Tensor
+    std: Tensor
+
+    def __call__(self, image: Image.Image) -> Tensor:
         if image.mode != "RGB":
-            return reference(image)
+            return self.reference(image)
         pixels = functional.pil_to_tensor(image)
-        pixels = functional.resize(pixels, [size], interpolation, antialias=True)
-        scaled: Tensor = functional.center_crop(pixels, [size, size]).float() / 255
-        return (scaled - mean) / std
-
-    return transform
+        pixels = functional.resize(pixels, [self.size], self.interpolation, antialias=True)
+        scaled: Tensor = functional.center_crop(pixels, [self.size, self.size]).float() / 255
+        return (scaled - self.mean) / self.std
 
 
 TRANSFORMS: Mapping[str, Callable[[PreprocessCfg], Transform]] = {

@@ -1,5 +1,9 @@
 """Pixels: open_clip's own transform to the bit, or a faster one within its stated distance."""
 
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -10,7 +14,10 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image, UnidentifiedImageError
 
 from fedclip.cache import FedclipError
-from fedclip.extract.decoders import make_decoder
+from fedclip.extract.backbones import alexnet_backbone, clip_backbone
+from fedclip.extract.decoders import Decoder, make_decoder
+from fedclip.extract.encoders import load_encoder
+from fedclip.extract.names import LOCAL_DIR, EncoderName
 
 PREPROCESS = PreprocessCfg(size=224)
 STD = torch.tensor(PREPROCESS.std)[:, None, None]
@@ -108,3 +115,62 @@ def test_torchvision_is_refused_where_it_cannot_resize_alike(
 ) -> None:
     with pytest.raises(FedclipError, match="--resizer torchvision: cannot resize"):
         make_decoder(PreprocessCfg(size=size, resize_mode=mode), "torchvision")
+
+
+def clip_decoder(folder: Path, resizer: str) -> Decoder:
+    name = EncoderName.of(f"{LOCAL_DIR}{folder}", None, resizer=resizer)
+    return clip_backbone(load_encoder(name, torch.device("cpu"))).decode
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda _: make_decoder(PREPROCESS, "pillow"),
+        lambda _: make_decoder(PREPROCESS, "torchvision"),
+        lambda _: make_decoder(PreprocessCfg(size=224, resize_mode="longest"), "pillow"),
+        lambda _: make_decoder(PreprocessCfg(size=224, resize_mode="squash"), "pillow"),
+        lambda folder: clip_decoder(folder, "pillow"),
+        lambda folder: clip_decoder(folder, "torchvision"),
+        lambda _: alexnet_backbone("random", classes=2).decode,
+    ],
+    ids=["pillow", "torchvision", "longest", "squash", "lent", "lent torchvision", "alexnet"],
+)
+def test_a_pickled_copy_of_a_decoder_gives_the_same_bits(
+    tiny_clip: Path, make: Callable[[Path], Decoder]
+) -> None:
+    decode = make(tiny_clip)
+    copy = pickle.loads(pickle.dumps(decode))
+    for image in (smooth((300, 260)), smooth((80, 60), "L")):
+        assert torch.equal(copy(saved(image)), decode(saved(image)))
+
+
+FORKSERVER = """
+import multiprocessing, sys
+from pathlib import Path
+
+import torch
+from open_clip.transform import PreprocessCfg
+
+from fedclip.extract.decoders import make_decoder
+from fedclip.extract.images import load_batches
+from fedclip.extract.sources import FileSource
+
+multiprocessing.set_start_method("forkserver")
+sources = [FileSource(Path(path)) for path in sys.argv[1:]]
+for resizer in ("pillow", "torchvision"):
+    decode = make_decoder(PreprocessCfg(size=32), resizer)
+    there, here = (
+        next(load_batches(sources, decode, (3, 32, 32), 4, workers)) for workers in (1, 0)
+    )
+    assert not any(there.problems), there.problems
+    assert torch.equal(there.pixels, here.pixels)
+"""
+
+
+def test_worker_processes_that_are_not_forked_decode_the_same_bits(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{index}.png" for index in range(3)]
+    for index, path in enumerate(paths):
+        path.write_bytes(saved(smooth((300 + index, 260)), "png"))
+    command = [sys.executable, "-c", FORKSERVER, *map(str, paths)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert result.returncode == 0, result.stderr
