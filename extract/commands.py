@@ -175,6 +175,7 @@ def extract(
     'torchrun --nproc-per-node N -m fedclip extract ...' shares the work among N processes,
     a GPU each where there are some.
     """
+    from ..cache.errors import FedclipError
     from ..cache.report import open_report
     from .names import EncoderName, default_model
     from .pipeline import extract_share
@@ -184,6 +185,10 @@ def extract(
 
     if dataset is None and listed is None:
         raise typer.BadParameter("Missing option '--dataset' (or '--manifest').")
+    table = TableOptions(image_column, label_column, domain_column, split, revision)
+    for option, value in {"--name": name, "--client": client, **table.options}.items():
+        if value == "":  # of a shell's variable that is not set, say
+            raise FedclipError(f"{option} '': is empty; give a name, or leave {option} out")
     request = Request(
         dataset=dataset,
         encoder=EncoderName.of(
@@ -207,7 +212,7 @@ def extract(
         listed=listed,
         client=client,
         class_names=parse_class_names(class_names),
-        table=TableOptions(image_column, label_column, domain_column, split, revision),
+        table=table,
         offline=offline,
     )
     with open_report() as report:

@@ -267,6 +267,9 @@ def test_a_published_set_of_templates_comes_behind_the_others(
         ("--dataset pets --device cuda:99", "--device cuda:99: cannot be used here"),
         ("--dataset pets --device meta", "--device meta: cannot be used here"),
         ("--dataset pets --cache-dir a_file", "a_file"),
+        ("--dataset pets --name ''", "--name '': is empty; give a name, or leave --name out"),
+        ("--dataset pets --client ''", "--client '': is empty"),
+        ("--dataset hf:owner/pets --revision ''", "--revision '': is empty"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
