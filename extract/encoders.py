@@ -213,7 +213,7 @@ def load_encoder(name: EncoderName, device: torch.device) -> Encoder:
     if tag.get("quick_gelu"):
         config["quick_gelu"] = True
         _check_quick_gelu(name, model)
-    preprocess = PreprocessCfg(**open_clip.get_model_preprocess_cfg(model))
+    decode, preprocessing = _preprocess(name, model)
     shown_model, shown_pretrained = name.shown
     facts = {
         "library": "open_clip",
@@ -223,7 +223,7 @@ def load_encoder(name: EncoderName, device: torch.device) -> Encoder:
         "weights_sha256": file_sha256(weights) if weights else _tensors_sha256(model),
         "random_weights": weights is None,
         "architecture": config,
-        **_preprocess_facts(preprocess),
+        **preprocessing,
         "decoder": "pillow",
         "resizer": name.resizer,
         "precision": name.precision,
@@ -235,11 +235,26 @@ def load_encoder(name: EncoderName, device: torch.device) -> Encoder:
         facts=facts,
         sources=_sources(name, weights),
         model=model.eval().requires_grad_(False).to(device),
-        decode=make_decoder(preprocess, name.resizer),
+        decode=decode,
         tokenizer=tokenizer,
         logit_scale=float(model.logit_scale.exp()),  # type: ignore[operator]
         device=device,
     )
+
+
+def _preprocess(name: EncoderName, model: nn.Module) -> tuple[Decoder, dict[str, Any]]:
+    """Make what decodes a model's images, and describe it."""
+    asked = open_clip.get_model_preprocess_cfg(model)
+    try:
+        preprocess = PreprocessCfg(**asked)
+        return make_decoder(preprocess, name.resizer), _preprocess_facts(preprocess)
+    except FedclipError:
+        raise
+    except Exception as error:  # whatever open_clip and torchvision make of strange values
+        raise FedclipError(
+            f"{name.model}: its preprocess_cfg {asked} cannot be followed ({first_line(error)}); "
+            "mend the config"
+        ) from None
 
 
 def _preprocess_facts(preprocess: PreprocessCfg) -> dict[str, Any]:

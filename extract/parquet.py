@@ -220,20 +220,5 @@ def _features(schema: Any) -> dict[str, Any]:
     """Read what the `datasets` library writes of a file's columns beside its schema."""
     try:
         return dict(json.loads(schema.metadata[b"huggingface"])["info"]["features"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return {}
-
-
-def card_features(card: Mapping[str, Any]) -> dict[str, Any]:
-    """Read the names of columns' numbers from a data set card's metadata."""
-    infos = card.get("dataset_info")
-    features: dict[str, Any] = {}
-    for info in infos if isinstance(infos, list) else [infos]:
-        for feature in info.get("features", []) if isinstance(info, dict) else []:
-            try:
-                names = feature["dtype"]["class_label"]["names"]
-                in_order = [names[key] for key in sorted(names, key=int)]
-                features[feature["name"]] = {"names": in_order}
-            except (KeyError, TypeError, ValueError):
-                continue
-    return features

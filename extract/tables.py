@@ -58,7 +58,7 @@ class LocatedTable:
         Raises:
             FedclipError: it cannot be had, has no such split or column, or holds no images.
         """
-        from .parquet import RowFile, card_features, read_clients
+        from .parquet import RowFile, read_clients
 
         card = _card(self.snapshot, report)
         by_split = {
@@ -80,7 +80,7 @@ class LocatedTable:
             _name_client(self.known),
             client=self.client,
             class_names=self.class_names,
-            features=card_features(card),
+            features=_card_features(card),
         )
         if not clients:
             raise FedclipError(f"{root}: its split {self.place.split!r} has no rows")
@@ -145,6 +145,27 @@ def _card(snapshot: hub.Snapshot, report: Report) -> Mapping[str, Any]:
         return {}
 
 
+def _listed(value: Any) -> list[Any]:
+    """Give what a card lists; one thing alone need not be in a list, and others do not count."""
+    if isinstance(value, (str, dict)):
+        return [value]
+    return value if isinstance(value, list) else []
+
+
+def _card_features(card: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the names of columns' numbers from a data set card's metadata."""
+    features: dict[str, Any] = {}
+    for info in _listed(card.get("dataset_info")):
+        for feature in _listed(info.get("features")) if isinstance(info, dict) else []:
+            try:
+                names = feature["dtype"]["class_label"]["names"]
+                in_order = [names[key] for key in sorted(names, key=int)]
+                features[feature["name"]] = {"names": in_order}
+            except (KeyError, TypeError, ValueError):
+                continue
+    return features
+
+
 def _split_files(snapshot: hub.Snapshot, card: Mapping[str, Any], split: str) -> list[str]:
     """Find a split's Parquet files, in order: by the card, else by the files' names.
 
@@ -178,15 +199,12 @@ def _split_files(snapshot: hub.Snapshot, card: Mapping[str, Any], split: str) ->
 
 def _card_splits(card: Mapping[str, Any], tables: Sequence[str]) -> dict[str, list[str]]:
     """Match the patterns that a card gives for each split of its default configuration."""
-    configs = [config for config in card.get("configs") or () if isinstance(config, dict)]
+    configs = [config for config in _listed(card.get("configs")) if isinstance(config, dict)]
     configs.sort(key=lambda config: not _is_default(config))
-    data_files = configs[0].get("data_files") if configs else None
-    if isinstance(data_files, (str, dict)):
-        data_files = [data_files]
     splits: dict[str, list[str]] = {}
-    for entry in data_files or ():
+    for entry in _listed(configs[0].get("data_files")) if configs else ():
         split, patterns = ("train", entry) if isinstance(entry, str) else _entry(entry)
-        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        for pattern in _listed(patterns):
             splits.setdefault(split, []).extend(fnmatch.filter(tables, str(pattern)))
     return {split: sorted(set(files)) for split, files in splits.items() if files}
 

@@ -6,7 +6,7 @@ but neither say how much there is nor go on where a connection broke.
 
 import json
 from collections.abc import Mapping
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import open_clip
@@ -45,9 +45,9 @@ def fetch_encoder(name: EncoderName, report: Report) -> None:
         return
     try:
         config = _fetch_model(name, report)
-        tokenizer = config.get("text_cfg", {}).get("hf_tokenizer_name")
-        if tokenizer:
-            _fetch_tokenizer(Repository(str(tokenizer), MODEL), report)
+        text = config.get("text_cfg")
+        if isinstance(text, dict) and text.get("hf_tokenizer_name"):
+            _fetch_tokenizer(Repository(str(text["hf_tokenizer_name"]), MODEL), report)
     except FedclipError as error:
         raise FedclipError(
             f"{error}; or give a checkpoint file with --pretrained, or a folder with "
@@ -64,7 +64,7 @@ def _fetch_model(name: EncoderName, report: Report) -> Mapping[str, Any]:
             wanted.append(_weights(snapshot, HF_WEIGHTS_NAME))
         folder = download(snapshot, wanted, report)
         remember(snapshot)
-        return _read_config((folder / HF_CONFIG_NAME).read_text(encoding="utf-8"))
+        return _read_config(folder / HF_CONFIG_NAME)
     tag = open_clip.get_pretrained_cfg(name.model, name.pretrained or "")
     if tag.get("hf_hub"):
         place = PurePosixPath(tag["hf_hub"])
@@ -77,12 +77,12 @@ def _fetch_model(name: EncoderName, report: Report) -> Mapping[str, Any]:
     return open_clip.get_model_config(name.model) or {}
 
 
-def _read_config(text: str) -> Mapping[str, Any]:
+def _read_config(path: Path) -> Mapping[str, Any]:
     """Read an architecture's config; loading the encoder says what is wrong with one."""
     try:
-        config = json.loads(text)
+        config = json.loads(path.read_text(encoding="utf-8"))
         return dict(config.get("model_cfg", config))
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return {}
 
 

@@ -647,6 +647,23 @@ def test_a_config_that_no_model_can_be_built_of_is_refused(
     assert place.removeprefix("local-dir:") in refusal(place)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"interpolation": "foo"}, {"resize_mode": "foo"}, {"mean": 5}, {"mode": "L"}],
+    ids=str,
+)
+def test_a_preprocessing_that_open_clip_does_not_know_is_refused(
+    tiny_clip: Path, make_place: MakePlace, change: dict[str, Any]
+) -> None:
+    place = make_place()
+    path = Path(place.removeprefix("local-dir:")) / CONFIG
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "preprocess_cfg": change}))
+    message = refusal(place)
+    assert message.startswith(f"{place}: its preprocess_cfg ")
+    assert repr(next(iter(change.values()))) in message
+
+
 class _Tokenizers(ModuleType):
     """Stands in for `transformers`, and notes how tokenizers are asked for."""
 

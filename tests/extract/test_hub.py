@@ -331,3 +331,29 @@ def test_a_tag_s_weights_come_from_the_hub_with_a_bar(
     error = capsys.readouterr().err.splitlines()[-1]
     assert "has no open_clip_model.safetensors or open_clip_pytorch_model.bin" in error
     assert "it has README.md" in error
+
+
+@pytest.mark.usefixtures("at_hub")
+@pytest.mark.parametrize(
+    "config",
+    [
+        b'{"model_cfg": {"text_cfg": null}}',
+        b'{"model_cfg": {"text_cfg": []}}',
+        b"\xff",
+        b"[" * 99999,
+    ],
+    ids=["null", "list", "not UTF-8", "deep"],
+)
+def test_a_model_of_the_hub_whose_config_is_none_is_one_line(
+    hub: Hub,
+    make_images: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    config: bytes,
+) -> None:
+    files = {"open_clip_config.json": config, "open_clip_model.safetensors": b"weights"}
+    hub.repo("owner/clip", files, kind="model")
+    options = ["--model", "hf-hub:owner/clip", "--cache-dir", str(tmp_path / "caches")]
+    assert run(["extract", "--dataset", str(make_images(images=1)), *options]) == 2
+    (error,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error"))
+    assert "hf-hub:owner/clip" in error

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -189,8 +191,6 @@ def test_columns_split_and_names_are_as_the_user_and_the_card_say(
     hub: Hub, image_table: Table, tmp_path: Path
 ) -> None:
     table = image_table(rows(labels=(0, 1), style="x"), NAMES, metadata=False)
-    import pyarrow.parquet as pq
-
     buffer = BytesIO()
     renamed = pq.read_table(BytesIO(table)).rename_columns(["picture", "style", "kind", "domain"])
     pq.write_table(renamed, buffer)
@@ -504,3 +504,33 @@ def test_a_file_s_name_from_the_hub_does_not_leave_its_folder(
 def test_a_table_that_is_none_is_refused(hub: Hub, tmp_path: Path) -> None:
     hub.repo("owner/pets", {"train.parquet": b"PAR1 and words" * 200})
     assert "is no Parquet file, or damaged" in refusal(tmp_path, "hf:owner/pets")
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        "configs: 5",
+        "configs: [5, {config_name: default}]",
+        "configs: [{data_files: 5}]",
+        "configs: [{data_files: [5, {split: all, path: null}]}]",
+        "configs: [{data_files: {path: 5}}]",
+        "dataset_info: 5",
+        "dataset_info: [5, {features: null}]",
+        "dataset_info: {features: 5}",
+        "dataset_info: {features: [5, {name: [1], dtype: {class_label: {names: {'0': a}}}}]}",
+    ],
+)
+def test_a_card_that_makes_no_sense_is_passed_over(
+    hub: Hub, image_table: Table, tmp_path: Path, metadata: str
+) -> None:
+    card = f"---\n{metadata}\n---\n".encode()
+    hub.repo("owner/pets", {"README.md": card, "train.parquet": image_table(rows(), NAMES)})
+    assert list(labels(ask(tmp_path, "hf:owner/pets"))) == ["art", "photo"]
+
+
+def test_metadata_too_deep_to_parse_is_passed_over(hub: Hub, tmp_path: Path) -> None:
+    table = pa.Table.from_pylist(rows(labels=("dog",)))
+    buffer = BytesIO()
+    pq.write_table(table.replace_schema_metadata({"huggingface": "[" * 100_000}), buffer)
+    hub.repo("owner/pets", {"train.parquet": buffer.getvalue()})
+    assert list(labels(ask(tmp_path, "hf:owner/pets"))) == ["art", "photo"]
