@@ -103,19 +103,30 @@ def _find_known(dataset: str, known: KnownDataset, data_dir: Path) -> tuple[Path
 
 
 def _search(dataset: str, data_dir: Path) -> tuple[Path, dict[str, Path]] | None:
-    level = [data_dir.resolve()] if data_dir.is_dir() else []
-    for _ in range(SEARCH_DEPTH + 1):
+    top = data_dir.resolve()
+    level = {top: _folders(top)} if top.is_dir() else {}
+    for depth in range(SEARCH_DEPTH + 1):
         # Among equals, a folder named like the data set comes first.
         for root in sorted(level, key=lambda path: _plain(dataset) not in _plain(path.name)):
-            folders = _match_domains(root, KNOWN[dataset])
+            folders = _match_domains(root, level[root], KNOWN[dataset])
             if folders:
                 return root, folders
-        level = [child for parent in level for child in _folders(parent)]
+        if depth < SEARCH_DEPTH:
+            level = {
+                child: _readable_folders(child) for children in level.values() for child in children
+            }
     return None
 
 
-def _match_domains(root: Path, known: KnownDataset) -> dict[str, Path]:
-    children = _folders(root)
+def _readable_folders(folder: Path) -> list[Path]:
+    """List the folders in a folder that may be anyone's, a disk's lost+found say."""
+    try:
+        return _folders(folder)
+    except PermissionError:
+        return []
+
+
+def _match_domains(root: Path, children: Sequence[Path], known: KnownDataset) -> dict[str, Path]:
     matches: dict[str, Path] = {}
     for domain in known.domains:
         names = {_plain(folder) for folder in domain.folders}

@@ -1,15 +1,16 @@
 """Data sets on disk: found in the layouts they are distributed in, or refused in one line."""
 
+import errno
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from fedclip.cache import FedclipError
 from fedclip.extract.datasets import ImageDataset
-from fedclip.extract.folders import open_dataset
+from fedclip.extract.folders import below, open_dataset
 from fedclip.extract.known import KNOWN
 from fedclip.extract.sources import FileSource
 
@@ -423,3 +424,25 @@ def test_a_name_that_is_not_utf_8_is_refused_and_shown_escaped(tmp_path: Path, p
         open_dataset(str(root), tmp_path)
     assert "\\udce9" in one_line(error)
     one_line(error).encode()
+
+
+def test_a_folder_that_may_not_be_read_is_passed_over_in_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = tmp_path / "lost+found"
+    closed.mkdir()
+    fill(tmp_path / "PACS" / "kfold", images(PACS, PACS_CLASSES))
+    listed = Path.iterdir
+
+    def iterdir(folder: Path) -> Iterator[Path]:  # as for one who is not root
+        if folder in refused:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+        return iter(listed(folder))
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    refused = {closed}
+    assert open_dataset("pacs", tmp_path).root == tmp_path / "PACS" / "kfold"
+    assert below("office-home", tmp_path) is None
+    refused = {tmp_path}  # that one should be read
+    with pytest.raises(PermissionError):
+        below("office-home", tmp_path)
