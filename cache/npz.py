@@ -15,6 +15,7 @@ from .errors import CacheError, FedclipError
 from .files import check_name, client_name, replacing_folder
 from .schema import FeatureCache, content_digest
 from .store import CacheFolder
+from .text import check_utf8
 from .writer import write_cache
 
 REQUIRED = ("image_features", "labels", "text_features")
@@ -44,6 +45,7 @@ def import_npz(path: Path, cache_dir: Path, name: str) -> Import:
             are not finite, or a cache of this name exists.
     """
     check_name(name, "cache")
+    check_utf8(path.resolve())
     dataset_dir = cache_dir / name
     if dataset_dir.exists():
         raise CacheError(

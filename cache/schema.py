@@ -19,6 +19,7 @@ import numpy.typing as npt
 from .errors import CacheError
 from .files import check_name
 from .key import image_key, text_key
+from .text import flaw
 
 ENCODING_TYPE = "fedclip-features"
 FORMAT_VERSION = 1
@@ -192,7 +193,8 @@ class FeatureCache:
         named = {"class": self.class_names, "template": self.templates, "image": self.ids}
         for what, names in named.items():
             for name in names:
-                _check_text(name, what)
+                if found := flaw(name):
+                    raise CacheError(f"has a {what} {name!r} {found}")
             if len(set(names)) < len(names):
                 raise CacheError(f"names {what} {_repeated(names)!r} twice")
         if not (np.isfinite(self.logit_scale) and self.logit_scale > 0):
@@ -225,15 +227,6 @@ def _finite_rows(features: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
         block = slice(start, start + ROWS_AT_ONCE)
         finite[block] = np.isfinite(features[block]).all(axis=1)
     return finite
-
-
-def _check_text(name: str, what: str) -> None:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise CacheError(f"has a {what} {name!r} that is not UTF-8") from None
-    if "\0" in name:
-        raise CacheError(f"has a {what} {name!r} with a NUL character, which a cache cannot keep")
 
 
 def _repeated(names: Sequence[str]) -> str:

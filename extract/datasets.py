@@ -7,6 +7,7 @@ from typing import Any
 
 from ..cache import FedclipError
 from ..cache.files import check_name
+from ..cache.text import flaw
 from .known import KNOWN
 from .sources import Source
 
@@ -76,8 +77,8 @@ def gather(
         hub: Where on the hub it is from.
 
     Raises:
-        FedclipError: a name cannot be a file's, clients have one name, or their classes differ
-            from each other or from `class_names`.
+        FedclipError: a name cannot be a file's, clients have one name, a class has a name that
+            a cache cannot keep, or their classes differ from each other or from `class_names`.
     """
     check_name(name, "data set")
     found = [(client, classes) for client, classes in clients if any(classes.values())]
@@ -86,6 +87,9 @@ def gather(
         _check_given(root, found, class_names)
     else:
         class_names = _common_classes(root, found)
+    for class_name in class_names:
+        if unfit := flaw(class_name):
+            raise FedclipError(f"{root}: has a class {class_name!r} {unfit}; rename it")
     return ImageDataset(
         name=name,
         root=root,

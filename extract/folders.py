@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..cache import FedclipError
 from ..cache.files import client_name, slug
+from ..cache.text import check_utf8
 from .datasets import ImageDataset, gather
 from .known import KNOWN, KnownDataset
 from .sources import FileSource, Source
@@ -196,11 +197,3 @@ def image_id(path: Path, root: Path) -> str:
     """Identify an image file by its path below `root`."""
     check_utf8(path)
     return path.relative_to(root).as_posix()
-
-
-def check_utf8(path: Path) -> None:
-    """Refuse a path that a cache, whose text is UTF-8, could not hold."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        raise FedclipError(f"{str(path)!r}: this name is not UTF-8; rename it") from None

@@ -6,8 +6,9 @@ from pathlib import Path, PurePosixPath
 
 from ..cache import FedclipError
 from ..cache.files import client_name, slug
+from ..cache.text import check_utf8
 from .datasets import ImageDataset, gather
-from .folders import check_utf8, find_folder
+from .folders import find_folder
 from .sources import FileSource, Source
 
 PATH, LABEL, CLIENT = "path", "label", "client"
@@ -40,6 +41,7 @@ def open_list(
         FedclipError: the list cannot be read, lacks a column or a value, or names a file
             twice, outside the folder or that is not there.
     """
+    check_utf8(file.resolve())
     rows = list(_read(file, client))
     if not rows:
         raise FedclipError(f"{file}: names no images")

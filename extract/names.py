@@ -10,6 +10,7 @@ from typing import Self
 
 from ..cache import FedclipError
 from ..cache.files import slug
+from ..cache.text import check_utf8
 from .known import DEMO
 
 LOCAL_DIR = "local-dir:"
@@ -54,9 +55,11 @@ class EncoderName:
         """Fill in the default weights: OpenAI's for an architecture, a place's own.
 
         Raises:
-            FedclipError: weights are named for a place that brings its own, or there is
-                no such precision or resizer.
+            FedclipError: weights are named for a place that brings its own, there is no
+                such precision or resizer, or a name is not UTF-8.
         """
+        for named in (model, pretrained or ""):
+            check_utf8(named)
         for what, value, known in (
             ("precision", precision, PRECISIONS),
             ("resizer", resizer, RESIZERS),

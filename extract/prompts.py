@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..cache import FedclipError
+from ..cache.text import flaw
 
 DEFAULT_TEMPLATE = "a picture of a {}"
 
@@ -12,9 +13,12 @@ def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
     """Return the templates without repetitions, in their order.
 
     Raises:
-        FedclipError: a template has not exactly one ``{}`` for the class name.
+        FedclipError: a template has not exactly one ``{}`` for the class name, or is no text
+            that a cache can keep.
     """
     for template in templates:
+        if found := flaw(template):
+            raise FedclipError(f"there is a template {template!r} {found}; write it anew")
         if template.count("{}") != 1:
             raise FedclipError(
                 f"template {template!r} needs exactly one {{}} where the class name goes"
@@ -51,7 +55,8 @@ def parse_class_names(text: str | None) -> tuple[str, ...]:
     """Read class names, ``a,b,c`` or ``@file`` with one a line; none where `text` is None.
 
     Raises:
-        FedclipError: there is none, a file cannot be read, or a name occurs twice.
+        FedclipError: there is none, a file cannot be read, a name occurs twice, or is no text
+            that a cache can keep.
     """
     if text is None:
         return ()
@@ -68,4 +73,7 @@ def parse_class_names(text: str | None) -> tuple[str, ...]:
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
         raise FedclipError(f"--class-names {text}: names {repeated!r} twice")
+    for name in names:
+        if found := flaw(name):
+            raise FedclipError(f"--class-names {text}: has a class {name!r} {found}; rename it")
     return names

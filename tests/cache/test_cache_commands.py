@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -369,6 +370,15 @@ def test_an_import_without_a_name_is_one_line(command: Run, archive: Path, tmp_p
 def test_an_import_of_no_file_is_one_line(command: Run, tmp_path: Path, file: str) -> None:
     assert f"error: {file}: " in command("cache", "import", file, "--name", "x").complaint
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such a name themselves")
+def test_an_import_of_a_file_whose_name_is_not_utf_8_is_one_line(
+    command: Run, archive: Path, tmp_path: Path
+) -> None:
+    odd = archive.rename(tmp_path / os.fsdecode(b"n\xff.npz"))
+    assert "this name is not UTF-8" in command("cache", "import", odd, "--name", "x").complaint
+    assert list(tmp_path.iterdir()) == [odd]
 
 
 @pytest.mark.parametrize("value", [1e300, np.nan], ids=str)

@@ -1,5 +1,6 @@
 """Lists of images, CSV or Parquet: taken as they are written, or refused with the line."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -152,6 +153,7 @@ def test_columns_that_are_missing_are_named_beside_those_there_are(
         ("latin.csv", b"path,label,client\n\xe9,b,c\n", "is no CSV file in UTF-8"),
         ("long.csv", b"path,label,client\na,b,c,d\n", "has more values than there are columns"),
         ("quote.csv", b'path,label,client\n"a,b,c\n', "is no CSV file in UTF-8"),
+        ("nul.csv", b"path,label,client\nnul.csv,d\0g,c\n", "has a class 'd\\x00g' with a NUL"),
         ("words.parquet", b"words", "is no Parquet file, or damaged"),
         ("list.txt", b"a", "a list is a .csv or a .parquet file"),
     ],
@@ -161,6 +163,11 @@ def test_a_file_that_is_no_list_is_refused(
 ) -> None:
     (tmp_path / name).write_bytes(content)
     assert expected in refusal(tmp_path / name)
+
+
+def test_a_list_whose_own_name_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FedclipError, match=r"l\\udcff.csv': this name is not UTF-8; rename it"):
+        open_list(tmp_path / os.fsdecode(b"l\xff.csv"), tmp_path)
 
 
 def test_a_list_that_is_not_there_is_refused(tmp_path: Path) -> None:

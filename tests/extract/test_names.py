@@ -40,6 +40,14 @@ def test_weights_named_for_a_place_that_brings_its_own_are_refused(model: str) -
     )
 
 
+@pytest.mark.parametrize(
+    ("model", "pretrained"), [("local-dir:tiny\udcff", None), ("ViT-B-32", "tiny\udcff.pt")]
+)
+def test_a_name_that_is_not_utf_8_is_refused(model: str, pretrained: str | None) -> None:
+    with pytest.raises(FedclipError, match=r"tiny\\udcff.*: this name is not UTF-8"):
+        EncoderName.of(model, pretrained)
+
+
 @pytest.mark.parametrize("precision", ["", "FP32", "float32", "fp8", "amp", "pure_fp16"])
 def test_a_precision_that_is_none_of_the_three_is_refused(precision: str) -> None:
     with pytest.raises(FedclipError, match="fp32, fp16") as error:

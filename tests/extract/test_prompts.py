@@ -1,9 +1,17 @@
 """Class names to prompts."""
 
+from pathlib import Path
+
 import pytest
 
 from fedclip.cache import FedclipError
-from fedclip.extract.prompts import DEFAULT_TEMPLATE, check_templates, prompt, templates_of
+from fedclip.extract.prompts import (
+    DEFAULT_TEMPLATE,
+    check_templates,
+    parse_class_names,
+    prompt,
+    templates_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -61,3 +69,18 @@ def test_the_published_template_sets() -> None:
 def test_an_unknown_template_set_is_refused() -> None:
     with pytest.raises(FedclipError, match="no template set 'openai8'; there is openai7, openai80"):
         templates_of("openai8")
+
+
+@pytest.mark.parametrize("template", ["a {} \udcff", "a \0 {}"], ids=["not UTF-8", "NUL"])
+def test_a_template_that_no_cache_can_keep_is_refused(template: str) -> None:
+    with pytest.raises(FedclipError, match=r"^there is a template 'a .*' (that is not|with a NUL)"):
+        check_templates(["a {}", template])
+
+
+def test_class_names_that_no_cache_can_keep_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "classes.txt"
+    file.write_text("dog\nc\0at\n")
+    with pytest.raises(FedclipError, match=r"classes.txt: has a class 'c\\x00at' with a NUL"):
+        parse_class_names(f"@{file}")
+    with pytest.raises(FedclipError, match=r"has a class 'c\\udcffat' that is not UTF-8; rename"):
+        parse_class_names("dog,c\udcffat")
