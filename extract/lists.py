@@ -97,16 +97,14 @@ def _read_csv(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def _read_parquet(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        table = pq.read_table(file)
-    except pa.ArrowException as error:
-        raise FedclipError(
-            f"{file}: is no Parquet file, or damaged ({str(error).splitlines()[0]})"
-        ) from None
-    for number, values in enumerate(table.to_pylist()):
+    from .parquet import check_row_groups, reading
+
+    with reading(file), pq.ParquetFile(file) as opened:
+        check_row_groups(file, opened.metadata)
+        rows = opened.read().to_pylist()
+    for number, values in enumerate(rows):
         yield (
             f"{file} row {number}",
             {column: "" if value is None else str(value) for column, value in values.items()},

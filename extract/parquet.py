@@ -6,7 +6,8 @@ in order.
 
 import errno
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,9 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..cache import FedclipError
+from ..cache.limits import check_unpacked
 from .datasets import ClassImages
+from .hub import first_line
 from .known import Columns
 from .sources import Source
+
+# Arrow has no array over 2 GiB: enough for so many images of 128 MB.
+_ROWS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -57,15 +63,49 @@ class RowSource:
 
 @lru_cache(maxsize=1)
 def _group(path: Path, column: str, group: int) -> Any:
-    """Read one column of a row group: an array of bytes."""
+    """Read one column of a row group: an array of bytes, in chunks."""
     try:
-        with pq.ParquetFile(path, memory_map=True) as file:
+        with reading(path.name), pq.ParquetFile(path, memory_map=True) as file:
             # Without threads, as worker processes are forked.
-            table = file.read_row_group(group, columns=[column], use_threads=False)
-    except pa.ArrowException as error:
-        raise OSError(errno.EIO, f"{path.name} is damaged ({error})") from None
-    array = table.column(0).combine_chunks()
-    return array.field("bytes") if pa.types.is_struct(array.type) else array
+            batches = file.iter_batches(
+                _ROWS_AT_ONCE, row_groups=[group], columns=[column], use_threads=False
+            )
+            arrays = [batch.column(0) for batch in batches]
+    except FedclipError as error:
+        raise OSError(errno.EIO, str(error)) from None
+    return pa.chunked_array(
+        [array.field("bytes") if pa.types.is_struct(array.type) else array for array in arrays]
+    )
+
+
+@contextmanager
+def reading(file: Path | str) -> Iterator[None]:
+    """Turn what Arrow raises on a file that it cannot read into one line.
+
+    Raises:
+        FedclipError: of a file that is no Parquet file, or damaged.
+    """
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise  # the system's, which says what is wrong
+        raise FedclipError(
+            f"{file}: is no Parquet file, or damaged ({first_line(error)})"
+        ) from None
+
+
+def check_row_groups(file: Path, metadata: Any) -> None:
+    """Refuse a file whose row groups would fill the memory.
+
+    Raises:
+        FedclipError: a row group would unpack beyond all measure.
+    """
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        columns = [group.column(number) for number in range(group.num_columns)]
+        packed = sum(column.total_compressed_size for column in columns)
+        unpacked = sum(column.total_uncompressed_size for column in columns)
+        check_unpacked(f"{file}: a row group", packed, unpacked)
 
 
 def read_clients(
@@ -122,7 +162,7 @@ class _Table:
     dataset: str
     file: RowFile
     metadata: Any
-    data: Any
+    data: Mapping[str, Sequence[Any]]
     features: Mapping[str, Any]
 
     @classmethod
@@ -135,20 +175,17 @@ class _Table:
         *,
         by_domain: bool,
     ) -> "_Table":
-        try:
-            with pq.ParquetFile(file.path) as opened:
-                schema = opened.schema_arrow
-                wanted = {"--image-column": columns.image, "--label-column": columns.label}
-                if by_domain:
-                    wanted["--domain-column"] = columns.domain
-                _check_columns(dataset, schema, wanted)
-                data = opened.read(columns=list({*wanted.values()} - {columns.image}))
-                metadata = opened.metadata
-        except pa.ArrowException as error:
-            raise FedclipError(
-                f"{file.path}: is no Parquet file, or damaged ({str(error).splitlines()[0]})"
-            ) from None
-        return cls(dataset, file, metadata, data, {**features, **_features(schema)})
+        with reading(file.path), pq.ParquetFile(file.path) as opened:
+            schema = opened.schema_arrow
+            wanted = {"--image-column": columns.image, "--label-column": columns.label}
+            if by_domain:
+                wanted["--domain-column"] = columns.domain
+            _check_columns(dataset, schema, wanted)
+            check_row_groups(file.path, opened.metadata)
+            small = [*{*wanted.values()} - {columns.image}]
+            table = opened.read(columns=small)
+            data = {column: table.column(column).to_pylist() for column in small}
+            return cls(dataset, file, opened.metadata, data, {**features, **_features(schema)})
 
     def names(self, column: str) -> Sequence[str] | None:
         """Say what a column's numbers stand for, where that is known."""
@@ -158,7 +195,7 @@ class _Table:
 
     def domains(self, column: str) -> list[str]:
         """Give the domains as texts: numbers by their names, or as they are without."""
-        values = self.data.column(column).to_pylist()
+        values = self.data[column]
         names = self.names(column)
         if names is None:
             values = [str(value) if isinstance(value, int) else value for value in values]
@@ -166,7 +203,7 @@ class _Table:
 
     def labels(self, column: str, class_names: Sequence[str]) -> list[str]:
         """Give the labels as texts: numbers by their names, or else by `class_names`."""
-        values = self.data.column(column).to_pylist()
+        values = self.data[column]
         names = self.names(column) or class_names
         if not names and any(isinstance(value, int) for value in values):
             raise FedclipError(

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fedclip.cache import FedclipError
+from fedclip.cache import FedclipError, limits
 from fedclip.extract.datasets import ImageDataset
 from fedclip.extract.lists import open_list
 from fedclip.extract.sources import FileSource
@@ -172,3 +172,28 @@ def test_a_list_whose_own_name_is_not_utf_8_is_refused(tmp_path: Path) -> None:
 
 def test_a_list_that_is_not_there_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path / "x.csv") == f"{tmp_path / 'x.csv'}: there is no such list"
+
+
+def write_columns(path: Path, **columns: pa.Array) -> Path:
+    table = pa.table({"path": ["a"], "label": ["a"], "client": ["a"], **columns})
+    pq.write_table(table, path, compression="zstd", use_dictionary=False)
+    return path
+
+
+def test_a_parquet_list_that_is_damaged_or_not_utf_8_is_named(tmp_path: Path) -> None:
+    label = pa.array([b"d\xffg"]).view(pa.string())
+    message = refusal(write_columns(tmp_path / "latin.parquet", label=label))
+    assert "'utf-8' codec can't decode" in message
+    damaged = write_columns(tmp_path / "damaged.parquet")
+    content = bytearray(damaged.read_bytes())
+    content[4:20] = b"\xff" * 16  # of the first page
+    damaged.write_bytes(content)
+    assert "is no Parquet file, or damaged (" in refusal(damaged)
+
+
+def test_a_parquet_list_that_would_fill_the_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "_ALWAYS_FINE", 1 << 20)
+    path = write_columns(tmp_path / "bomb.parquet", label=pa.array([bytes(1 << 21)]))
+    assert "a row group would unpack" in refusal(path)

@@ -13,11 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from fedclip.cache import FedclipError
+from fedclip.cache import FedclipError, limits
 from fedclip.extract import hub as hub_module
 from fedclip.extract.datasets import ImageDataset
 from fedclip.extract.find import find_dataset
+from fedclip.extract.images import describe
 from fedclip.extract.names import EncoderName
+from fedclip.extract.parquet import RowFile, RowSource
 from fedclip.extract.request import Request, TableOptions
 from fedclip.extract.tables import LocatedTable
 
@@ -534,3 +536,82 @@ def test_metadata_too_deep_to_parse_is_passed_over(hub: Hub, tmp_path: Path) -> 
     pq.write_table(table.replace_schema_metadata({"huggingface": "[" * 100_000}), buffer)
     hub.repo("owner/pets", {"train.parquet": buffer.getvalue()})
     assert list(labels(ask(tmp_path, "hf:owner/pets"))) == ["art", "photo"]
+
+
+def damaged(table: bytes, column: int) -> bytes:
+    """Overwrite the beginning of a column's first page."""
+    place = pq.ParquetFile(BytesIO(table)).metadata.row_group(0).column(column).data_page_offset
+    return table[:place] + b"\xff" * 16 + table[place + 16 :]
+
+
+def test_a_row_group_that_is_damaged_is_said_to_be(
+    hub: Hub, image_table: Table, tmp_path: Path
+) -> None:
+    table = damaged(image_table(rows(("art",), ["dog"] * 9)), column=0)
+    hub.repo("owner/pets", {"train.parquet": table})
+    images = ask(tmp_path, "hf:owner/pets").clients[0].images
+    with pytest.raises(OSError, match=r"train.parquet: is no Parquet file, or damaged") as error:
+        images[0].source.read()
+    assert describe(error.value, b"").startswith("cannot be read: train.parquet: is no Parquet")
+    assert images[-1].source.read() == picture(8)  # of the group after it
+
+
+@pytest.mark.parametrize(
+    ("label", "problem"),
+    [
+        (pa.array([b"d\xffg"] * 2).view(pa.string()), "'utf-8' codec can't decode"),
+        (pa.array(["a", "b"]), "damaged ("),
+    ],
+)
+def test_labels_that_cannot_be_read_are_refused(
+    hub: Hub, tmp_path: Path, label: pa.Array, problem: str
+) -> None:
+    buffer = BytesIO()
+    columns = {"image": [b"x", b"y"], "domain": ["a", "a"], "label": label}
+    pq.write_table(pa.table(columns), buffer, use_dictionary=False)
+    table = buffer.getvalue()
+    hub.repo(
+        "owner/pets",
+        {"train.parquet": damaged(table, column=2) if problem == "damaged (" else table},
+    )
+    message = refusal(tmp_path, "hf:owner/pets")
+    assert "train.parquet: is no Parquet file, or damaged" in message
+    assert problem in message
+
+
+def bomb(column: str, bytes_in_it: int) -> bytes:
+    """Write a Parquet file of two images whose `column` shrinks to nothing."""
+    columns = {"image": b"x", "domain": b"a", "label": b"a", column: bytes(bytes_in_it)}
+    buffer = BytesIO()
+    table = pa.table({name: [value] * 2 for name, value in columns.items()})
+    pq.write_table(table, buffer, compression="zstd", use_dictionary=False)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("column", ["image", "label"])
+def test_a_row_group_that_would_fill_the_memory_is_refused(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: str
+) -> None:
+    monkeypatch.setattr(limits, "_ALWAYS_FINE", 1 << 20)
+    hub.repo("owner/pets", {"train.parquet": bomb(column, 1 << 20)})
+    message = refusal(tmp_path, "hf:owner/pets")
+    assert "train.parquet: a row group would unpack" in message
+    assert "to 2.1 MB; if that is meant, write it without compression" in message
+
+
+@pytest.mark.slow
+def test_a_row_group_over_two_gibibytes_is_read(tmp_path: Path) -> None:
+    image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    path = tmp_path / "train.parquet"
+    size, count = 64 << 20, 33
+    chunks = [
+        pa.array([{"bytes": bytes(size) + bytes([row]), "path": None}], image)
+        for row in range(count)
+    ]
+    table = pa.table({"image": pa.chunked_array(chunks)})
+    del chunks
+    pq.write_table(table, path, compression="zstd", use_dictionary=False, row_group_size=count)
+    del table
+    file = RowFile(path, "version", "train")
+    for row in (0, count - 1):
+        assert RowSource(file, "image", 0, row).read() == bytes(size) + bytes([row])
