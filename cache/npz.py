@@ -1,6 +1,7 @@
 """Imports features that another program extracted, from a NumPy archive."""
 
 import hashlib
+import os
 import zipfile
 from dataclasses import dataclass
 from io import BufferedReader
@@ -13,6 +14,7 @@ from numpy.lib.format import MAGIC_PREFIX
 
 from .errors import CacheError, FedclipError
 from .files import check_name, client_name, replacing_folder
+from .limits import check_unpacked
 from .schema import FeatureCache, content_digest
 from .store import CacheFolder
 from .text import check_utf8
@@ -100,9 +102,15 @@ def _load(path: Path) -> tuple[dict[str, npt.NDArray[Any]], tuple[str, ...]]:
 
 def _arrays(file: BufferedReader) -> dict[str, npt.NDArray[Any] | None]:
     """Read the arrays that have a meaning here, and name the others."""
+    known = {*REQUIRED, *OPTIONAL}
     with zipfile.ZipFile(file) as archive:
         names = [Path(name).stem for name in archive.namelist() if name.endswith(".npy")]
-    known = {*REQUIRED, *OPTIONAL}
+        unpacked = sum(
+            member.file_size
+            for member in archive.infolist()
+            if member.filename.removesuffix(".npy") in known
+        )
+    check_unpacked("the archive", os.fstat(file.fileno()).st_size, unpacked)
     file.seek(0)
     with np.load(file, allow_pickle=False) as archive:
         return {name: np.asarray(archive[name]) if name in known else None for name in names}

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from fedclip.cache import CacheError, FedclipError, import_npz, load_cache, read_cache
+from fedclip.cache import CacheError, FedclipError, import_npz, limits, load_cache, read_cache
 from fedclip.cache.schema import content_digest
 
 Array = npt.NDArray[Any]
@@ -398,3 +398,16 @@ def test_real_clip_features_are_imported(shared_data: Path, caches: Path) -> Non
         assert list(cache.class_names) == archive["class_names"].tolist()
     predicted = (cache.image_features @ cache.text_features[:, 0].T).argmax(axis=1)
     assert (predicted == cache.labels).sum() == 2680
+
+
+def test_an_archive_that_would_fill_the_memory_is_refused(
+    archive: Archive, caches: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "_ALWAYS_FINE", 1 << 20)
+    rows = 1 << 16
+    path = archive(image_features=np.ones((rows, 4), "f4"), labels=np.zeros(rows, "i4"))
+    with np.load(path) as arrays:
+        np.savez_compressed(path.with_name("packed.npz"), **arrays)
+    message = refusal(path.with_name("packed.npz"), caches)
+    assert "packed.npz: cannot be read as .npz (the archive would unpack" in message
+    assert len(import_npz(path, caches, "pets").clients) == 1

@@ -444,6 +444,34 @@ def test_a_dataset_that_claims_more_than_the_file_has_is_never_allocated(
     assert f"bytes of {name}, more than the file has" in message
 
 
+@pytest.mark.parametrize(
+    "filters", [{"compression": "gzip"}, {"compression": "lzf"}, {"shuffle": True}], ids=str
+)
+@pytest.mark.parametrize("name", DATASETS)
+def test_a_dataset_that_is_compressed_is_refused(
+    edited: Callable[[Edit], Path], name: str, filters: dict[str, Any]
+) -> None:
+    def compress(file: h5py.File) -> None:
+        data = file[name][()]
+        del file[name]
+        file.create_dataset(name, data=data, chunks=data.shape, fletcher32=True, **filters)
+
+    assert f"keeps {name} compressed, as no fedclip does" in refusal(edited(compress))
+
+
+def test_a_chunk_that_claims_more_than_the_file_has_is_never_allocated(
+    edited: Callable[[Edit], Path],
+) -> None:
+    def claim(file: h5py.File) -> None:
+        data = file["image/labels"][()]
+        del file["image/labels"]
+        options = {"chunks": (1 << 28,), "maxshape": (None,), "fletcher32": True}
+        file.create_dataset("image/labels", data.shape, data.dtype, **options)
+
+    message = refusal(edited(claim))
+    assert f"claims {1 << 30} bytes of image/labels, more than the file has" in message
+
+
 WRONG_PARTS = {
     "no group": dataset("image"),
     "a link instead of a group": soft_link("image"),
