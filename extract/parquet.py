@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import pyarrow as pa
@@ -25,6 +26,8 @@ from .sources import Source
 
 # Arrow has no array over 2 GiB: enough for so many images of 128 MB.
 _ROWS_AT_ONCE = 16
+
+_READING = Lock()
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,9 @@ class RowSource:
 
     def read(self) -> bytes:
         """Take the image out of its row group, which is kept for the next row."""
-        content = _group(self.file.path, self.column, self.group)[self.row].as_py()
-        return content or b""
+        with _READING:  # threads wait for the one that reads their row group
+            images = _group(self.file.path, self.column, self.group)
+        return images[self.row].as_py() or b""
 
     def stamp(self) -> str:
         """Give the file's version and the row's place in it."""

@@ -3,6 +3,7 @@
 import errno
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -615,3 +616,22 @@ def test_a_row_group_over_two_gibibytes_is_read(tmp_path: Path) -> None:
     file = RowFile(path, "version", "train")
     for row in (0, count - 1):
         assert RowSource(file, "image", 0, row).read() == bytes(size) + bytes([row])
+
+
+def test_a_row_group_is_read_once_for_all_threads(
+    image_table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "train.parquet"
+    path.write_bytes(image_table(rows(("art",), range(64)), group=64))
+    opened: list[Path] = []
+    open_file = pq.ParquetFile
+
+    def counting(source: Path, **options: Any) -> Any:
+        opened.append(source)
+        return open_file(source, **options)
+
+    monkeypatch.setattr(pq, "ParquetFile", counting)
+    sources = [RowSource(RowFile(path, "v", "train"), "image", 0, row) for row in range(64)]
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(RowSource.read, sources)) == [picture(n) for n in range(64)]
+    assert opened == [path]
