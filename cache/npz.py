@@ -125,6 +125,8 @@ def _clients(arrays: dict[str, npt.NDArray[Any]], name: str) -> list[FeatureCach
             "both must come from one encoder"
         )
     rows, classes = len(images), len(texts)
+    if not texts.any(axis=1).all():
+        raise CacheError("has text_features with a row of zeros, which no image compares with")
     labels = _labels(arrays, rows, classes)
     domains = _strings(arrays, "domain", rows) or (name,) * rows
     class_names = _strings(arrays, "class_names", classes) or tuple(

@@ -204,6 +204,11 @@ def _encode(job: _Job) -> Extraction:
     share = job.share(missing, batch_size)
     with job.clock.timing(ENCODING):
         encoded_texts = texts.encode_missing()
+    for template, one, other in texts.alike():
+        job.report.warn(
+            f"with the template {template!r} the classes {one!r} and {other!r} have the same text, "
+            "and are not told apart; an encoder reads only the beginning of a long prompt"
+        )
     for receipt in _receipts(share, job.ranks):
         _enter(receipt, outcomes, known, folder)
     results = list(_results(dataset, outcomes, {task.number for task in missing}))

@@ -143,9 +143,10 @@ def _complete(
 def _note_use(folder: CacheFolder, dataset: ImageDataset | None = None) -> None:
     """Have the manifest's time say which cache was asked for last, and its roots where images are.
 
-    Where another process is writing the cache, that one does it.
+    Where another process is writing the cache, that one does it; where nothing may be written,
+    as in a folder that is shared to be read, there is nothing to note.
     """
-    with suppress(BusyError), writing(folder):
+    with suppress(BusyError, OSError), writing(folder):
         manifest = folder.read_manifest()  # as others left it in the meantime
         if dataset is not None:
             remove_parts(folder.path)  # of a run that was killed after its last file

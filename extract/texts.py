@@ -53,6 +53,24 @@ class Texts:
             self._vectors.update(zip(missing, self._encoder.encode_texts(prompts), strict=True))
         return len(missing)
 
+    def alike(self) -> list[tuple[str, str, str]]:
+        """Find the templates with which two classes have the same vector: each with the first two.
+
+        An encoder reads so many tokens of a prompt and no more, so where a long template has the
+        class at its end the prompts become one.
+        """
+        found = []
+        for template in self.templates:
+            classes: dict[bytes, str] = {}
+            for class_name in self.class_names:
+                other = classes.setdefault(
+                    self._vectors[class_name, template].tobytes(), class_name
+                )
+                if other != class_name:
+                    found.append((template, other, class_name))
+                    break
+        return found
+
     def features(self) -> npt.NDArray[np.float32]:
         """Stack the wanted vectors: (C, P, D) float32."""
         return np.stack(

@@ -250,6 +250,7 @@ BAD_ARRAYS: dict[str, tuple[dict[str, Any], str]] = {
     "no rows": ({"image_features": IMAGES[:0], "labels": LABELS[:0]}, "of shape (0, 4)"),
     "no classes": ({"text_features": TEXTS[:0]}, "text_features of shape (0, 4)"),
     "no width": ({"image_features": IMAGES[:, :0]}, "of shape (6, 0)"),
+    "a text of zeros": ({"text_features": changed(TEXTS, 1, 0.0)}, "with a row of zeros"),
     "too many class names": ({"class_names": ["a", "b", "c"]}, "class_names of shape (3,)"),
     "class names that are floats": ({"class_names": [0.5, 1.5]}, "dtype float64"),
     "a class named twice": ({"class_names": ["a", "a"]}, "names class 'a' twice"),

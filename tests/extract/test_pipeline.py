@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import open_clip
@@ -34,6 +34,7 @@ from fedclip.cache import (
 from fedclip.cache.report import LineReport
 from fedclip.cache.schema import content_digest
 from fedclip.cache.store import writing
+from fedclip.extract import pipeline
 from fedclip.extract.encoders import Encoder
 from fedclip.extract.names import EncoderName
 from fedclip.extract.pipeline import extract
@@ -279,6 +280,19 @@ def test_what_is_up_to_date_is_so_while_another_process_has_the_cache(
     with writing(first.folder):
         assert run(root).encoded == 0
     assert (file_bytes(first), first.folder.read_manifest()) == before
+
+
+def test_what_is_up_to_date_is_so_where_nothing_may_be_written(
+    run: Extract, make_images: MakeImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_images()
+    before = file_bytes(run(root))
+
+    def read_only(folder: CacheFolder) -> NoReturn:  # root, who may run this, may write anywhere
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(folder.path))
+
+    monkeypatch.setattr(pipeline, "writing", read_only)
+    assert file_bytes(run(root)) == before
 
 
 def test_what_another_site_enters_in_the_meantime_stays(
@@ -534,6 +548,20 @@ def test_a_new_template_encodes_texts_only_and_stays_behind_the_old_one(
     again = run(root, templates=(OTHER_TEMPLATE, TEMPLATE))
     assert (again.encoded, again.encoded_texts) == (0, 0)
     assert client(again).templates == (TEMPLATE, OTHER_TEMPLATE)
+
+
+def test_classes_that_a_long_template_makes_one_are_warned_of(
+    run: Extract, make_images: MakeImages
+) -> None:
+    long = "a picture of " + 16 * "very " + "{}"  # the tiny CLIP reads 16 tokens
+    root = make_images(classes=("bird", "cat", "dog"))
+    run(root, templates=(TEMPLATE,))
+    assert run.warnings == []
+    run(root, templates=(long,))
+    assert run.warnings == [
+        f"with the template {long!r} the classes 'bird' and 'cat' have the same text, and are not "
+        "told apart; an encoder reads only the beginning of a long prompt"
+    ]
 
 
 def test_bad_images_are_skipped_with_their_reasons_and_the_rest_is_right(
