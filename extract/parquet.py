@@ -255,6 +255,11 @@ def _check_columns(dataset: str, schema: Any, wanted: Mapping[str, str]) -> None
             f"{dataset}: its column {wanted['--image-column']!r} holds {kind} and no images; it "
             f"has {', '.join(schema.names)}, say which with --image-column"
         )
+    for option, column in wanted.items():
+        if option != "--image-column" and column == wanted["--image-column"]:
+            raise FedclipError(
+                f"{dataset}: its column {column!r} holds the images; give {option} another"
+            )
 
 
 def _features(schema: Any) -> dict[str, Any]:

@@ -237,6 +237,7 @@ def test_without_domains_all_rows_are_one_named_client(
         ({"image": "picture"}, "there is no column 'picture'; it has image, domain, label, "),
         ({"label": "class"}, "there is no column 'class'; it has image, domain, label, "),
         ({"domain": "style"}, "there is no column 'style'; it has image, domain, label, "),
+        ({"label": "image"}, "its column 'image' holds the images; give --label-column another"),
         ({"image": "domain"}, "its column 'domain' holds string and no images; "),
         ({"split": "test"}, "there is no split 'test'; there is train"),
         ({"revision": "v9"}, "at v9: there is no such revision; "),
