@@ -124,7 +124,7 @@ def extract(
         int | None,
         typer.Option(
             min=1,
-            max=1_000_000,
+            max=10**18,
             help="Images that the encoder sees at once. By default 64 on a CPU, 256 on a GPU, and "
             "what the cache was begun with.",
             show_default=False,
