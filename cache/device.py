@@ -1,5 +1,7 @@
 """Where both stages compute."""
 
+from contextlib import AbstractContextManager
+
 import torch
 
 from .errors import FedclipError
@@ -26,3 +28,11 @@ def resolve_device(device: str, local_rank: int = 0) -> torch.device:
             f"--device {device}: cannot be used here ({reason}); use auto, cpu or cuda"
         ) from None
     return resolved
+
+
+def repeatable_cudnn() -> AbstractContextManager[None]:
+    """Have cuDNN, where it is on, compute alike each time and in full single precision."""
+    # Without a word, `flags` would turn it off.
+    return torch.backends.cudnn.flags(
+        enabled=torch.backends.cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False
+    )

@@ -14,3 +14,10 @@ class CacheError(FedclipError):
 
 class BusyError(CacheError):
     """A cache that another process is writing."""
+
+
+def first_line(error: BaseException) -> str:
+    """Give the beginning of an error's message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[:2]) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:197]}..."

@@ -25,9 +25,10 @@ from open_clip.transform import PreprocessCfg
 from torch import Tensor, nn
 
 from ..cache import FedclipError
+from ..cache.device import repeatable_cudnn
+from ..cache.errors import first_line
 from ..cache.key import canonical_json, file_sha256
 from .decoders import Decoder, make_decoder
-from .hub import first_line
 from .memory import keep_freed_memory
 from .names import HF_HUB, LOCAL_DIR, RANDOM, EncoderName, is_file
 
@@ -150,15 +151,7 @@ class Encoder:
         precision = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
         try:
-            with (
-                torch.inference_mode(),
-                torch.backends.cudnn.flags(
-                    enabled=torch.backends.cudnn.enabled,
-                    benchmark=False,
-                    deterministic=True,
-                    allow_tf32=False,
-                ),
-            ):
+            with torch.inference_mode(), repeatable_cudnn():
                 yield
         finally:
             torch.set_float32_matmul_precision(precision)

@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from rich.filesize import decimal
 
 from ..cache import FedclipError
+from ..cache.errors import first_line
 from ..cache.files import replacing
 from ..cache.key import file_sha256
 from ..cache.report import Report
@@ -405,13 +406,6 @@ def _page(repository: Repository) -> str:
 
     prefix = "datasets/" if repository.kind == DATASET else ""
     return f"{constants.ENDPOINT}/{prefix}{repository.id}"
-
-
-def first_line(error: BaseException) -> str:
-    """Give the beginning of an error's message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = " ".join(lines[:2]) or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 @contextmanager

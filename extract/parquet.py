@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..cache import FedclipError
+from ..cache.errors import first_line
 from ..cache.limits import check_unpacked
 from .datasets import ClassImages
-from .hub import first_line
 from .known import Columns
 from .sources import Source
 

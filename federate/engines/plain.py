@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ...cache.device import repeatable_cudnn
 from ..seeding import seed_of
 from ..settings import Settings
 from ..tasks import ClientUpdate, LocalTask, copy_parameters
@@ -15,9 +16,7 @@ from ..whole import training_loss
 def train(adapter: nn.Module, tasks: Sequence[LocalTask]) -> list[ClientUpdate]:
     """Do each task with `adapter`, whose parameters are overwritten."""
     # Convolutions, of whole models, must come out alike each time on a GPU too.
-    with torch.backends.cudnn.flags(
-        enabled=torch.backends.cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False
-    ):
+    with repeatable_cudnn():
         return [_train(adapter, task) for task in tasks]
 
 
