@@ -20,7 +20,7 @@ import typer
 from . import __version__
 from .cache.commands import app as cache_app
 from .cache.console import FAILED, INTERRUPTED, complain, show_table
-from .cache.options import CacheDir, given, with_options_of
+from .cache.options import CacheDir, flag, given, with_options_of
 from .extract.commands import datasets, extract
 from .federate.ablate_command import ablate
 from .federate.commands import RunsDir, adapters, carry_out, federate, resumed, settings_of
@@ -317,9 +317,8 @@ def paper(
         "mu": any(METHODS[row].strategy == "fedprox" for row in rows),
         "alexnet_weights": any(METHODS[row].backbone == "alexnet" for row in rows),
     }
-    for name in given(context) & {name for name, used in useful.items() if not used}:
-        option = f"--{name.replace('_', '-')}"
-        raise typer.BadParameter(f"{option} is for methods that --methods leaves out")
+    for name in sorted(given(context) & {name for name, used in useful.items() if not used}):
+        raise typer.BadParameter(f"{flag(name)} is for methods that --methods leaves out")
     for backbone in filter(None, {METHODS[row].backbone for row in rows}):
         check_backbone(backbone, alexnet_weights)
     encoder, folder, clients = _extracted(dataset, DEFAULT_TEMPLATE, options)

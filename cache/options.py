@@ -21,6 +21,11 @@ def given(context: typer.Context) -> set[str]:
     return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
 
 
+def flag(name: str) -> str:
+    """Spell a parameter as its option is spelt."""
+    return f"--{name.replace('_', '-')}"
+
+
 def options_but(command: Callable[..., None], but: Collection[str]) -> list[str]:
     """Name the parameters of a command but for some."""
     return [name for name in inspect.signature(command).parameters if name not in but]

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TextIO
@@ -21,6 +21,9 @@ from rich.progress import (
 from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 5.0
+
+# Of many lines of one kind, those that are told.
+LINES_SHOWN = 10
 
 
 class Report(Protocol):
@@ -142,3 +145,9 @@ def open_report(stream: TextIO | None = None) -> Iterator[Report]:
     )
     with Progress(*columns, console=console) as progress:
         yield BarReport(console, progress)
+
+
+def first_of(lines: Sequence[str], rest: str) -> list[str]:
+    """Keep the first of many lines; `rest` says of the others what they are, by ``{}`` how many."""
+    more = len(lines) - LINES_SHOWN
+    return [*lines[:LINES_SHOWN], *([rest.format(more)] if more > 0 else [])]

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..cache import FedclipError
 from ..cache.files import replacing
-from ..cache.report import Report
+from ..cache.report import Report, first_of
 from .clients import FeaturePool
 from .experiment import Experiment
 from .grid import SEED, show
@@ -21,10 +21,9 @@ from .recording import RecordedRun, Result, Trial, carry_out, result_on_disk, un
 # Mean and standard deviation, which one value has not.
 Spread = tuple[float, float | None]
 
-FIGURES = ("generalization", "personalization", "personal_mean", "mean", "pooled")
+_FIRST_COLUMN = "run"
 
-# Failed runs that are told of one by one.
-FAILURES_SHOWN = 10
+FIGURES = ("generalization", "personalization", "personal_mean", "mean", "pooled")
 
 
 @dataclass(eq=False)
@@ -139,8 +138,7 @@ def failures(entries: Sequence[Entry]) -> list[str]:
         for entry in entries
         if entry.status == "failed"
     ]
-    more = len(lines) - FAILURES_SHOWN
-    return lines[:FAILURES_SHOWN] + ([f"and {more} more runs failed"] if more > 0 else [])
+    return first_of(lines, "and {} more runs failed")
 
 
 def write_csv(path: Path, entries: Sequence[Entry], names: Sequence[str]) -> None:
@@ -154,7 +152,7 @@ def write_csv(path: Path, entries: Sequence[Entry], names: Sequence[str]) -> Non
     figures = [f"{kind}{figure}" for figure in FIGURES for kind in ("zero_shot_", "")]
     table = StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["run", *names, "status", *figures, "error"])
+    writer.writerow([_FIRST_COLUMN, *names, "status", *figures, "error"])
     for entry in entries:
         result = entry.result or {}
         writer.writerow(
@@ -168,6 +166,12 @@ def write_csv(path: Path, entries: Sequence[Entry], names: Sequence[str]) -> Non
         )
     with replacing(path) as temporary:
         temporary.write_text(table.getvalue(), encoding="utf-8")
+
+
+def is_table(path: Path) -> bool:
+    """Tell whether a file begins as those of `write_csv` do."""
+    with path.open("rb") as file:
+        return file.read(len(_FIRST_COLUMN) + 1) == f"{_FIRST_COLUMN},".encode()
 
 
 def summarise(entries: Sequence[Entry], names: Sequence[str]) -> list["Summary"]:

@@ -146,14 +146,14 @@ def _confirm(runs: int, yes: bool) -> None:
 
 def _check_table(path: Path) -> None:
     """Refuse to write a table where there is something else."""
+    from .ablate import is_table
+
     if not path.name or path.is_dir():
         raise typer.BadParameter(f"--csv {path}: is a folder; give a file")
-    if path.exists():
-        with path.open("rb") as file:
-            if file.read(4) != b"run,":
-                raise typer.BadParameter(
-                    f"--csv {path}: is no table of runs, so it is not overwritten; give another"
-                )
+    if path.exists() and not is_table(path):
+        raise typer.BadParameter(
+            f"--csv {path}: is no table of runs, so it is not overwritten; give another"
+        )
 
 
 def _parse(context: typer.Context, name: str, value: Any) -> Any:

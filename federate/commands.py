@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..cache.console import FAILED, INTERRUPTED, complain, print_table, show_table
-from ..cache.options import CacheDir, given
+from ..cache.options import CacheDir, flag, given
 
 if TYPE_CHECKING:
     from ..cache import CacheFolder, FeatureCache
@@ -372,7 +372,7 @@ def resumed(
 
     said = given(context)
     for name in sorted(said - {"resume", "save_every", "runs_dir", "cache_dir", "keep_model"}):
-        option = f"--{name.replace('_', '-')}"
+        option = flag(name)
         raise typer.BadParameter(
             f"{option} cannot be given with --resume, which keeps the settings of {run}; "
             f"leave out {option}"

@@ -1,11 +1,11 @@
 """Runs that leave records: begun or taken up in a folder, stepped, saved, closed."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
-from ..cache.report import Report
+from ..cache.report import Report, first_of
 from .clients import FeaturePool, Federation
 from .cost import forecast
 from .experiment import ALL, NONE, Experiment
@@ -14,9 +14,6 @@ from .records import ADAPTER, MODEL, OVER, RunFolder, Status, result_of, summary
 from .server import TASKS_AT_ONCE, Round, Run, drive
 
 Result = dict[str, Any]
-
-# Clients that a draw left with too few rows, told of one by one.
-DROPPED_SHOWN = 10
 
 # The most of a run's time that saving its state may take, and what a save is taken to cost
 # before one was measured, in seconds.
@@ -278,17 +275,6 @@ class Outcome(NamedTuple):
     interrupted: bool
 
 
-def _dropped_lines(dropped: Mapping[str, int]) -> list[str]:
-    """Name the clients that are left out, of many the first ones."""
-    lines = [
-        f"{name} was dealt only {rows} rows and is left out"
-        for name, rows in sorted(dropped.items())
-    ]
-    more = len(lines) - DROPPED_SHOWN
-    rest = f"{more} more clients were dealt too few rows and are left out; result.json has them all"
-    return lines[:DROPPED_SHOWN] + ([rest] if more > 0 else [])
-
-
 def run_experiment(
     experiment: Experiment,
     report: Report,
@@ -312,7 +298,12 @@ def run_experiment(
     norm, whole = experiment.settings.feature_norm, experiment.whole
     pool = FeaturePool(experiment.clients, norm, experiment.device, in_place=True, whole=whole)
     trial = Trial(experiment, pool, resume=resume)
-    for line in _dropped_lines(trial.dropped):
+    dropped = [
+        f"{name} was dealt only {rows} rows and is left out"
+        for name, rows in sorted(trial.dropped.items())
+    ]
+    rest = "{} more clients were dealt too few rows and are left out; result.json has them all"
+    for line in first_of(dropped, rest):
         report.warn(line)
 
     begun = False
