@@ -19,8 +19,8 @@ import typer
 
 from . import __version__
 from .cache.commands import app as cache_app
-from .cache.console import FAILED, INTERRUPTED, complain, show_table
-from .cache.options import CacheDir, flag, given, with_options_of
+from .cache.common.console import FAILED, INTERRUPTED, complain, show_table
+from .cache.common.options import CacheDir, flag, given, with_options_of
 from .extract.commands import datasets, extract
 from .federate.ablate_command import ablate
 from .federate.commands import RunsDir, adapters, carry_out, federate, resumed, settings_of
@@ -164,7 +164,7 @@ def baseline(
     elif dataset is None:
         raise typer.BadParameter("--dataset is missing; say what to train on")
     else:
-        from .cache.device import resolve_device
+        from .cache.common.device import resolve_device
         from .extract.lending import Origin, check_backbone
         from .federate.experiment import Experiment, choose_targets
 
@@ -224,8 +224,8 @@ def cost(
     """
     import torch
 
-    from .cache.device import resolve_device
-    from .cache.report import open_report
+    from .cache.common.device import resolve_device
+    from .cache.common.progress import open_report
     from .extract.backbones import clip_backbone
     from .extract.encoders import load_encoder
     from .extract.names import RANDOM, EncoderName
@@ -302,8 +302,8 @@ def paper(
     baseline: a finished one is not repeated, and a killed or interrupted one goes on.
     """
     from .cache import FedclipError
-    from .cache.device import resolve_device
-    from .cache.report import open_report
+    from .cache.common.device import resolve_device
+    from .cache.common.progress import open_report
     from .extract.lending import Origin, check_backbone
     from .extract.prompts import DEFAULT_TEMPLATE
     from .federate.experiment import Experiment, choose_targets
@@ -408,7 +408,7 @@ def _extracted(
 ) -> tuple[EncoderName, CacheFolder, list[FeatureCache]]:
     """Bring the cache of a data set up to date, and load it."""
     from .cache import load_cache
-    from .cache.report import open_report
+    from .cache.common.progress import open_report
     from .extract.names import EncoderName, default_model
     from .extract.pipeline import extract as extract_features
     from .extract.prompts import check_templates
@@ -446,7 +446,7 @@ def _whole(
     keep: bool = False,
 ) -> WholeModel:
     """Make a whole model for stage two of what stage one lends."""
-    from .cache.report import open_report
+    from .cache.common.progress import open_report
     from .extract.lending import CLIP, Origin, lend
     from .federate.whole import Classifier, WholeClip, WholeModel
 

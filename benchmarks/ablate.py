@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from fedclip.cache import FeatureCache, write_cache
-from fedclip.cache.device import resolve_device
+from fedclip.cache.common.device import resolve_device
 from fedclip.federate.clients import FeaturePool
 from fedclip.federate.local import AUTO
 from fedclip.federate.server import TASKS_AT_ONCE, Run, drive

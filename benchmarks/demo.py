@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from fedclip.cache import load_cache
-from fedclip.cache.report import Report, open_report
+from fedclip.cache.common.progress import Report, open_report
 from fedclip.extract.demo.dataset import draw_dataset
 from fedclip.extract.names import DEMO_MODEL, EncoderName
 from fedclip.extract.pipeline import extract

@@ -21,8 +21,8 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedclip.cache.device import resolve_device
-from fedclip.cache.report import Report, open_report
+from fedclip.cache.common.device import resolve_device
+from fedclip.cache.common.progress import Report, open_report
 from fedclip.extract.encode import default_batch_size, default_workers
 from fedclip.extract.encoders import Encoder, load_encoder
 from fedclip.extract.images import load_batches

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedclip.cache.device import resolve_device
+from fedclip.cache.common.device import resolve_device
 from fedclip.extract.encoders import load_encoder
 from fedclip.extract.names import EncoderName
 from fedclip.federate.adapters import make_adapter

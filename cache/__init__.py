@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .errors import CacheError, FedclipError
+    from .common.errors import CacheError, FedclipError
     from .key import image_key
     from .npz import import_npz
     from .reader import read_cache
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .writer import write_cache
 else:
     _MODULES = {
-        "errors": ("CacheError", "FedclipError"),
+        "common.errors": ("CacheError", "FedclipError"),
         "key": ("image_key",),
         "npz": ("import_npz",),
         "reader": ("read_cache",),

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .console import complain, print_table
-from .options import CacheDir
+from .common.console import complain, print_table
+from .common.options import CacheDir
 
 app = typer.Typer(help="List, show, compare, verify, remove and import caches of features.")
 

@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.format import MAGIC_PREFIX
 
-from .errors import CacheError, FedclipError
-from .files import check_name, client_name, replacing_folder
-from .limits import check_unpacked
+from .common.errors import CacheError, FedclipError
+from .common.files import check_name, client_name, replacing_folder
+from .common.limits import check_unpacked
+from .common.text import check_utf8
 from .schema import FeatureCache, content_digest
 from .store import CacheFolder
-from .text import check_utf8
 from .writer import write_cache
 
 REQUIRED = ("image_features", "labels", "text_features")

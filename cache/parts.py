@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from .errors import CacheError
-from .files import replacing
+from .common.errors import CacheError
+from .common.files import replacing
 from .schema import BLOCK_SIZE, DIGEST_SIZE, pack_block, unpack_block
 
 PARTS = "parts"

@@ -9,7 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from .errors import CacheError, FedclipError
+from .common.errors import CacheError, FedclipError
 from .key import image_key
 from .schema import (
     ATTRIBUTES,

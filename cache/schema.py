@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import CacheError
-from .files import check_name
+from .common.errors import CacheError
+from .common.files import check_name
+from .common.text import flaw
 from .key import image_key, text_key
-from .text import flaw
 
 ENCODING_TYPE = "fedclip-features"
 FORMAT_VERSION = 1

@@ -17,8 +17,8 @@ from typing import Any, TextIO
 import numpy as np
 import numpy.typing as npt
 
-from .errors import BusyError, CacheError
-from .files import TEMPORARY_PREFIX, write_json
+from .common.errors import BusyError, CacheError
+from .common.files import TEMPORARY_PREFIX, write_json
 from .key import differing_facts
 from .parts import find_parts, remove_parts
 from .reader import read_cache

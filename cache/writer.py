@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from .files import replacing
+from .common.files import replacing
 from .key import canonical_json
 from .schema import (
     BLOCK_SIZE,

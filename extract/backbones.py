@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchvision.models import AlexNet_Weights, alexnet
 
 from ..cache import FedclipError
-from ..cache.errors import first_line
+from ..cache.common.errors import first_line
 from ..cache.key import file_sha256
 from .decoders import Decoder, PillowDecoder, Transform, make_decoder
 from .encoders import Encoder

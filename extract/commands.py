@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..cache.console import print_table
-from ..cache.options import CacheDir
+from ..cache.common.console import print_table
+from ..cache.common.options import CacheDir
 
 if TYPE_CHECKING:
     from .request import Extraction
@@ -176,8 +176,8 @@ def extract(
     'torchrun --nproc-per-node N -m fedclip extract ...' shares the work among N processes,
     a GPU each where there are some.
     """
-    from ..cache.errors import FedclipError
-    from ..cache.report import open_report
+    from ..cache.common.errors import FedclipError
+    from ..cache.common.progress import open_report
     from .names import EncoderName, default_model
     from .pipeline import extract_share
     from .prompts import DEFAULT_TEMPLATE, check_templates, parse_class_names, templates_of

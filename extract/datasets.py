@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ..cache import FedclipError
-from ..cache.files import check_name
-from ..cache.text import flaw
+from ..cache.common.files import check_name
+from ..cache.common.text import flaw
 from .known import KNOWN
 from .sources import Source
 

@@ -20,11 +20,11 @@ from ..cache import (
     image_key,
     read_cache,
 )
-from ..cache.device import resolve_device
+from ..cache.common.device import resolve_device
+from ..cache.common.progress import Report, Silence
 from ..cache.key import differing_facts
 from ..cache.known import KnownVectors
 from ..cache.parts import PARTS, find_parts, remove_parts
-from ..cache.report import Report, Silence
 from ..cache.schema import content_digest
 from ..cache.store import writing
 from ..cache.writer import write_caches

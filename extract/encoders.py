@@ -25,8 +25,8 @@ from open_clip.transform import PreprocessCfg
 from torch import Tensor, nn
 
 from ..cache import FedclipError
-from ..cache.device import repeatable_cudnn
-from ..cache.errors import first_line
+from ..cache.common.device import repeatable_cudnn
+from ..cache.common.errors import first_line
 from ..cache.key import canonical_json, file_sha256
 from .decoders import Decoder, make_decoder
 from .memory import keep_freed_memory

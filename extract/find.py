@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from ..cache import FedclipError
-from ..cache.report import Report
+from ..cache.common.progress import Report
 from . import hub
 from .datasets import ImageDataset
 from .folders import below, open_dataset

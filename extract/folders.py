@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..cache import FedclipError
-from ..cache.files import client_name, slug
-from ..cache.text import check_utf8
+from ..cache.common.files import client_name, slug
+from ..cache.common.text import check_utf8
 from .datasets import ImageDataset, gather
 from .known import KNOWN, KnownDataset
 from .sources import FileSource, Source

@@ -20,10 +20,10 @@ from pathlib import Path, PurePosixPath
 from rich.filesize import decimal
 
 from ..cache import FedclipError
-from ..cache.errors import first_line
-from ..cache.files import replacing
+from ..cache.common.errors import first_line
+from ..cache.common.files import replacing
+from ..cache.common.progress import Report
 from ..cache.key import file_sha256
-from ..cache.report import Report
 from .sources import FileSource
 
 DATASET = "dataset"

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..cache.report import Report
+from ..cache.common.progress import Report
 
 HF = "hf:"
 

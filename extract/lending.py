@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..cache import CacheFolder, FeatureCache, FedclipError
-from ..cache.report import Report
+from ..cache.common.progress import Report
 from .backbones import Backbone, alexnet_backbone, clip_backbone
 from .encoders import load_encoder
 from .find import find_dataset, opened

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from ..cache import FedclipError
-from ..cache.files import client_name, slug
-from ..cache.text import check_utf8
+from ..cache.common.files import client_name, slug
+from ..cache.common.text import check_utf8
 from .datasets import ImageDataset, gather
 from .folders import find_folder
 from .sources import FileSource, Source

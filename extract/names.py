@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Self
 
 from ..cache import FedclipError
-from ..cache.files import slug
-from ..cache.text import check_utf8
+from ..cache.common.files import slug
+from ..cache.common.text import check_utf8
 from .known import DEMO
 
 LOCAL_DIR = "local-dir:"

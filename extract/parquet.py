@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..cache import FedclipError
-from ..cache.errors import first_line
-from ..cache.limits import check_unpacked
+from ..cache.common.errors import first_line
+from ..cache.common.limits import check_unpacked
 from .datasets import ClassImages
 from .known import Columns
 from .sources import Source

@@ -9,9 +9,9 @@ from contextlib import suppress
 from typing import Any
 
 from ..cache import CacheFolder, read_cache
-from ..cache.errors import BusyError
+from ..cache.common.errors import BusyError
+from ..cache.common.progress import Report, Silence
 from ..cache.parts import remove_parts
-from ..cache.report import Report, Silence
 from ..cache.store import writing
 from .datasets import ImageDataset
 from .find import find_dataset, opened

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..cache import FedclipError
-from ..cache.text import flaw
+from ..cache.common.text import flaw
 
 DEFAULT_TEMPLATE = "a picture of a {}"
 

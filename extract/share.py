@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..cache import FedclipError
+from ..cache.common.progress import Report
 from ..cache.parts import write_part
-from ..cache.report import Report
 from .clock import Clock
 from .encoders import Encoder, Launched
 from .images import PixelBatch, is_out_of_memory, load_batches

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..cache import FedclipError
-from ..cache.files import client_name, slug
-from ..cache.report import Report
+from ..cache.common.files import client_name, slug
+from ..cache.common.progress import Report
 from . import hub
 from .datasets import ImageDataset, gather
 from .known import HF, KNOWN, HubDataset

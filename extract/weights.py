@@ -13,7 +13,7 @@ import open_clip
 from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 
 from ..cache import FedclipError
-from ..cache.report import Report
+from ..cache.common.progress import Report
 from .hub import MODEL, Repository, Snapshot, download, how_to_carry, look_up, remember
 from .names import HF_HUB, LOCAL_DIR, RANDOM, EncoderName
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..cache import FedclipError
-from ..cache.files import replacing
-from ..cache.report import Report, first_of
+from ..cache.common.files import replacing
+from ..cache.common.progress import Report, first_of
 from .clients import FeaturePool
 from .experiment import Experiment
 from .grid import SEED, show

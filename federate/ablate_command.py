@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ..cache.console import FAILED, INTERRUPTED, complain, show_table
-from ..cache.options import given, options_but, with_options_of
+from ..cache.common.console import FAILED, INTERRUPTED, complain, show_table
+from ..cache.common.options import given, options_but, with_options_of
 from .commands import federate, load, settings_of
 from .grids import NAMES as GRIDS
 
@@ -85,8 +85,8 @@ def ablate(
     if table is not None:
         _check_table(table)
 
-    from ..cache.device import resolve_device
-    from ..cache.report import open_report
+    from ..cache.common.device import resolve_device
+    from ..cache.common.progress import open_report
     from .ablate import Entry, failures, own_name, run_ablation, summarise, write_csv
     from .experiment import Experiment, choose_targets
     from .tables import ablation_table

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..cache import FedclipError
-from ..cache.files import replacing
+from ..cache.common.files import replacing
 from .local import Parameters
 from .server import Round, RunState
 from .strategies import SERVER

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..cache.console import FAILED, INTERRUPTED, complain, print_table, show_table
-from ..cache.options import CacheDir, flag, given
+from ..cache.common.console import FAILED, INTERRUPTED, complain, print_table, show_table
+from ..cache.common.options import CacheDir, flag, given
 
 if TYPE_CHECKING:
     from ..cache import CacheFolder, FeatureCache
@@ -273,7 +273,7 @@ def federate(
         )
         folder, loaded = load(cache, cache_dir)
 
-        from ..cache.device import resolve_device
+        from ..cache.common.device import resolve_device
         from .experiment import Experiment, choose_targets
 
         experiment = Experiment(
@@ -296,7 +296,7 @@ def federate(
 
 def carry_out(experiment: Experiment, *, resume: bool, save_every: int | None) -> None:
     """Say what is done, do it, and say what came of it."""
-    from ..cache.report import open_report
+    from ..cache.common.progress import open_report
     from .describe import describe_settings
     from .recording import run_experiment
 

@@ -13,8 +13,8 @@ import torch
 
 from .. import __version__
 from ..cache import CacheFolder, FeatureCache, FedclipError, load_cache, resolve_cache
-from ..cache.device import resolve_device
-from ..cache.files import check_name
+from ..cache.common.device import resolve_device
+from ..cache.common.files import check_name
 from ..cache.key import canonical_json
 from .clients import class_texts
 from .local import AUTO, choose_engine

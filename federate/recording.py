@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
-from ..cache.report import Report, first_of
+from ..cache.common.progress import Report, first_of
 from .clients import FeaturePool, Federation
 from .cost import forecast
 from .experiment import ALL, NONE, Experiment

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..cache import FedclipError
-from ..cache.files import TEMPORARY_PREFIX, replacing, write_json
+from ..cache.common.files import TEMPORARY_PREFIX, replacing, write_json
 from ..cache.key import canonical_json
 from .checkpoint import read_state, round_line, write_state
 from .evaluate import mean, pooled

@@ -20,7 +20,7 @@ from torch.nn import functional
 from torchvision.models import AlexNet_Weights, alexnet
 
 from fedclip.cache import CacheFolder, FedclipError, load_cache
-from fedclip.cache.report import Silence
+from fedclip.cache.common.progress import Silence
 from fedclip.cli import run
 from fedclip.extract.lending import Loan, Origin, lend
 from fedclip.extract.names import EncoderName

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from ...cache.files import replacing_folder
-from ...cache.report import Report
+from ...cache.common.files import replacing_folder
+from ...cache.common.progress import Report
 from .draw import STYLES, draw_picture
 from .shapes import THINGS
 

@@ -26,8 +26,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...cache.files import replacing_folder, to_json
-from ...cache.report import Report, open_report
+from ...cache.common.files import replacing_folder, to_json
+from ...cache.common.progress import Report, open_report
 from ..encoders import CONFIG_FILE, quiet
 from ..names import LOCAL_DIR
 from .draw import SIZE, draw_picture

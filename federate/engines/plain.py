@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ...cache.device import repeatable_cudnn
+from ...cache.common.device import repeatable_cudnn
 from ..seeding import seed_of
 from ..settings import Settings
 from ..tasks import ClientUpdate, LocalTask, copy_parameters

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from fedclip.cache import CacheError, FedclipError, import_npz, limits, load_cache, read_cache
+from fedclip.cache import CacheError, FedclipError, import_npz, load_cache, read_cache
+from fedclip.cache.common import limits
 from fedclip.cache.schema import content_digest
 
 Array = npt.NDArray[Any]

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fedclip.cache import FeatureCache, FedclipError, image_key, read_cache
-from fedclip.cache.report import LineReport
+from fedclip.cache.common.progress import LineReport
 from fedclip.extract.encoders import Encoder, load_encoder
 from fedclip.extract.names import EncoderName
 from fedclip.extract.pipeline import extract

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from fedclip.cache import read_cache
-from fedclip.cache.files import replacing
+from fedclip.cache.common.files import replacing
 from fedclip.cli import run
 from fedclip.extract.encoders import Encoder
 from fedclip.extract.prompts import templates_of

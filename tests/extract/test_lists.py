@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fedclip.cache import FedclipError, limits
+from fedclip.cache import FedclipError
+from fedclip.cache.common import limits
 from fedclip.extract.datasets import ImageDataset
 from fedclip.extract.lists import open_list
 from fedclip.extract.sources import FileSource

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fedclip.cache import FedclipError
-from fedclip.cache.files import check_name
+from fedclip.cache.common.files import check_name
 from fedclip.extract.names import EncoderName
 
 

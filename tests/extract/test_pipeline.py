@@ -31,7 +31,7 @@ from fedclip.cache import (
     read_cache,
     write_cache,
 )
-from fedclip.cache.report import LineReport
+from fedclip.cache.common.progress import LineReport
 from fedclip.cache.schema import content_digest
 from fedclip.cache.store import writing
 from fedclip.extract import pipeline

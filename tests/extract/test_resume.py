@@ -97,7 +97,7 @@ KILLS = """
 import json, os, random, signal, socket, sys, time
 from pathlib import Path
 import torch, torch.distributed
-from fedclip.cache.report import Silence
+from fedclip.cache.common.progress import Silence
 from fedclip.extract import share
 from fedclip.extract.encoders import Encoder
 from fedclip.extract.names import EncoderName

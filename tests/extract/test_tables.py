@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from fedclip.cache import FedclipError, limits
+from fedclip.cache import FedclipError
+from fedclip.cache.common import limits
 from fedclip.extract import hub as hub_module
 from fedclip.extract.datasets import ImageDataset
 from fedclip.extract.find import find_dataset

@@ -7,7 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from fedclip.cache.console import PLAIN_WIDTH, show_table
+from fedclip.cache.common.console import PLAIN_WIDTH, show_table
 
 
 def printed(columns: int, width: int, *, terminal: bool = True) -> list[list[str]]:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedclip.cache import FedclipError
-from fedclip.cache.files import (
+from fedclip.cache.common.files import (
     TEMPORARY_PREFIX,
     check_name,
     replacing,

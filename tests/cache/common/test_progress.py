@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
-from fedclip.cache import report
-from fedclip.cache.report import BarReport, LineReport, open_report
+from fedclip.cache.common import progress as report
+from fedclip.cache.common.progress import BarReport, LineReport, open_report
 
 
 @dataclass

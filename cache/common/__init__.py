@@ -1,0 +1,1 @@
+"""What every command needs whatever it does: errors, files, progress, console, devices."""
