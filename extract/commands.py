@@ -253,8 +253,8 @@ def _print_extraction(extraction: Extraction) -> None:
 
 def datasets(data_dir: DataDir = Path("data")) -> None:
     """List the known data sets: clients, classes, images, source, licence, what is here."""
-    from .find import place_of
-    from .known import KNOWN
+    from .datasets.find import place_of
+    from .datasets.registry import KNOWN
 
     print_table(
         ("data set", "clients by name", "classes", "images", "source", "licence", "here"),

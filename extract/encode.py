@@ -29,7 +29,8 @@ from ..cache.schema import content_digest
 from ..cache.store import writing
 from ..cache.writer import write_caches
 from .clock import Clock
-from .datasets import ClientImages, ImageDataset
+from .datasets.base import ClientImages, ImageDataset
+from .datasets.sources import Source
 from .encoders import Encoder, load_encoder
 from .images import UNREAD
 from .manifest import (
@@ -47,7 +48,6 @@ from .names import RESIZERS
 from .ranks import Ranks
 from .request import ClientResult, Extraction, Request
 from .share import ENCODING, WRITING, Receipt, Share, Task
-from .sources import Source
 from .texts import Texts
 from .weights import fetch_encoder
 

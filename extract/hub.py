@@ -24,7 +24,7 @@ from ..cache.common.errors import first_line
 from ..cache.common.files import replacing
 from ..cache.common.progress import Report
 from ..cache.key import file_sha256
-from .sources import FileSource
+from .datasets.sources import FileSource
 
 DATASET = "dataset"
 MODEL = "model"

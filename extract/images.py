@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..cache import FedclipError
 from ..cache.schema import content_digest
+from .datasets.sources import Source
 from .decoders import Decoder
-from .sources import Source
 
 # Seconds that a batch of images may take to be read; a stuck worker would be waited for for ever.
 PATIENCE = 600

@@ -11,9 +11,9 @@ from torch import Tensor
 from ..cache import CacheFolder, FeatureCache, FedclipError
 from ..cache.common.progress import Report
 from .backbones import Backbone, alexnet_backbone, clip_backbone
+from .datasets.find import find_dataset, opened
+from .datasets.registry import KNOWN
 from .encoders import load_encoder
-from .find import find_dataset, opened
-from .known import KNOWN
 from .manifest import encoder_request
 from .names import EncoderName
 from .pixels import Images, lend_images

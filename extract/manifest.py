@@ -9,10 +9,10 @@ from typing import Any
 
 from ..cache import CacheFolder, FedclipError
 from ..cache.store import MANIFEST
-from .datasets import ClientImages, ImageDataset
-from .known import HF, KNOWN
+from .datasets.base import ClientImages, ImageDataset
+from .datasets.registry import HF, KNOWN
+from .datasets.sources import Source
 from .names import LOCAL_DIR, EncoderName, is_file
-from .sources import Source
 
 # A new version of these might encode otherwise, so the encoder is loaded and compared.
 _LIBRARIES = ("open_clip_torch", "torch", "torchvision", "pillow")

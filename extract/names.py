@@ -11,7 +11,7 @@ from typing import Self
 from ..cache import FedclipError
 from ..cache.common.files import slug
 from ..cache.common.text import check_utf8
-from .known import DEMO
+from .datasets.registry import DEMO
 
 LOCAL_DIR = "local-dir:"
 HF_HUB = "hf-hub:"

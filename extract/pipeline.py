@@ -13,14 +13,14 @@ from ..cache.common.errors import BusyError
 from ..cache.common.progress import Report, Silence
 from ..cache.parts import remove_parts
 from ..cache.store import writing
-from .datasets import ImageDataset
-from .find import find_dataset, opened
+from .datasets.base import ImageDataset
+from .datasets.find import find_dataset, opened
+from .datasets.hub_tables import LocatedTable
 from .hub import offline
 from .manifest import check_root, client_entry, clients_from, listing, origin, recall
 from .names import RANDOM
 from .ranks import Ranks
 from .request import ClientResult, Extraction, Request
-from .tables import LocatedTable
 
 
 def extract(request: Request, report: Report) -> Extraction:

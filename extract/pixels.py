@@ -8,9 +8,9 @@ from torch import Tensor
 
 from ..cache import FeatureCache, FedclipError
 from ..cache.schema import content_digest
-from .datasets import ImageDataset
+from .datasets.base import ImageDataset
+from .datasets.sources import Source
 from .images import describe
-from .sources import Source
 
 # The most that the decoded images of a data set may take to be kept in memory, in bytes.
 KEPT_BYTES = 4 << 30

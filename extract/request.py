@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..cache import CacheFolder
-from .known import Columns, HubDataset
+from .datasets.registry import Columns, HubDataset
 from .manifest import Skipped
 from .names import EncoderName
 

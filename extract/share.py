@@ -15,9 +15,9 @@ from ..cache import FedclipError
 from ..cache.common.progress import Report
 from ..cache.parts import write_part
 from .clock import Clock
+from .datasets.sources import Source
 from .encoders import Encoder, Launched
 from .images import PixelBatch, is_out_of_memory, load_batches
-from .sources import Source
 
 # What a killed extraction loses at most: a dozen seconds on a CPU, none on a GPU.
 PART_ROWS = 256

@@ -153,7 +153,7 @@ from open_clip.transform import PreprocessCfg
 
 from fedclip.extract.decoders import make_decoder
 from fedclip.extract.images import load_batches
-from fedclip.extract.sources import FileSource
+from fedclip.extract.datasets.sources import FileSource
 
 multiprocessing.set_start_method("forkserver")
 sources = [FileSource(Path(path)) for path in sys.argv[1:]]

@@ -16,6 +16,7 @@ from safetensors import safe_open
 
 from fedclip.cache import FeatureCache, load_cache, resolve_cache
 from fedclip.cli import run
+from fedclip.extract.datasets.folders import open_dataset
 from fedclip.extract.demo.dataset import draw_dataset
 from fedclip.extract.demo.draw import STYLES, draw_picture
 from fedclip.extract.demo.pretrain import (
@@ -29,7 +30,6 @@ from fedclip.extract.demo.pretrain import (
 )
 from fedclip.extract.demo.shapes import THINGS, Draw
 from fedclip.extract.encoders import CONFIG_FILE
-from fedclip.extract.folders import open_dataset
 from fedclip.extract.names import DEMO_MODEL, LOCAL_DIR, EncoderName
 from fedclip.extract.pipeline import extract
 from fedclip.extract.prompts import DEFAULT_TEMPLATE

@@ -22,10 +22,10 @@ from PIL import Image
 
 from fedclip.cache import read_cache
 from fedclip.cache.schema import content_digest
+from fedclip.extract.datasets.sources import FileSource
 from fedclip.extract.decoders import FORMATS, make_decoder
 from fedclip.extract.images import load_batches
 from fedclip.extract.names import RESIZERS
-from fedclip.extract.sources import FileSource
 
 pytestmark = pytest.mark.filterwarnings("ignore:IM image format is deprecated")
 

@@ -15,9 +15,9 @@ from PIL import Image
 
 from fedclip.cache import FedclipError
 from fedclip.cache.schema import content_digest
+from fedclip.extract.datasets.sources import FileSource
 from fedclip.extract.decoders import make_decoder
 from fedclip.extract.images import PixelBatch, load_batches
-from fedclip.extract.sources import FileSource
 
 PREPROCESS = PreprocessCfg(size=16)
 TRANSFORM = image_transform_v2(PREPROCESS, is_train=False)

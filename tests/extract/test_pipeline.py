@@ -35,11 +35,11 @@ from fedclip.cache.common.progress import LineReport
 from fedclip.cache.schema import content_digest
 from fedclip.cache.store import writing
 from fedclip.extract import pipeline
+from fedclip.extract.datasets.sources import FileSource
 from fedclip.extract.encoders import Encoder
 from fedclip.extract.names import EncoderName
 from fedclip.extract.pipeline import extract
 from fedclip.extract.request import Extraction, Request
-from fedclip.extract.sources import FileSource
 
 MakeImages = Callable[..., Path]
 MakeFeatures = Callable[..., FeatureCache]

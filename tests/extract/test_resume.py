@@ -34,11 +34,11 @@ from fedclip.cache.known import KnownVectors
 from fedclip.cache.parts import PARTS, find_parts, read_part, write_part
 from fedclip.cache.store import writing
 from fedclip.extract import share
+from fedclip.extract.datasets.sources import FileSource
 from fedclip.extract.encoders import Encoder
 from fedclip.extract.names import LOCAL_DIR, EncoderName
 from fedclip.extract.pipeline import extract
 from fedclip.extract.request import Extraction, Request
-from fedclip.extract.sources import FileSource
 
 Fedclip = Callable[..., subprocess.CompletedProcess[str]]
 MakeFeatures = Callable[..., FeatureCache]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..cache.common.progress import Report
+from ...cache.common.progress import Report
 
 HF = "hf:"
 
@@ -77,7 +77,7 @@ class KnownDataset:
 
 
 def _draw_demo(folder: Path, report: Report) -> None:
-    from .demo.dataset import draw_dataset
+    from ..demo.dataset import draw_dataset
 
     draw_dataset(folder, report)
 

@@ -4,10 +4,10 @@ import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from ..cache import FedclipError
-from ..cache.common.files import client_name, slug
-from ..cache.common.text import check_utf8
-from .datasets import ImageDataset, gather
+from ...cache import FedclipError
+from ...cache.common.files import client_name, slug
+from ...cache.common.text import check_utf8
+from .base import ImageDataset, gather
 from .folders import find_folder
 from .sources import FileSource, Source
 

@@ -17,11 +17,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..cache import FedclipError
-from ..cache.common.errors import first_line
-from ..cache.common.limits import check_unpacked
-from .datasets import ClassImages
-from .known import Columns
+from ...cache import FedclipError
+from ...cache.common.errors import first_line
+from ...cache.common.limits import check_unpacked
+from .base import ClassImages
+from .registry import Columns
 from .sources import Source
 
 # Arrow has no array over 2 GiB: enough for so many images of 128 MB.

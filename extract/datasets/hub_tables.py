@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..cache import FedclipError
-from ..cache.common.files import client_name, slug
-from ..cache.common.progress import Report
-from . import hub
-from .datasets import ImageDataset, gather
-from .known import HF, KNOWN, HubDataset
+from ...cache import FedclipError
+from ...cache.common.files import client_name, slug
+from ...cache.common.progress import Report
+from .. import hub
+from .base import ImageDataset, gather
+from .registry import HF, KNOWN, HubDataset
 
 CARD = "README.md"
 PARQUET_BRANCH = "refs/convert/parquet"

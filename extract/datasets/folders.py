@@ -5,11 +5,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..cache import FedclipError
-from ..cache.common.files import client_name, slug
-from ..cache.common.text import check_utf8
-from .datasets import ImageDataset, gather
-from .known import KNOWN, KnownDataset
+from ...cache import FedclipError
+from ...cache.common.files import client_name, slug
+from ...cache.common.text import check_utf8
+from .base import ImageDataset, gather
+from .registry import KNOWN, KnownDataset
 from .sources import FileSource, Source
 
 IMAGE_SUFFIXES = frozenset(

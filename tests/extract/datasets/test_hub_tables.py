@@ -17,13 +17,13 @@ from PIL import Image
 from fedclip.cache import FedclipError
 from fedclip.cache.common import limits
 from fedclip.extract import hub as hub_module
-from fedclip.extract.datasets import ImageDataset
-from fedclip.extract.find import find_dataset
+from fedclip.extract.datasets.base import ImageDataset
+from fedclip.extract.datasets.find import find_dataset
+from fedclip.extract.datasets.hub_tables import LocatedTable
+from fedclip.extract.datasets.parquet import RowFile, RowSource
 from fedclip.extract.images import describe
 from fedclip.extract.names import EncoderName
-from fedclip.extract.parquet import RowFile, RowSource
 from fedclip.extract.request import Request, TableOptions
-from fedclip.extract.tables import LocatedTable
 
 Table = Callable[..., bytes]
 Hub = Any  # the class of this name beside this file

@@ -3,15 +3,15 @@
 import re
 from pathlib import Path
 
-from ..cache import FedclipError
-from ..cache.common.progress import Report
-from . import hub
-from .datasets import ImageDataset
+from ...cache import FedclipError
+from ...cache.common.progress import Report
+from .. import hub
+from ..request import Request
+from .base import ImageDataset
 from .folders import below, open_dataset
-from .known import HF, KNOWN, HubDataset
-from .lists import open_list
-from .request import Request
-from .tables import LocatedTable, locate_table
+from .hub_tables import LocatedTable, locate_table
+from .image_lists import open_list
+from .registry import HF, KNOWN, HubDataset
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 

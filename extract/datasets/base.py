@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..cache import FedclipError
-from ..cache.common.files import check_name
-from ..cache.common.text import flaw
-from .known import KNOWN
+from ...cache import FedclipError
+from ...cache.common.files import check_name
+from ...cache.common.text import flaw
+from .registry import KNOWN
 from .sources import Source
 
 # class -> its images: id and source. A class without images is one all the same.

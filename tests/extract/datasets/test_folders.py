@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from fedclip.cache import FedclipError
-from fedclip.extract.datasets import ImageDataset
-from fedclip.extract.folders import below, open_dataset
-from fedclip.extract.known import KNOWN
-from fedclip.extract.sources import FileSource
+from fedclip.extract.datasets.base import ImageDataset
+from fedclip.extract.datasets.folders import below, open_dataset
+from fedclip.extract.datasets.registry import KNOWN
+from fedclip.extract.datasets.sources import FileSource
 
 PACS = ("art_painting", "cartoon", "photo", "sketch")
 PACS_CLASSES = ("dog", "guitar")
