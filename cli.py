@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from .cache import CacheFolder, FeatureCache
-    from .extract.names import EncoderName
+    from .extract.encoders.spec import EncoderName
     from .federate.settings import Settings
     from .federate.whole import WholeModel
 
@@ -156,7 +156,7 @@ def baseline(
     Clients, splits, seeds, records and table are those of federate over the data set's cache,
     which is extracted first if it is not there.
     """
-    from .extract.prompts import DEFAULT_TEMPLATE
+    from .extract.encoders.prompts import DEFAULT_TEMPLATE
 
     make_whole, resume = partial(_whole, keep=keep_model), options["resume"]
     if resume is not None:
@@ -227,9 +227,9 @@ def cost(
     from .cache.common.device import resolve_device
     from .cache.common.progress import open_report
     from .extract.backbones import clip_backbone
-    from .extract.encoders import load_encoder
-    from .extract.names import RANDOM, EncoderName
-    from .extract.prompts import DEFAULT_TEMPLATE, prompt
+    from .extract.encoders.openclip import load_encoder
+    from .extract.encoders.prompts import DEFAULT_TEMPLATE, prompt
+    from .extract.encoders.spec import RANDOM, EncoderName
     from .federate.cost import drawn_cache, measure_cost, multiply_adds
     from .federate.settings import Settings
     from .federate.tables import cost_table
@@ -304,8 +304,8 @@ def paper(
     from .cache import FedclipError
     from .cache.common.device import resolve_device
     from .cache.common.progress import open_report
+    from .extract.encoders.prompts import DEFAULT_TEMPLATE
     from .extract.lending import Origin, check_backbone
-    from .extract.prompts import DEFAULT_TEMPLATE
     from .federate.experiment import Experiment, choose_targets
     from .federate.paper import METHODS, PUBLISHED, choose_methods, paper_table
     from .federate.recording import Result, run_experiment
@@ -409,9 +409,9 @@ def _extracted(
     """Bring the cache of a data set up to date, and load it."""
     from .cache import load_cache
     from .cache.common.progress import open_report
-    from .extract.names import EncoderName, default_model
+    from .extract.encoders.prompts import check_templates
+    from .extract.encoders.spec import EncoderName, default_model
     from .extract.pipeline import extract as extract_features
-    from .extract.prompts import check_templates
     from .extract.request import Request
 
     encoder = EncoderName.of(options["model"] or default_model(dataset), options["pretrained"])

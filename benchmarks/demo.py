@@ -16,9 +16,9 @@ import torch
 from fedclip.cache import load_cache
 from fedclip.cache.common.progress import Report, open_report
 from fedclip.extract.demo.dataset import draw_dataset
-from fedclip.extract.names import DEMO_MODEL, EncoderName
+from fedclip.extract.encoders.prompts import DEFAULT_TEMPLATE
+from fedclip.extract.encoders.spec import DEMO_MODEL, EncoderName
 from fedclip.extract.pipeline import extract
-from fedclip.extract.prompts import DEFAULT_TEMPLATE
 from fedclip.extract.request import Request
 from fedclip.federate.experiment import Experiment, choose_targets
 from fedclip.federate.recording import run_experiment

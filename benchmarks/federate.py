@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedclip.cache.common.device import resolve_device
-from fedclip.extract.encoders import load_encoder
-from fedclip.extract.names import EncoderName
+from fedclip.extract.encoders.openclip import load_encoder
+from fedclip.extract.encoders.spec import EncoderName
 from fedclip.federate.adapters import make_adapter
 from fedclip.federate.clients import Client, Federation
 from fedclip.federate.evaluate import test_accuracy, validation_accuracy

@@ -21,9 +21,9 @@ from torchvision.models import AlexNet_Weights, alexnet
 from ..cache import FedclipError
 from ..cache.common.errors import first_line
 from ..cache.key import file_sha256
-from .decoders import Decoder, PillowDecoder, Transform, make_decoder
-from .encoders import Encoder
-from .names import RANDOM
+from .encoders.openclip import Encoder
+from .encoders.spec import RANDOM
+from .encoders.transforms import Decoder, PillowDecoder, Transform, make_decoder
 from .pixels import ByteDecoder
 
 IMAGENET = "imagenet"

@@ -178,9 +178,14 @@ def extract(
     """
     from ..cache.common.errors import FedclipError
     from ..cache.common.progress import open_report
-    from .names import EncoderName, default_model
+    from .encoders.prompts import (
+        DEFAULT_TEMPLATE,
+        check_templates,
+        parse_class_names,
+        templates_of,
+    )
+    from .encoders.spec import EncoderName, default_model
     from .pipeline import extract_share
-    from .prompts import DEFAULT_TEMPLATE, check_templates, parse_class_names, templates_of
     from .ranks import Ranks
     from .request import Request, TableOptions
 

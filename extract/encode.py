@@ -31,7 +31,9 @@ from ..cache.writer import write_caches
 from .clock import Clock
 from .datasets.base import ClientImages, ImageDataset
 from .datasets.sources import Source
-from .encoders import Encoder, load_encoder
+from .encoders.openclip import Encoder, load_encoder
+from .encoders.spec import RESIZERS
+from .encoders.weights import fetch_encoder
 from .images import UNREAD
 from .manifest import (
     Skipped,
@@ -44,12 +46,10 @@ from .manifest import (
     make_forced_entry,
     stat_files,
 )
-from .names import RESIZERS
 from .ranks import Ranks
 from .request import ClientResult, Extraction, Request
 from .share import ENCODING, WRITING, Receipt, Share, Task
 from .texts import Texts
-from .weights import fetch_encoder
 
 MAX_WORKERS = 16
 

@@ -13,13 +13,13 @@ from ..cache.common.progress import Report
 from .backbones import Backbone, alexnet_backbone, clip_backbone
 from .datasets.find import find_dataset, opened
 from .datasets.registry import KNOWN
-from .encoders import load_encoder
+from .encoders.openclip import load_encoder
+from .encoders.prompts import prompt
+from .encoders.spec import EncoderName
+from .encoders.weights import fetch_encoder
 from .manifest import encoder_request
-from .names import EncoderName
 from .pixels import Images, lend_images
-from .prompts import prompt
 from .request import Request
-from .weights import fetch_encoder
 
 CLIP = "clip"
 ALEXNET = "alexnet"

@@ -12,7 +12,7 @@ from ..cache.store import MANIFEST
 from .datasets.base import ClientImages, ImageDataset
 from .datasets.registry import HF, KNOWN
 from .datasets.sources import Source
-from .names import LOCAL_DIR, EncoderName, is_file
+from .encoders.spec import LOCAL_DIR, EncoderName, is_file
 
 # A new version of these might encode otherwise, so the encoder is loaded and compared.
 _LIBRARIES = ("open_clip_torch", "torch", "torchvision", "pillow")

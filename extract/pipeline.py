@@ -16,9 +16,9 @@ from ..cache.store import writing
 from .datasets.base import ImageDataset
 from .datasets.find import find_dataset, opened
 from .datasets.hub_tables import LocatedTable
+from .encoders.spec import RANDOM
 from .hub import offline
 from .manifest import check_root, client_entry, clients_from, listing, origin, recall
-from .names import RANDOM
 from .ranks import Ranks
 from .request import ClientResult, Extraction, Request
 

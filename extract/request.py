@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ..cache import CacheFolder
 from .datasets.registry import Columns, HubDataset
+from .encoders.spec import EncoderName
 from .manifest import Skipped
-from .names import EncoderName
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from ..cache.common.progress import Report
 from ..cache.parts import write_part
 from .clock import Clock
 from .datasets.sources import Source
-from .encoders import Encoder, Launched
+from .encoders.openclip import Encoder, Launched
 from .images import PixelBatch, is_out_of_memory, load_batches
 
 # What a killed extraction loses at most: a dozen seconds on a CPU, none on a GPU.

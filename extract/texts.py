@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from ..cache import FeatureCache
 from ..cache.key import text_key
-from .encoders import Encoder
-from .prompts import prompt
+from .encoders.openclip import Encoder
+from .encoders.prompts import prompt
 
 
 class Texts:

@@ -32,8 +32,8 @@ def figures(text: str, row: str) -> list[str]:
 def test_cost_counts_the_adapter_and_the_real_architecture(
     tiny_clip: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from fedclip.extract.encoders import load_encoder
-    from fedclip.extract.names import EncoderName
+    from fedclip.extract.encoders.openclip import load_encoder
+    from fedclip.extract.encoders.spec import EncoderName
 
     model = f"local-dir:{tiny_clip}"
     arguments = ["--classes", "3", "--samples", "40", "--rounds", "10", "--clients", "2"]

@@ -22,10 +22,10 @@ from torchvision.models import AlexNet_Weights, alexnet
 from fedclip.cache import CacheFolder, FedclipError, load_cache
 from fedclip.cache.common.progress import Silence
 from fedclip.cli import run
+from fedclip.extract.encoders.prompts import DEFAULT_TEMPLATE
+from fedclip.extract.encoders.spec import EncoderName
 from fedclip.extract.lending import Loan, Origin, lend
-from fedclip.extract.names import EncoderName
 from fedclip.extract.pipeline import extract
-from fedclip.extract.prompts import DEFAULT_TEMPLATE
 from fedclip.extract.request import Request
 from fedclip.federate.checkpoint import read_state, write_state
 from fedclip.federate.clients import FeaturePool, Federation

@@ -28,8 +28,8 @@ from torch.nn import functional
 
 from ...cache.common.files import replacing_folder, to_json
 from ...cache.common.progress import Report, open_report
-from ..encoders import CONFIG_FILE, quiet
-from ..names import LOCAL_DIR
+from ..encoders.openclip import CONFIG_FILE, quiet
+from ..encoders.spec import LOCAL_DIR
 from .draw import SIZE, draw_picture
 from .shapes import THINGS, Draw
 

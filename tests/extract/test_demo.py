@@ -29,10 +29,10 @@ from fedclip.extract.demo.pretrain import (
     pretrain,
 )
 from fedclip.extract.demo.shapes import THINGS, Draw
-from fedclip.extract.encoders import CONFIG_FILE
-from fedclip.extract.names import DEMO_MODEL, LOCAL_DIR, EncoderName
+from fedclip.extract.encoders.openclip import CONFIG_FILE
+from fedclip.extract.encoders.prompts import DEFAULT_TEMPLATE
+from fedclip.extract.encoders.spec import DEMO_MODEL, LOCAL_DIR, EncoderName
 from fedclip.extract.pipeline import extract
-from fedclip.extract.prompts import DEFAULT_TEMPLATE
 from fedclip.extract.request import Request
 
 SHIPPED = Path(DEMO_MODEL.removeprefix(LOCAL_DIR))

@@ -20,8 +20,8 @@ from PIL import Image
 from fedclip.cache import read_cache
 from fedclip.cache.common.files import replacing
 from fedclip.cli import run
-from fedclip.extract.encoders import Encoder
-from fedclip.extract.prompts import templates_of
+from fedclip.extract.encoders.openclip import Encoder
+from fedclip.extract.encoders.prompts import templates_of
 
 MakeImages = Callable[..., Path]
 Fedclip = Callable[..., subprocess.CompletedProcess[str]]

@@ -23,9 +23,9 @@ from PIL import Image
 from fedclip.cache import read_cache
 from fedclip.cache.schema import content_digest
 from fedclip.extract.datasets.sources import FileSource
-from fedclip.extract.decoders import FORMATS, make_decoder
+from fedclip.extract.encoders.spec import RESIZERS
+from fedclip.extract.encoders.transforms import FORMATS, make_decoder
 from fedclip.extract.images import load_batches
-from fedclip.extract.names import RESIZERS
 
 pytestmark = pytest.mark.filterwarnings("ignore:IM image format is deprecated")
 

@@ -16,7 +16,7 @@ from PIL import Image
 from fedclip.cache import FedclipError
 from fedclip.cache.schema import content_digest
 from fedclip.extract.datasets.sources import FileSource
-from fedclip.extract.decoders import make_decoder
+from fedclip.extract.encoders.transforms import make_decoder
 from fedclip.extract.images import PixelBatch, load_batches
 
 PREPROCESS = PreprocessCfg(size=16)

@@ -36,8 +36,8 @@ from fedclip.cache.schema import content_digest
 from fedclip.cache.store import writing
 from fedclip.extract import pipeline
 from fedclip.extract.datasets.sources import FileSource
-from fedclip.extract.encoders import Encoder
-from fedclip.extract.names import EncoderName
+from fedclip.extract.encoders.openclip import Encoder
+from fedclip.extract.encoders.spec import EncoderName
 from fedclip.extract.pipeline import extract
 from fedclip.extract.request import Extraction, Request
 

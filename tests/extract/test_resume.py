@@ -35,8 +35,8 @@ from fedclip.cache.parts import PARTS, find_parts, read_part, write_part
 from fedclip.cache.store import writing
 from fedclip.extract import share
 from fedclip.extract.datasets.sources import FileSource
-from fedclip.extract.encoders import Encoder
-from fedclip.extract.names import LOCAL_DIR, EncoderName
+from fedclip.extract.encoders.openclip import Encoder
+from fedclip.extract.encoders.spec import LOCAL_DIR, EncoderName
 from fedclip.extract.pipeline import extract
 from fedclip.extract.request import Extraction, Request
 
@@ -99,8 +99,8 @@ from pathlib import Path
 import torch, torch.distributed
 from fedclip.cache.common.progress import Silence
 from fedclip.extract import share
-from fedclip.extract.encoders import Encoder
-from fedclip.extract.names import EncoderName
+from fedclip.extract.encoders.openclip import Encoder
+from fedclip.extract.encoders.spec import EncoderName
 from fedclip.extract.pipeline import extract_share
 from fedclip.extract.ranks import Ranks
 from fedclip.extract.request import Request

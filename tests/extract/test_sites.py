@@ -9,7 +9,7 @@ import pytest
 from fedclip.cache import FedclipError, find_caches, load_cache
 from fedclip.cli import run
 from fedclip.extract.datasets.folders import open_dataset
-from fedclip.extract.prompts import parse_class_names
+from fedclip.extract.encoders.prompts import parse_class_names
 
 MakeImages = Callable[..., Path]
 Extract = Callable[..., None]

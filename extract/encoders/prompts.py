@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..cache import FedclipError
-from ..cache.common.text import flaw
+from ...cache import FedclipError
+from ...cache.common.text import flaw
 
 DEFAULT_TEMPLATE = "a picture of a {}"
 

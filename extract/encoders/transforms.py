@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode, functional
 
-from ..cache import FedclipError
+from ...cache import FedclipError
 
 Transform = Callable[[Image.Image], Tensor]
 

@@ -24,13 +24,13 @@ from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.transform import PreprocessCfg
 from torch import Tensor, nn
 
-from ..cache import FedclipError
-from ..cache.common.device import repeatable_cudnn
-from ..cache.common.errors import first_line
-from ..cache.key import canonical_json, file_sha256
-from .decoders import Decoder, make_decoder
-from .memory import keep_freed_memory
-from .names import HF_HUB, LOCAL_DIR, RANDOM, EncoderName, is_file
+from ...cache import FedclipError
+from ...cache.common.device import repeatable_cudnn
+from ...cache.common.errors import first_line
+from ...cache.key import canonical_json, file_sha256
+from ..memory import keep_freed_memory
+from .spec import HF_HUB, LOCAL_DIR, RANDOM, EncoderName, is_file
+from .transforms import Decoder, make_decoder
 
 CONFIG_FILE = "open_clip_config.json"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fedclip.cache import FedclipError
-from fedclip.extract.prompts import (
+from fedclip.extract.encoders.prompts import (
     DEFAULT_TEMPLATE,
     check_templates,
     parse_class_names,

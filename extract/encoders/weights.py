@@ -12,10 +12,10 @@ from typing import Any
 import open_clip
 from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 
-from ..cache import FedclipError
-from ..cache.common.progress import Report
-from .hub import MODEL, Repository, Snapshot, download, how_to_carry, look_up, remember
-from .names import HF_HUB, LOCAL_DIR, RANDOM, EncoderName
+from ...cache import FedclipError
+from ...cache.common.progress import Report
+from ..hub import MODEL, Repository, Snapshot, download, how_to_carry, look_up, remember
+from .spec import HF_HUB, LOCAL_DIR, RANDOM, EncoderName
 
 # What a tokenizer of the `transformers` library is made of.
 _TOKENIZER_FILES = frozenset(

@@ -15,9 +15,9 @@ from PIL import Image, UnidentifiedImageError
 
 from fedclip.cache import FedclipError
 from fedclip.extract.backbones import alexnet_backbone, clip_backbone
-from fedclip.extract.decoders import Decoder, make_decoder
-from fedclip.extract.encoders import load_encoder
-from fedclip.extract.names import LOCAL_DIR, EncoderName
+from fedclip.extract.encoders.openclip import load_encoder
+from fedclip.extract.encoders.spec import LOCAL_DIR, EncoderName
+from fedclip.extract.encoders.transforms import Decoder, make_decoder
 
 PREPROCESS = PreprocessCfg(size=224)
 STD = torch.tensor(PREPROCESS.std)[:, None, None]
@@ -151,7 +151,7 @@ from pathlib import Path
 import torch
 from open_clip.transform import PreprocessCfg
 
-from fedclip.extract.decoders import make_decoder
+from fedclip.extract.encoders.transforms import make_decoder
 from fedclip.extract.images import load_batches
 from fedclip.extract.datasets.sources import FileSource
 

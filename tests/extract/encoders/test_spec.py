@@ -6,7 +6,7 @@ import pytest
 
 from fedclip.cache import FedclipError
 from fedclip.cache.common.files import check_name
-from fedclip.extract.names import EncoderName
+from fedclip.extract.encoders.spec import EncoderName
 
 
 @pytest.mark.parametrize(

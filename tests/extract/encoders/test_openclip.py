@@ -23,8 +23,8 @@ from torch import nn
 
 from fedclip.cache import FeatureCache, FedclipError, image_key, read_cache
 from fedclip.cache.common.progress import LineReport
-from fedclip.extract.encoders import Encoder, load_encoder
-from fedclip.extract.names import EncoderName
+from fedclip.extract.encoders.openclip import Encoder, load_encoder
+from fedclip.extract.encoders.spec import EncoderName
 from fedclip.extract.pipeline import extract
 from fedclip.extract.request import Request
 

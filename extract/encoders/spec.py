@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from ..cache import FedclipError
-from ..cache.common.files import slug
-from ..cache.common.text import check_utf8
-from .datasets.registry import DEMO
+from ...cache import FedclipError
+from ...cache.common.files import slug
+from ...cache.common.text import check_utf8
+from ..datasets.registry import DEMO
 
 LOCAL_DIR = "local-dir:"
 HF_HUB = "hf-hub:"

@@ -1,0 +1,1 @@
+"""Frozen encoders: which one, its weights, how it takes images and prompts."""
