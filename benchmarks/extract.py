@@ -24,11 +24,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from fedclip.cache.common.device import resolve_device
 from fedclip.cache.common.progress import Report, open_report
 from fedclip.extract.datasets.sources import FileSource
-from fedclip.extract.encode import default_batch_size, default_workers
 from fedclip.extract.encoders.openclip import Encoder, load_encoder
 from fedclip.extract.encoders.prompts import DEFAULT_TEMPLATE
 from fedclip.extract.encoders.spec import EncoderName
-from fedclip.extract.images import load_batches
+from fedclip.extract.encoding.job import default_batch_size, default_workers
+from fedclip.extract.encoding.loader import load_batches
 from fedclip.extract.pipeline import extract
 from fedclip.extract.request import Request
 

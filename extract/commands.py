@@ -185,8 +185,8 @@ def extract(
         templates_of,
     )
     from .encoders.spec import EncoderName, default_model
+    from .encoding.distributed import Ranks
     from .pipeline import extract_share
-    from .ranks import Ranks
     from .request import Request, TableOptions
 
     if dataset is None and listed is None:

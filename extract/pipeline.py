@@ -17,9 +17,9 @@ from .datasets.base import ImageDataset
 from .datasets.find import find_dataset, opened
 from .datasets.hub_tables import LocatedTable
 from .encoders.spec import RANDOM
+from .encoding.distributed import Ranks
 from .hub import offline
 from .manifest import check_root, client_entry, clients_from, listing, origin, recall
-from .ranks import Ranks
 from .request import ClientResult, Extraction, Request
 
 
@@ -44,7 +44,7 @@ def extract_share(request: Request, ranks: Ranks, report: Report) -> Extraction 
         if ranks.leads:
             return _lead(request, ranks, report)
         if not ranks.ask("up to date"):  # by then everything is downloaded
-            from .encode import help_encoding
+            from .encoding.job import help_encoding
 
             help_encoding(request, opened(find_dataset(request, Silence()), Silence()), ranks)
         return None
@@ -63,7 +63,7 @@ def _lead(request: Request, ranks: Ranks, report: Report) -> Extraction:
     extraction = _up_to_date(request, dataset)
     ranks.tell("up to date", extraction is not None)
     if extraction is None:
-        from .encode import encode_missing
+        from .encoding.job import encode_missing
 
         extraction = encode_missing(request, dataset, ranks, report)
     if not dataset.alone:

@@ -10,7 +10,7 @@ from ..cache import FeatureCache, FedclipError
 from ..cache.schema import content_digest
 from .datasets.base import ImageDataset
 from .datasets.sources import Source
-from .images import describe
+from .encoding.loader import describe
 
 # The most that the decoded images of a data set may take to be kept in memory, in bytes.
 KEPT_BYTES = 4 << 30

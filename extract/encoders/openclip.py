@@ -28,7 +28,7 @@ from ...cache import FedclipError
 from ...cache.common.device import repeatable_cudnn
 from ...cache.common.errors import first_line
 from ...cache.key import canonical_json, file_sha256
-from ..memory import keep_freed_memory
+from ..encoding.memory import keep_freed_memory
 from .spec import HF_HUB, LOCAL_DIR, RANDOM, EncoderName, is_file
 from .transforms import Decoder, make_decoder
 

@@ -22,7 +22,7 @@ from fedclip.extract.datasets.find import find_dataset
 from fedclip.extract.datasets.hub_tables import LocatedTable
 from fedclip.extract.datasets.parquet import RowFile, RowSource
 from fedclip.extract.encoders.spec import EncoderName
-from fedclip.extract.images import describe
+from fedclip.extract.encoding.loader import describe
 from fedclip.extract.request import Request, TableOptions
 
 Table = Callable[..., bytes]

@@ -152,7 +152,7 @@ import torch
 from open_clip.transform import PreprocessCfg
 
 from fedclip.extract.encoders.transforms import make_decoder
-from fedclip.extract.images import load_batches
+from fedclip.extract.encoding.loader import load_batches
 from fedclip.extract.datasets.sources import FileSource
 
 multiprocessing.set_start_method("forkserver")

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ..cache import FeatureCache
-from ..cache.key import text_key
-from .encoders.openclip import Encoder
-from .encoders.prompts import prompt
+from ...cache import FeatureCache
+from ...cache.key import text_key
+from ..encoders.openclip import Encoder
+from ..encoders.prompts import prompt
 
 
 class Texts:

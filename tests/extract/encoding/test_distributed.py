@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from fedclip.cache import FedclipError
-from fedclip.extract import ranks
-from fedclip.extract.ranks import Ranks
+from fedclip.extract.encoding import distributed as ranks
+from fedclip.extract.encoding.distributed import Ranks
 
 MakeImages = Callable[..., Path]
 Begin = Callable[..., "subprocess.Popen[str]"]
@@ -102,7 +102,7 @@ def test_where_one_rank_fails_all_end_with_the_reason(
 MEETING = """
 import os, socket, sys, time
 from fedclip.cache import FedclipError
-from fedclip.extract.ranks import Ranks
+from fedclip.extract.encoding.distributed import Ranks
 
 if len(sys.argv) > 2:
     socket.gethostname = lambda: sys.argv[2]

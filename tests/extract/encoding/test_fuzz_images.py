@@ -25,7 +25,7 @@ from fedclip.cache.schema import content_digest
 from fedclip.extract.datasets.sources import FileSource
 from fedclip.extract.encoders.spec import RESIZERS
 from fedclip.extract.encoders.transforms import FORMATS, make_decoder
-from fedclip.extract.images import load_batches
+from fedclip.extract.encoding.loader import load_batches
 
 pytestmark = pytest.mark.filterwarnings("ignore:IM image format is deprecated")
 

@@ -11,13 +11,13 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from ..cache import FedclipError
-from ..cache.common.progress import Report
-from ..cache.parts import write_part
+from ...cache import FedclipError
+from ...cache.common.progress import Report
+from ...cache.parts import write_part
+from ..datasets.sources import Source
+from ..encoders.openclip import Encoder, Launched
 from .clock import Clock
-from .datasets.sources import Source
-from .encoders.openclip import Encoder, Launched
-from .images import PixelBatch, is_out_of_memory, load_batches
+from .loader import PixelBatch, is_out_of_memory, load_batches
 
 # What a killed extraction loses at most: a dozen seconds on a CPU, none on a GPU.
 PART_ROWS = 256

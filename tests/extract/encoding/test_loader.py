@@ -17,7 +17,7 @@ from fedclip.cache import FedclipError
 from fedclip.cache.schema import content_digest
 from fedclip.extract.datasets.sources import FileSource
 from fedclip.extract.encoders.transforms import make_decoder
-from fedclip.extract.images import PixelBatch, load_batches
+from fedclip.extract.encoding.loader import PixelBatch, load_batches
 
 PREPROCESS = PreprocessCfg(size=16)
 TRANSFORM = image_transform_v2(PREPROCESS, is_train=False)

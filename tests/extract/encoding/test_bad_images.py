@@ -27,7 +27,7 @@ from PIL import Image, PngImagePlugin
 from fedclip.cache import FeatureCache, read_cache
 from fedclip.cli import run
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "images.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).resolve().parents[3] / "docs" / "images.md").read_text(encoding="utf-8")
 USED, SKIPPED, NOT_SEEN = "used", "skipped", "not seen"
 
 Draw = Callable[[Path], None]

@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from ..cache import (
+from ...cache import (
     CacheError,
     CacheFolder,
     FeatureCache,
@@ -20,22 +20,20 @@ from ..cache import (
     image_key,
     read_cache,
 )
-from ..cache.common.device import resolve_device
-from ..cache.common.progress import Report, Silence
-from ..cache.key import differing_facts
-from ..cache.known import KnownVectors
-from ..cache.parts import PARTS, find_parts, remove_parts
-from ..cache.schema import content_digest
-from ..cache.store import writing
-from ..cache.writer import write_caches
-from .clock import Clock
-from .datasets.base import ClientImages, ImageDataset
-from .datasets.sources import Source
-from .encoders.openclip import Encoder, load_encoder
-from .encoders.spec import RESIZERS
-from .encoders.weights import fetch_encoder
-from .images import UNREAD
-from .manifest import (
+from ...cache.common.device import resolve_device
+from ...cache.common.progress import Report, Silence
+from ...cache.key import differing_facts
+from ...cache.known import KnownVectors
+from ...cache.parts import PARTS, find_parts, remove_parts
+from ...cache.schema import content_digest
+from ...cache.store import writing
+from ...cache.writer import write_caches
+from ..datasets.base import ClientImages, ImageDataset
+from ..datasets.sources import Source
+from ..encoders.openclip import Encoder, load_encoder
+from ..encoders.spec import RESIZERS
+from ..encoders.weights import fetch_encoder
+from ..manifest import (
     Skipped,
     encoder_request,
     forced_clients,
@@ -46,10 +44,12 @@ from .manifest import (
     make_forced_entry,
     stat_files,
 )
-from .ranks import Ranks
-from .request import ClientResult, Extraction, Request
-from .share import ENCODING, WRITING, Receipt, Share, Task
+from ..request import ClientResult, Extraction, Request
+from .clock import Clock
+from .distributed import Ranks
+from .loader import UNREAD
 from .texts import Texts
+from .worker import ENCODING, WRITING, Receipt, Share, Task
 
 MAX_WORKERS = 16
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..cache import FedclipError
-from ..cache.schema import content_digest
-from .datasets.sources import Source
-from .encoders.transforms import Decoder
+from ...cache import FedclipError
+from ...cache.schema import content_digest
+from ..datasets.sources import Source
+from ..encoders.transforms import Decoder
 
 # Seconds that a batch of images may take to be read; a stuck worker would be waited for for ever.
 PATIENCE = 600

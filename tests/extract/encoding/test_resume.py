@@ -33,10 +33,10 @@ from fedclip.cache import (
 from fedclip.cache.known import KnownVectors
 from fedclip.cache.parts import PARTS, find_parts, read_part, write_part
 from fedclip.cache.store import writing
-from fedclip.extract import share
 from fedclip.extract.datasets.sources import FileSource
 from fedclip.extract.encoders.openclip import Encoder
 from fedclip.extract.encoders.spec import LOCAL_DIR, EncoderName
+from fedclip.extract.encoding import worker as share
 from fedclip.extract.pipeline import extract
 from fedclip.extract.request import Extraction, Request
 
@@ -98,11 +98,11 @@ import json, os, random, signal, socket, sys, time
 from pathlib import Path
 import torch, torch.distributed
 from fedclip.cache.common.progress import Silence
-from fedclip.extract import share
+from fedclip.extract.encoding import worker as share
 from fedclip.extract.encoders.openclip import Encoder
 from fedclip.extract.encoders.spec import EncoderName
 from fedclip.extract.pipeline import extract_share
-from fedclip.extract.ranks import Ranks
+from fedclip.extract.encoding.distributed import Ranks
 from fedclip.extract.request import Request
 
 root, model, work = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from ..cache import FedclipError
-from ..cache.common.errors import first_line
+from ...cache import FedclipError
+from ...cache.common.errors import first_line
 
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
