@@ -165,7 +165,7 @@ def baseline(
         raise typer.BadParameter("--dataset is missing; say what to train on")
     else:
         from .cache.common.device import resolve_device
-        from .extract.lending import Origin, check_backbone
+        from .extract.finetune.source import Origin, check_backbone
         from .federate.experiment import Experiment, choose_targets
 
         if strategy not in WHOLE_STRATEGIES:
@@ -226,10 +226,10 @@ def cost(
 
     from .cache.common.device import resolve_device
     from .cache.common.progress import open_report
-    from .extract.backbones import clip_backbone
     from .extract.encoders.openclip import load_encoder
     from .extract.encoders.prompts import DEFAULT_TEMPLATE, prompt
     from .extract.encoders.spec import RANDOM, EncoderName
+    from .extract.finetune.backbones import clip_backbone
     from .federate.cost import drawn_cache, measure_cost, multiply_adds
     from .federate.settings import Settings
     from .federate.tables import cost_table
@@ -305,7 +305,7 @@ def paper(
     from .cache.common.device import resolve_device
     from .cache.common.progress import open_report
     from .extract.encoders.prompts import DEFAULT_TEMPLATE
-    from .extract.lending import Origin, check_backbone
+    from .extract.finetune.source import Origin, check_backbone
     from .federate.experiment import Experiment, choose_targets
     from .federate.paper import METHODS, PUBLISHED, choose_methods, paper_table
     from .federate.recording import Result, run_experiment
@@ -447,7 +447,7 @@ def _whole(
 ) -> WholeModel:
     """Make a whole model for stage two of what stage one lends."""
     from .cache.common.progress import open_report
-    from .extract.lending import CLIP, Origin, lend
+    from .extract.finetune.source import CLIP, Origin, lend
     from .federate.whole import Classifier, WholeClip, WholeModel
 
     with open_report() as report:

@@ -24,7 +24,7 @@ from fedclip.cache.common.progress import Silence
 from fedclip.cli import run
 from fedclip.extract.encoders.prompts import DEFAULT_TEMPLATE
 from fedclip.extract.encoders.spec import EncoderName
-from fedclip.extract.lending import Loan, Origin, lend
+from fedclip.extract.finetune.source import Loan, Origin, lend
 from fedclip.extract.pipeline import extract
 from fedclip.extract.request import Request
 from fedclip.federate.checkpoint import read_state, write_state

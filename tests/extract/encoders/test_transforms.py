@@ -14,10 +14,10 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image, UnidentifiedImageError
 
 from fedclip.cache import FedclipError
-from fedclip.extract.backbones import alexnet_backbone, clip_backbone
 from fedclip.extract.encoders.openclip import load_encoder
 from fedclip.extract.encoders.spec import LOCAL_DIR, EncoderName
 from fedclip.extract.encoders.transforms import Decoder, make_decoder
+from fedclip.extract.finetune.backbones import alexnet_backbone, clip_backbone
 
 PREPROCESS = PreprocessCfg(size=224)
 STD = torch.tensor(PREPROCESS.std)[:, None, None]

@@ -18,13 +18,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import AlexNet_Weights, alexnet
 
-from ..cache import FedclipError
-from ..cache.common.errors import first_line
-from ..cache.key import file_sha256
-from .encoders.openclip import Encoder
-from .encoders.spec import RANDOM
-from .encoders.transforms import Decoder, PillowDecoder, Transform, make_decoder
-from .pixels import ByteDecoder
+from ...cache import FedclipError
+from ...cache.common.errors import first_line
+from ...cache.key import file_sha256
+from ..encoders.openclip import Encoder
+from ..encoders.spec import RANDOM
+from ..encoders.transforms import Decoder, PillowDecoder, Transform, make_decoder
+from .images import ByteDecoder
 
 IMAGENET = "imagenet"
 

@@ -8,18 +8,18 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ..cache import CacheFolder, FeatureCache, FedclipError
-from ..cache.common.progress import Report
+from ...cache import CacheFolder, FeatureCache, FedclipError
+from ...cache.common.progress import Report
+from ..datasets.find import find_dataset, opened
+from ..datasets.registry import KNOWN
+from ..encoders.openclip import load_encoder
+from ..encoders.prompts import prompt
+from ..encoders.spec import EncoderName
+from ..encoders.weights import fetch_encoder
+from ..manifest import encoder_request
+from ..request import Request
 from .backbones import Backbone, alexnet_backbone, clip_backbone
-from .datasets.find import find_dataset, opened
-from .datasets.registry import KNOWN
-from .encoders.openclip import load_encoder
-from .encoders.prompts import prompt
-from .encoders.spec import EncoderName
-from .encoders.weights import fetch_encoder
-from .manifest import encoder_request
-from .pixels import Images, lend_images
-from .request import Request
+from .images import Images, lend_images
 
 CLIP = "clip"
 ALEXNET = "alexnet"

@@ -6,11 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from ..cache import FeatureCache, FedclipError
-from ..cache.schema import content_digest
-from .datasets.base import ImageDataset
-from .datasets.sources import Source
-from .encoding.loader import describe
+from ...cache import FeatureCache, FedclipError
+from ...cache.schema import content_digest
+from ..datasets.base import ImageDataset
+from ..datasets.sources import Source
+from ..encoding.loader import describe
 
 # The most that the decoded images of a data set may take to be kept in memory, in bytes.
 KEPT_BYTES = 4 << 30

@@ -1,0 +1,1 @@
+"""Networks and images for training whole models in place of adapters."""
