@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from .cache import CacheFolder, FeatureCache
     from .extract.encoders.spec import EncoderName
+    from .federate.models.full import WholeModel
     from .federate.settings import Settings
-    from .federate.whole import WholeModel
 
 # Options of federate that shape a whole model's run too.
 BASELINE_SETTINGS = (
@@ -231,9 +231,9 @@ def cost(
     from .extract.encoders.spec import RANDOM, EncoderName
     from .extract.finetune.backbones import clip_backbone
     from .federate.cost import drawn_cache, measure_cost, multiply_adds
+    from .federate.models.full import WholeClip, WholeModel
     from .federate.settings import Settings
     from .federate.tables import cost_table
-    from .federate.whole import WholeClip, WholeModel
 
     if adapter == "cache-model":
         raise typer.BadParameter(
@@ -448,7 +448,7 @@ def _whole(
     """Make a whole model for stage two of what stage one lends."""
     from .cache.common.progress import open_report
     from .extract.finetune.source import CLIP, Origin, lend
-    from .federate.whole import Classifier, WholeClip, WholeModel
+    from .federate.models.full import Classifier, WholeClip, WholeModel
 
     with open_report() as report:
         loan = lend(Origin(**origin), clients, settings.prompts[0], device, report)

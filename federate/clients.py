@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ..cache import FeatureCache, FedclipError
+from .models.full import WholeModel
 from .samples import ROWS_AT_ONCE, Domain, JoinedSamples, Rows, Samples
 from .seeding import generator
 from .settings import Settings
-from .whole import WholeModel
 
 MIN_ROWS = 5
 MIN_TRAIN = 2  # a batch of one sample has no negatives

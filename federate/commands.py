@@ -320,7 +320,7 @@ def adapters(
     classes: Annotated[int, typer.Option(min=1, max=100_000, help="Number of classes.")] = 65,
 ) -> None:
     """List the adapters and their trainable parameters."""
-    from .adapters import describe_adapters
+    from .models.adapters import describe_adapters
 
     rows = [(name, what, f"{size:,}") for name, size, what in describe_adapters(embed_dim, classes)]
     print_table(("name", "what", "parameters"), rows, words={"what"})

@@ -12,15 +12,15 @@ from torch import Tensor
 
 from ..cache import FeatureCache
 from ..cache.schema import DIGEST_SIZE
-from .adapters import Adapter, trainable_parameters
 from .clients import Client, FeaturePool, Federation, class_texts
 from .evaluate import accuracy
 from .local import LocalTask, copy_parameters, train_clients
+from .models.adapters import Adapter, trainable_parameters
+from .models.full import WholeModel, training_loss
 from .samples import Samples
 from .seeding import generator
 from .server import Run, make_model
 from .settings import Settings
-from .whole import WholeModel, training_loss
 
 # Minibatches are timed for about so long, and at most so many.
 SECONDS_TIMED = 1.0

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from .adapters import Adapter
 from .clients import Client, Federation
-from .losses import cosine_logits
+from .models.adapters import Adapter
+from .models.losses import cosine_logits
 from .samples import Samples
 
 

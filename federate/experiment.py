@@ -18,9 +18,9 @@ from ..cache.common.files import check_name
 from ..cache.key import canonical_json
 from .clients import class_texts
 from .local import AUTO, choose_engine
+from .models.full import WholeModel
 from .records import RunFolder
 from .settings import Settings
-from .whole import WholeModel
 
 ALL = "all"
 NONE = "none"

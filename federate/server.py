@@ -12,7 +12,6 @@ from typing import TypeVar
 
 import torch
 
-from .adapters import Adapter, make_adapter, trainable_parameters
 from .clients import Client, Federation
 from .evaluate import accuracy, mean, test_accuracy, validation_accuracy
 from .local import (
@@ -23,6 +22,7 @@ from .local import (
     copy_parameters,
     train_clients,
 )
+from .models.adapters import Adapter, make_adapter, trainable_parameters
 from .seeding import generator, seed_of
 from .settings import Settings
 from .strategies import SERVER, State, make_strategy

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.nn import functional
 
-from ..losses import LOSSES, cosine_logits
+from ..models.losses import LOSSES, cosine_logits
 from ..settings import LossName
 from .batches import Batch
 

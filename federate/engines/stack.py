@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ..adapters import AttentionAdapter
+from ..models.adapters import AttentionAdapter
 from ..tasks import ClientUpdate, LocalTask, Parameters
 from .attention import AttentionGradients
 from .autograd import AutogradGradients, VmapGradients

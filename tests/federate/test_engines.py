@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from fedclip.cache import FedclipError
 from fedclip.cli import run
-from fedclip.federate.adapters import make_adapter
 from fedclip.federate.clients import Client, Federation
 from fedclip.federate.engines import threads
 from fedclip.federate.local import (
@@ -32,7 +31,8 @@ from fedclip.federate.local import (
     copy_parameters,
     train_clients,
 )
-from fedclip.federate.losses import LOSSES
+from fedclip.federate.models.adapters import make_adapter
+from fedclip.federate.models.losses import LOSSES
 from fedclip.federate.samples import Domain, Samples
 from fedclip.federate.settings import AdapterName, LossName, OptimizerName, Settings
 from fedclip.federate.strategies.base import average
@@ -412,7 +412,7 @@ def test_the_fast_back_end_does_not_load_what_torch_optim_loads() -> None:
     code = """
 import sys, torch
 before = set(sys.modules)
-from fedclip.federate.adapters import make_adapter
+from fedclip.federate.models.adapters import make_adapter
 from fedclip.federate.clients import Client, Federation
 from fedclip.federate.samples import Domain, Samples
 from fedclip.federate.local import LocalTask, copy_parameters, train_clients

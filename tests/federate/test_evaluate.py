@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from fedclip.federate.adapters import Adapter, make_adapter
 from fedclip.federate.clients import Federation
 from fedclip.federate.evaluate import accuracy
-from fedclip.federate.losses import cosine_logits
+from fedclip.federate.models.adapters import Adapter, make_adapter
+from fedclip.federate.models.losses import cosine_logits
 from fedclip.federate.samples import Domain, Samples
 
 TEXT = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..samples import Samples
+from ..settings import RATIOS, AdapterName
 from .losses import Scale, cosine_logits
-from .samples import Samples
-from .settings import RATIOS, AdapterName
 
 # Tip-Adapter's sharpness, and how many rows it compares with its cache at once.
 SHARPNESS = 5.5

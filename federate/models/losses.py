@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .settings import LossName
+from ..settings import LossName
 
 # exp(logit_scale), which in a whole CLIP is trained with the rest.
 Scale = float | Tensor

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fedclip.federate.losses import class_loss, clip_loss, cosine_logits
+from fedclip.federate.models.losses import class_loss, clip_loss, cosine_logits
 
 
 def test_logits_are_scaled_cosines_whatever_the_norms() -> None:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..cache import FeatureCache
+from ...cache import FeatureCache
+from ..samples import Inputs
+from ..settings import LossName
 from .adapters import Adapter
 from .losses import LOSSES, Scale
-from .samples import Inputs
-from .settings import LossName
 
 
 @dataclass(frozen=True, eq=False)

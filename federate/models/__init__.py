@@ -1,0 +1,1 @@
+"""What is trained: adapters, whole models, and their losses."""
