@@ -26,7 +26,7 @@ import torch
 
 from fedclip.cache import FeatureCache, write_cache
 from fedclip.cache.common.device import resolve_device
-from fedclip.federate.clients import FeaturePool
+from fedclip.federate.data.federation import FeaturePool
 from fedclip.federate.local import AUTO
 from fedclip.federate.server import TASKS_AT_ONCE, Run, drive
 from fedclip.federate.settings import Settings

@@ -28,11 +28,11 @@ from torch.nn import functional
 from fedclip.cache.common.device import resolve_device
 from fedclip.extract.encoders.openclip import load_encoder
 from fedclip.extract.encoders.spec import EncoderName
-from fedclip.federate.clients import Client, Federation
+from fedclip.federate.data.federation import Client, Federation
+from fedclip.federate.data.samples import Domain, Samples
 from fedclip.federate.evaluate import test_accuracy, validation_accuracy
 from fedclip.federate.local import EngineName, LocalTask, copy_parameters, train_clients
 from fedclip.federate.models.adapters import make_adapter
-from fedclip.federate.samples import Domain, Samples
 from fedclip.federate.settings import Settings
 
 WIDTH = 512

@@ -13,7 +13,7 @@ from typing import Any
 from ..cache import FedclipError
 from ..cache.common.files import replacing
 from ..cache.common.progress import Report, first_of
-from .clients import FeaturePool
+from .data.federation import FeaturePool
 from .experiment import Experiment
 from .grid import SEED, show
 from .recording import RecordedRun, Result, Trial, carry_out, result_on_disk, unfinished

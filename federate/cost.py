@@ -12,12 +12,12 @@ from torch import Tensor
 
 from ..cache import FeatureCache
 from ..cache.schema import DIGEST_SIZE
-from .clients import Client, FeaturePool, Federation, class_texts
+from .data.federation import Client, FeaturePool, Federation, class_texts
+from .data.samples import Samples
 from .evaluate import accuracy
 from .local import LocalTask, copy_parameters, train_clients
 from .models.adapters import Adapter, trainable_parameters
 from .models.full import WholeModel, training_loss
-from .samples import Samples
 from .seeding import generator
 from .server import Run, make_model
 from .settings import Settings

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from .clients import Client, Federation
+from .data.federation import Client, Federation
+from .data.samples import Samples
 from .models.adapters import Adapter
 from .models.losses import cosine_logits
-from .samples import Samples
 
 
 @torch.inference_mode()

@@ -16,7 +16,7 @@ from ..cache import CacheFolder, FeatureCache, FedclipError, load_cache, resolve
 from ..cache.common.device import resolve_device
 from ..cache.common.files import check_name
 from ..cache.key import canonical_json
-from .clients import class_texts
+from .data.federation import class_texts
 from .local import AUTO, choose_engine
 from .models.full import WholeModel
 from .records import RunFolder

@@ -6,8 +6,8 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from ..cache.common.progress import Report, first_of
-from .clients import FeaturePool, Federation
 from .cost import forecast
+from .data.federation import FeaturePool, Federation
 from .experiment import ALL, NONE, Experiment
 from .local import copy_parameters
 from .records import ADAPTER, MODEL, OVER, RunFolder, Status, result_of, summary_of

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 
-from .clients import Client, Federation
+from .data.federation import Client, Federation
 from .evaluate import accuracy, mean, test_accuracy, validation_accuracy
 from .local import (
     AUTO,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .clients import Client, Federation
+from .data.federation import Client, Federation
 from .seeding import generator
 from .settings import Settings
 

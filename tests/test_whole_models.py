@@ -28,7 +28,7 @@ from fedclip.extract.finetune.source import Loan, Origin, lend
 from fedclip.extract.pipeline import extract
 from fedclip.extract.request import Request
 from fedclip.federate.checkpoint import read_state, write_state
-from fedclip.federate.clients import FeaturePool, Federation
+from fedclip.federate.data.federation import FeaturePool, Federation
 from fedclip.federate.local import draw_batches
 from fedclip.federate.models.full import Classifier, WholeClip, WholeModel
 from fedclip.federate.server import Round, Run, drive

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..samples import Samples
+from ..data.samples import Samples
 from ..tasks import LocalTask
 
 # Added to the logits of padding: small enough for exp() to make it 0, and finite.

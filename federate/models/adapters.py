@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..samples import Samples
+from ..data.samples import Samples
 from ..settings import RATIOS, AdapterName
 from .losses import Scale, cosine_logits
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...cache import FeatureCache
-from ..samples import Inputs
+from ..data.samples import Inputs
 from ..settings import LossName
 from .adapters import Adapter
 from .losses import LOSSES, Scale

@@ -7,7 +7,7 @@ arXiv:2108.02117).
 
 from collections.abc import Mapping
 
-from ..clients import Federation
+from ..data.federation import Federation
 from ..settings import Settings, StrategyName
 from .base import SERVER, State, Strategy
 from .centralized import Centralized

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..clients import Client, Federation
+from ..data.federation import Client, Federation
 from ..settings import Settings, Weighting
 from ..tasks import ClientUpdate, LocalTask, Parameters
 

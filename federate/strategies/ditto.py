@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
-from ..clients import Client
+from ..data.federation import Client
 from ..tasks import ClientUpdate, LocalTask, Proximal
 from .base import SERVER, State, personal_part
 from .fedavg import FedAvg

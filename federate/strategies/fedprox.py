@@ -9,7 +9,7 @@ of the round. The server averages as FedAvg does.
 
 from dataclasses import replace
 
-from ..clients import Client
+from ..data.federation import Client
 from ..tasks import LocalTask, Parameters, Proximal
 from .fedavg import FedAvg
 

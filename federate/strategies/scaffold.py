@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
-from ..clients import Client
+from ..data.federation import Client
 from ..tasks import ClientUpdate, LocalTask, Parameters
 from .base import SERVER, State, Strategy, average, size_of, weighted_sum, zeros_like
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from fedclip.cache import FedclipError
 from fedclip.cli import run
-from fedclip.federate.clients import Client, Federation
+from fedclip.federate.data.federation import Client, Federation
+from fedclip.federate.data.samples import Domain, Samples
 from fedclip.federate.engines import threads
 from fedclip.federate.local import (
     ClientUpdate,
@@ -33,7 +34,6 @@ from fedclip.federate.local import (
 )
 from fedclip.federate.models.adapters import make_adapter
 from fedclip.federate.models.losses import LOSSES
-from fedclip.federate.samples import Domain, Samples
 from fedclip.federate.settings import AdapterName, LossName, OptimizerName, Settings
 from fedclip.federate.strategies.base import average
 
@@ -413,8 +413,8 @@ def test_the_fast_back_end_does_not_load_what_torch_optim_loads() -> None:
 import sys, torch
 before = set(sys.modules)
 from fedclip.federate.models.adapters import make_adapter
-from fedclip.federate.clients import Client, Federation
-from fedclip.federate.samples import Domain, Samples
+from fedclip.federate.data.federation import Client, Federation
+from fedclip.federate.data.samples import Domain, Samples
 from fedclip.federate.local import LocalTask, copy_parameters, train_clients
 from fedclip.federate.settings import Settings
 

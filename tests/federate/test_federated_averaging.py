@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedclip.cache import FeatureCache, import_npz
-from fedclip.federate.clients import Federation, build_federation
+from fedclip.federate.data.federation import Federation, build_federation
 from fedclip.federate.local import ClientUpdate, LocalTask, draw_batches, train_clients
 from fedclip.federate.models.adapters import AttentionAdapter, make_adapter
 from fedclip.federate.records import result_of

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedclip.cache import FeatureCache
-from fedclip.federate.clients import build_federation
+from fedclip.federate.data.federation import build_federation
 from fedclip.federate.settings import Settings
 from fedclip.federate.strategies import SERVER, make_strategy
 from fedclip.federate.tasks import ClientUpdate, Parameters

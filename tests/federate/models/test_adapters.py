@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from fedclip.cache import FeatureCache, find_caches, load_cache
 from fedclip.cli import run
-from fedclip.federate.clients import build_federation
+from fedclip.federate.data.federation import build_federation
 from fedclip.federate.evaluate import accuracy
 from fedclip.federate.models.adapters import make_adapter, trainable_parameters
 from fedclip.federate.settings import AdapterName, Settings

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..cache import FeatureCache
+from ...cache import FeatureCache
 
 # Rows that are worked on together: few enough to be in a cache still for the next operation.
 ROWS_AT_ONCE = 1024

@@ -11,7 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedclip.cache import FeatureCache, FedclipError
-from fedclip.federate.clients import Client, FeaturePool, build_federation, class_texts, partition
+from fedclip.federate.data.federation import (
+    Client,
+    FeaturePool,
+    build_federation,
+    class_texts,
+    partition,
+)
 from fedclip.federate.experiment import choose_targets
 from fedclip.federate.settings import Settings
 

@@ -10,11 +10,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..cache import FeatureCache, FedclipError
-from .models.full import WholeModel
+from ...cache import FeatureCache, FedclipError
+from ..models.full import WholeModel
+from ..seeding import generator
+from ..settings import Settings
 from .samples import ROWS_AT_ONCE, Domain, JoinedSamples, Rows, Samples
-from .seeding import generator
-from .settings import Settings
 
 MIN_ROWS = 5
 MIN_TRAIN = 2  # a batch of one sample has no negatives

@@ -1,0 +1,1 @@
+"""Which samples a client has, and how it splits them."""
