@@ -27,10 +27,10 @@ import torch
 from fedclip.cache import FeatureCache, write_cache
 from fedclip.cache.common.device import resolve_device
 from fedclip.federate.data.federation import FeaturePool
-from fedclip.federate.local import AUTO
 from fedclip.federate.server import TASKS_AT_ONCE, Run, drive
 from fedclip.federate.settings import Settings
 from fedclip.federate.strategies import SERVER
+from fedclip.federate.training.engine import AUTO
 
 ROWS = {"art": 2427, "clipart": 4365, "product": 4439, "real_world": 4357}
 CLASSES, WIDTH = 65, 512

@@ -3,7 +3,7 @@
 ``uv run python benchmarks/federate.py`` measures, in one run and on the same random
 features, the seconds that a round's local training takes
 
-- (a) in each back end of `fedclip.federate.local`,
+- (a) in each back end of `fedclip.federate.training.engine`,
 - (b) in a loop over clients as the public FedCLIP script has it, over the same features,
 - (c) in nothing but the matrix products and fused Adam updates of the same shapes, spread
   evenly over the cores,
@@ -30,10 +30,10 @@ from fedclip.extract.encoders.openclip import load_encoder
 from fedclip.extract.encoders.spec import EncoderName
 from fedclip.federate.data.federation import Client, Federation
 from fedclip.federate.data.samples import Domain, Samples
-from fedclip.federate.evaluate import test_accuracy, validation_accuracy
-from fedclip.federate.local import EngineName, LocalTask, copy_parameters, train_clients
 from fedclip.federate.models.adapters import make_adapter
 from fedclip.federate.settings import Settings
+from fedclip.federate.training.engine import EngineName, LocalTask, copy_parameters, train_clients
+from fedclip.federate.training.evaluate import test_accuracy, validation_accuracy
 
 WIDTH = 512
 LOGIT_SCALE = 100.0

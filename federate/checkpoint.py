@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ..cache import FedclipError
 from ..cache.common.files import replacing
-from .local import Parameters
 from .server import Round, RunState
 from .strategies import SERVER
+from .training.engine import Parameters
 
 STRATEGY = "strategy"
 BEST = "best"

@@ -17,10 +17,10 @@ from ..cache.common.device import resolve_device
 from ..cache.common.files import check_name
 from ..cache.key import canonical_json
 from .data.federation import class_texts
-from .local import AUTO, choose_engine
 from .models.full import WholeModel
 from .records import RunFolder
 from .settings import Settings
+from .training.engine import AUTO, choose_engine
 
 ALL = "all"
 NONE = "none"

@@ -9,9 +9,9 @@ from ..cache.common.progress import Report, first_of
 from .cost import forecast
 from .data.federation import FeaturePool, Federation
 from .experiment import ALL, NONE, Experiment
-from .local import copy_parameters
 from .records import ADAPTER, MODEL, OVER, RunFolder, Status, result_of, summary_of
 from .server import TASKS_AT_ONCE, Round, Run, drive
+from .training.engine import copy_parameters
 
 Result = dict[str, Any]
 

@@ -19,10 +19,10 @@ from ..cache import FedclipError
 from ..cache.common.files import TEMPORARY_PREFIX, replacing, write_json
 from ..cache.key import canonical_json
 from .checkpoint import read_state, round_line, write_state
-from .evaluate import mean, pooled
-from .local import Parameters
 from .server import Round, Run, RunState
 from .strategies import Strategy
+from .training.engine import Parameters
+from .training.evaluate import mean, pooled
 
 Status = Literal["finished", "interrupted", "failed"]
 

@@ -13,8 +13,12 @@ from typing import TypeVar
 import torch
 
 from .data.federation import Client, Federation
-from .evaluate import accuracy, mean, test_accuracy, validation_accuracy
-from .local import (
+from .models.adapters import Adapter, make_adapter, trainable_parameters
+from .seeding import generator, seed_of
+from .settings import Settings
+from .strategies import SERVER, State, make_strategy
+from .strategies.base import client_weights
+from .training.engine import (
     AUTO,
     ClientUpdate,
     LocalTask,
@@ -22,11 +26,7 @@ from .local import (
     copy_parameters,
     train_clients,
 )
-from .models.adapters import Adapter, make_adapter, trainable_parameters
-from .seeding import generator, seed_of
-from .settings import Settings
-from .strategies import SERVER, State, make_strategy
-from .strategies.base import client_weights
+from .training.evaluate import accuracy, mean, test_accuracy, validation_accuracy
 
 # Enough to keep a device busy, and about 300 MB of adapters for ViT-B/32.
 TASKS_AT_ONCE = 128

@@ -8,8 +8,8 @@ from rich.table import Table
 
 from .ablate import FIGURES, Spread, Summary
 from .cost import Cost
-from .evaluate import mean
 from .records import summary_of
+from .training.evaluate import mean
 
 # With more clients than this a table has a column per domain instead.
 CLIENT_COLUMNS = 8

@@ -29,11 +29,11 @@ from fedclip.extract.pipeline import extract
 from fedclip.extract.request import Request
 from fedclip.federate.checkpoint import read_state, write_state
 from fedclip.federate.data.federation import FeaturePool, Federation
-from fedclip.federate.local import draw_batches
 from fedclip.federate.models.full import Classifier, WholeClip, WholeModel
 from fedclip.federate.server import Round, Run, drive
 from fedclip.federate.settings import Settings
 from fedclip.federate.strategies import SERVER
+from fedclip.federate.training.engine import draw_batches
 
 MakeImages = Callable[..., Path]
 CPU = torch.device("cpu")

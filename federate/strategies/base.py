@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..data.federation import Client, Federation
 from ..settings import Settings, Weighting
-from ..tasks import ClientUpdate, LocalTask, Parameters
+from ..training.tasks import ClientUpdate, LocalTask, Parameters
 
 # What a strategy keeps between rounds, part by part: `SERVER`, which the clients start from
 # and which is evaluated, and whatever else it needs, such as moments or a part a client.

@@ -9,7 +9,7 @@ network, as the samples themselves were brought together. Validation and test st
 from collections.abc import Sequence
 
 from ..data.federation import Client
-from ..tasks import ClientUpdate, LocalTask, Parameters
+from ..training.tasks import ClientUpdate, LocalTask, Parameters
 from .base import SERVER, State, Strategy
 
 

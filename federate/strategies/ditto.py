@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 from ..data.federation import Client
-from ..tasks import ClientUpdate, LocalTask, Proximal
+from ..training.tasks import ClientUpdate, LocalTask, Proximal
 from .base import SERVER, State, personal_part
 from .fedavg import FedAvg
 

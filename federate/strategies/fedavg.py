@@ -10,7 +10,7 @@ n_i equal, as the public FedCLIP script has it.
 
 from collections.abc import Sequence
 
-from ..tasks import ClientUpdate
+from ..training.tasks import ClientUpdate
 from .base import SERVER, State, Strategy, average
 
 

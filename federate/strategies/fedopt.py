@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..tasks import ClientUpdate, Parameters
+from ..training.tasks import ClientUpdate, Parameters
 from .base import SERVER, State, Strategy, average, zeros_like
 
 MOMENTUM = "momentum"

@@ -10,7 +10,7 @@ of the round. The server averages as FedAvg does.
 from dataclasses import replace
 
 from ..data.federation import Client
-from ..tasks import LocalTask, Parameters, Proximal
+from ..training.tasks import LocalTask, Parameters, Proximal
 from .fedavg import FedAvg
 
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from ..settings import LOCAL_PARTS
-from ..tasks import ClientUpdate, Parameters
+from ..training.tasks import ClientUpdate, Parameters
 from .base import SERVER, State, Strategy, average, personal_part, size_of
 
 

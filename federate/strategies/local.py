@@ -9,7 +9,7 @@ client's model, and the mean of their accuracies is what a client of that kind m
 from collections.abc import Sequence
 from typing import ClassVar
 
-from ..tasks import ClientUpdate, Parameters
+from ..training.tasks import ClientUpdate, Parameters
 from .base import State, Strategy, personal_part
 
 

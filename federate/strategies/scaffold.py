@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 from ..data.federation import Client
-from ..tasks import ClientUpdate, LocalTask, Parameters
+from ..training.tasks import ClientUpdate, LocalTask, Parameters
 from .base import SERVER, State, Strategy, average, size_of, weighted_sum, zeros_like
 
 CONTROL = "control"

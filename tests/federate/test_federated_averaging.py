@@ -11,13 +11,13 @@ from torch.nn import functional
 
 from fedclip.cache import FeatureCache, import_npz
 from fedclip.federate.data.federation import Federation, build_federation
-from fedclip.federate.local import ClientUpdate, LocalTask, draw_batches, train_clients
 from fedclip.federate.models.adapters import AttentionAdapter, make_adapter
 from fedclip.federate.records import result_of
 from fedclip.federate.seeding import seed_of
 from fedclip.federate.server import Round, Run, drive
 from fedclip.federate.settings import Settings, StrategyName
 from fedclip.federate.strategies.base import average
+from fedclip.federate.training.engine import ClientUpdate, LocalTask, draw_batches, train_clients
 
 MakeFeatures = Callable[..., FeatureCache]
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ from fedclip.cache import FeatureCache
 from fedclip.federate.data.federation import build_federation
 from fedclip.federate.settings import Settings
 from fedclip.federate.strategies import SERVER, make_strategy
-from fedclip.federate.tasks import ClientUpdate, Parameters
+from fedclip.federate.training.tasks import ClientUpdate, Parameters
 
 pytestmark = pytest.mark.flower
 common = pytest.importorskip("flwr.common", reason="flwr is not installed: CONTRIBUTING.md")

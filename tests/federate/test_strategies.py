@@ -18,12 +18,12 @@ from fedclip.cli import run
 from fedclip.federate.checkpoint import read_state, write_state
 from fedclip.federate.data.federation import Client, Federation, build_federation
 from fedclip.federate.data.samples import Samples
-from fedclip.federate.local import copy_parameters, draw_batches
 from fedclip.federate.models.adapters import make_adapter
 from fedclip.federate.seeding import seed_of
 from fedclip.federate.server import Round, Run, RunState, drive
 from fedclip.federate.settings import LOCAL_PARTS, AdapterName, Settings, StrategyName
 from fedclip.federate.strategies import SERVER, STRATEGIES, State
+from fedclip.federate.training.engine import copy_parameters, draw_batches
 
 MakeFeatures = Callable[..., FeatureCache]
 MakeCache = Callable[..., Path]

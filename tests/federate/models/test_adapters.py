@@ -17,9 +17,9 @@ from torch.nn import functional
 from fedclip.cache import FeatureCache, find_caches, load_cache
 from fedclip.cli import run
 from fedclip.federate.data.federation import build_federation
-from fedclip.federate.evaluate import accuracy
 from fedclip.federate.models.adapters import make_adapter, trainable_parameters
 from fedclip.federate.settings import AdapterName, Settings
+from fedclip.federate.training.evaluate import accuracy
 
 MakeCache = Callable[..., Path]
 MakeFeatures = Callable[..., FeatureCache]

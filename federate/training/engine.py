@@ -6,8 +6,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from ..cache import FedclipError
-from .engines import batched, plain, threads
+from ...cache import FedclipError
+from . import batched, plain, threads
 from .tasks import ClientUpdate, LocalTask, Parameters, Proximal, copy_parameters, draw_batches
 
 __all__ = [

@@ -14,8 +14,8 @@ from itertools import islice
 import torch
 from torch import nn
 
-from ..tasks import ClientUpdate, LocalTask
 from .stack import Stack
+from .tasks import ClientUpdate, LocalTask
 
 # Steps after which a worker looks for a task that needs it more.
 _SLICE = 4

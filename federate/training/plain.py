@@ -10,7 +10,7 @@ from ...cache.common.device import repeatable_cudnn
 from ..models.full import training_loss
 from ..seeding import seed_of
 from ..settings import Settings
-from ..tasks import ClientUpdate, LocalTask, copy_parameters
+from .tasks import ClientUpdate, LocalTask, copy_parameters
 
 
 def train(adapter: nn.Module, tasks: Sequence[LocalTask]) -> list[ClientUpdate]:

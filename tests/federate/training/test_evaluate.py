@@ -7,9 +7,9 @@ import torch
 
 from fedclip.federate.data.federation import Federation
 from fedclip.federate.data.samples import Domain, Samples
-from fedclip.federate.evaluate import accuracy
 from fedclip.federate.models.adapters import Adapter, make_adapter
 from fedclip.federate.models.losses import cosine_logits
+from fedclip.federate.training.evaluate import accuracy
 
 TEXT = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
 FEDERATION = Federation((), None, TEXT, 20.0)

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from ..models.adapters import AttentionAdapter
-from ..tasks import ClientUpdate, LocalTask, Parameters
 from .attention import AttentionGradients
 from .autograd import AutogradGradients, VmapGradients
 from .batches import Batch, Batches
 from .optimizers import make_optimizer
+from .tasks import ClientUpdate, LocalTask, Parameters
 
 # Steps of one shape from which capturing them in a CUDA graph is worth it.
 _WORTH_A_GRAPH = 16

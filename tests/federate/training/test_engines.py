@@ -21,8 +21,12 @@ from fedclip.cache import FedclipError
 from fedclip.cli import run
 from fedclip.federate.data.federation import Client, Federation
 from fedclip.federate.data.samples import Domain, Samples
-from fedclip.federate.engines import threads
-from fedclip.federate.local import (
+from fedclip.federate.models.adapters import make_adapter
+from fedclip.federate.models.losses import LOSSES
+from fedclip.federate.settings import AdapterName, LossName, OptimizerName, Settings
+from fedclip.federate.strategies.base import average
+from fedclip.federate.training import threads
+from fedclip.federate.training.engine import (
     ClientUpdate,
     EngineName,
     LocalTask,
@@ -32,10 +36,6 @@ from fedclip.federate.local import (
     copy_parameters,
     train_clients,
 )
-from fedclip.federate.models.adapters import make_adapter
-from fedclip.federate.models.losses import LOSSES
-from fedclip.federate.settings import AdapterName, LossName, OptimizerName, Settings
-from fedclip.federate.strategies.base import average
 
 MakeCache = Callable[..., Path]
 
@@ -415,7 +415,7 @@ before = set(sys.modules)
 from fedclip.federate.models.adapters import make_adapter
 from fedclip.federate.data.federation import Client, Federation
 from fedclip.federate.data.samples import Domain, Samples
-from fedclip.federate.local import LocalTask, copy_parameters, train_clients
+from fedclip.federate.training.engine import LocalTask, copy_parameters, train_clients
 from fedclip.federate.settings import Settings
 
 features, rows = torch.randn(40, 8), torch.arange(40)

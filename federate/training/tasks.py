@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .data.federation import Client, Federation
-from .seeding import generator
-from .settings import Settings
+from ..data.federation import Client, Federation
+from ..seeding import generator
+from ..settings import Settings
 
 Parameters = Mapping[str, Tensor]
 

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from .data.federation import Client, Federation
-from .data.samples import Samples
-from .models.adapters import Adapter
-from .models.losses import cosine_logits
+from ..data.federation import Client, Federation
+from ..data.samples import Samples
+from ..models.adapters import Adapter
+from ..models.losses import cosine_logits
 
 
 @torch.inference_mode()

@@ -6,8 +6,8 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import nn
 
-from ..tasks import ClientUpdate, LocalTask
 from .stack import Stack
+from .tasks import ClientUpdate, LocalTask
 
 # Tasks at once. More gain nothing, and each takes four times its parameters.
 _MOST = 128

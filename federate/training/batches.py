@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..data.samples import Samples
-from ..tasks import LocalTask
+from .tasks import LocalTask
 
 # Added to the logits of padding: small enough for exp() to make it 0, and finite.
 _NEVER = -1e30

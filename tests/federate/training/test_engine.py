@@ -5,8 +5,8 @@ from itertools import chain
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedclip.federate.local import draw_batches
 from fedclip.federate.settings import Settings
+from fedclip.federate.training.engine import draw_batches
 
 
 def batches(
