@@ -166,7 +166,7 @@ def baseline(
     else:
         from .cache.common.device import resolve_device
         from .extract.finetune.source import Origin, check_backbone
-        from .federate.experiment import Experiment, choose_targets
+        from .federate.runs.experiment import Experiment, choose_targets
 
         if strategy not in WHOLE_STRATEGIES:
             raise typer.BadParameter(
@@ -230,8 +230,8 @@ def cost(
     from .extract.encoders.prompts import DEFAULT_TEMPLATE, prompt
     from .extract.encoders.spec import RANDOM, EncoderName
     from .extract.finetune.backbones import clip_backbone
-    from .federate.cost import drawn_cache, measure_cost, multiply_adds
     from .federate.models.full import WholeClip, WholeModel
+    from .federate.runs.cost import drawn_cache, measure_cost, multiply_adds
     from .federate.settings import Settings
     from .federate.tables import cost_table
 
@@ -306,9 +306,9 @@ def paper(
     from .cache.common.progress import open_report
     from .extract.encoders.prompts import DEFAULT_TEMPLATE
     from .extract.finetune.source import Origin, check_backbone
-    from .federate.experiment import Experiment, choose_targets
     from .federate.paper import METHODS, PUBLISHED, choose_methods, paper_table
-    from .federate.recording import Result, run_experiment
+    from .federate.runs.experiment import Experiment, choose_targets
+    from .federate.runs.runner import Result, run_experiment
 
     if dataset not in PUBLISHED:
         raise FedclipError(f"the paper has no table {dataset!r}; give {', '.join(PUBLISHED)}")

@@ -14,9 +14,9 @@ from ..cache import FedclipError
 from ..cache.common.files import replacing
 from ..cache.common.progress import Report, first_of
 from .data.federation import FeaturePool
-from .experiment import Experiment
 from .grid import SEED, show
-from .recording import RecordedRun, Result, Trial, carry_out, result_on_disk, unfinished
+from .runs.experiment import Experiment
+from .runs.runner import RecordedRun, Result, Trial, carry_out, result_on_disk, unfinished
 
 # Mean and standard deviation, which one value has not.
 Spread = tuple[float, float | None]

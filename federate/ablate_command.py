@@ -88,7 +88,7 @@ def ablate(
     from ..cache.common.device import resolve_device
     from ..cache.common.progress import open_report
     from .ablate import Entry, failures, own_name, run_ablation, summarise, write_csv
-    from .experiment import Experiment, choose_targets
+    from .runs.experiment import Experiment, choose_targets
     from .tables import ablation_table
 
     device = resolve_device(options["device"])

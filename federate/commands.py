@@ -14,7 +14,7 @@ from ..cache.common.options import CacheDir, flag, given
 
 if TYPE_CHECKING:
     from ..cache import CacheFolder, FeatureCache
-    from .experiment import Experiment, MakeWhole
+    from .runs.experiment import Experiment, MakeWhole
     from .settings import Settings
 
 RunsDir = Annotated[
@@ -274,7 +274,7 @@ def federate(
         folder, loaded = load(cache, cache_dir)
 
         from ..cache.common.device import resolve_device
-        from .experiment import Experiment, choose_targets
+        from .runs.experiment import Experiment, choose_targets
 
         experiment = Experiment(
             cache=folder,
@@ -298,7 +298,7 @@ def carry_out(experiment: Experiment, *, resume: bool, save_every: int | None) -
     """Say what is done, do it, and say what came of it."""
     from ..cache.common.progress import open_report
     from .describe import describe_settings
-    from .recording import run_experiment
+    from .runs.runner import run_experiment
 
     for line in describe_settings(experiment):
         print(line, flush=True)
@@ -368,7 +368,7 @@ def resumed(
     make_whole: MakeWhole | None = None,
 ) -> Experiment:
     """Take up a run as it was begun, so no option may say otherwise."""
-    from .experiment import find_run, load_experiment
+    from .runs.experiment import find_run, load_experiment
 
     said = given(context)
     for name in sorted(said - {"resume", "save_every", "runs_dir", "cache_dir", "keep_model"}):

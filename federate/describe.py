@@ -1,6 +1,6 @@
 """A run's settings as people read them."""
 
-from .experiment import Experiment
+from .runs.experiment import Experiment
 from .settings import STRATEGY_OPTIONS, Settings
 from .tables import describe_model
 

@@ -7,8 +7,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from .ablate import FIGURES, Spread, Summary
-from .cost import Cost
-from .records import summary_of
+from .runs.cost import Cost
+from .runs.folder import summary_of
 from .training.evaluate import mean
 
 # With more clients than this a table has a column per domain instead.

@@ -27,9 +27,9 @@ from fedclip.extract.encoders.spec import EncoderName
 from fedclip.extract.finetune.source import Loan, Origin, lend
 from fedclip.extract.pipeline import extract
 from fedclip.extract.request import Request
-from fedclip.federate.checkpoint import read_state, write_state
 from fedclip.federate.data.federation import FeaturePool, Federation
 from fedclip.federate.models.full import Classifier, WholeClip, WholeModel
+from fedclip.federate.runs.checkpoint import read_state, write_state
 from fedclip.federate.server import Round, Run, drive
 from fedclip.federate.settings import Settings
 from fedclip.federate.strategies import SERVER

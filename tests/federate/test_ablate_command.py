@@ -273,7 +273,7 @@ def test_a_run_that_fails_is_told_of_and_the_others_go_on(
 def test_a_run_that_another_process_is_at_is_left_alone(
     make_cache: MakeCache, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from fedclip.federate.records import RunFolder
+    from fedclip.federate.runs.folder import RunFolder
 
     make_cache({"photo": 40})
     command = ["ablate", *SHAPE, "--set", "lr=0.01,0.02"]

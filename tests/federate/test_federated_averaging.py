@@ -12,7 +12,7 @@ from torch.nn import functional
 from fedclip.cache import FeatureCache, import_npz
 from fedclip.federate.data.federation import Federation, build_federation
 from fedclip.federate.models.adapters import AttentionAdapter, make_adapter
-from fedclip.federate.records import result_of
+from fedclip.federate.runs.folder import result_of
 from fedclip.federate.seeding import seed_of
 from fedclip.federate.server import Round, Run, drive
 from fedclip.federate.settings import Settings, StrategyName

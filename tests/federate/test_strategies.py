@@ -15,10 +15,10 @@ from torch.nn import functional
 
 from fedclip.cache import FeatureCache, FedclipError, find_caches, load_cache
 from fedclip.cli import run
-from fedclip.federate.checkpoint import read_state, write_state
 from fedclip.federate.data.federation import Client, Federation, build_federation
 from fedclip.federate.data.samples import Samples
 from fedclip.federate.models.adapters import make_adapter
+from fedclip.federate.runs.checkpoint import read_state, write_state
 from fedclip.federate.seeding import seed_of
 from fedclip.federate.server import Round, Run, RunState, drive
 from fedclip.federate.settings import LOCAL_PARTS, AdapterName, Settings, StrategyName

@@ -18,7 +18,7 @@ from fedclip.federate.data.federation import (
     class_texts,
     partition,
 )
-from fedclip.federate.experiment import choose_targets
+from fedclip.federate.runs.experiment import choose_targets
 from fedclip.federate.settings import Settings
 
 MakeFeatures = Callable[..., FeatureCache]

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import __version__
-from ..cache import CacheFolder, FeatureCache, FedclipError, load_cache, resolve_cache
-from ..cache.common.device import resolve_device
-from ..cache.common.files import check_name
-from ..cache.key import canonical_json
-from .data.federation import class_texts
-from .models.full import WholeModel
-from .records import RunFolder
-from .settings import Settings
-from .training.engine import AUTO, choose_engine
+from ... import __version__
+from ...cache import CacheFolder, FeatureCache, FedclipError, load_cache, resolve_cache
+from ...cache.common.device import resolve_device
+from ...cache.common.files import check_name
+from ...cache.key import canonical_json
+from ..data.federation import class_texts
+from ..models.full import WholeModel
+from ..settings import Settings
+from ..training.engine import AUTO, choose_engine
+from .folder import RunFolder
 
 ALL = "all"
 NONE = "none"

@@ -15,14 +15,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..cache import FedclipError
-from ..cache.common.files import TEMPORARY_PREFIX, replacing, write_json
-from ..cache.key import canonical_json
+from ...cache import FedclipError
+from ...cache.common.files import TEMPORARY_PREFIX, replacing, write_json
+from ...cache.key import canonical_json
+from ..server import Round, Run, RunState
+from ..strategies import Strategy
+from ..training.engine import Parameters
+from ..training.evaluate import mean, pooled
 from .checkpoint import read_state, round_line, write_state
-from .server import Round, Run, RunState
-from .strategies import Strategy
-from .training.engine import Parameters
-from .training.evaluate import mean, pooled
 
 Status = Literal["finished", "interrupted", "failed"]
 

@@ -10,17 +10,17 @@ import torch
 from rich.filesize import decimal
 from torch import Tensor
 
-from ..cache import FeatureCache
-from ..cache.schema import DIGEST_SIZE
-from .data.federation import Client, FeaturePool, Federation, class_texts
-from .data.samples import Samples
-from .models.adapters import Adapter, trainable_parameters
-from .models.full import WholeModel, training_loss
-from .seeding import generator
-from .server import Run, make_model
-from .settings import Settings
-from .training.engine import LocalTask, copy_parameters, train_clients
-from .training.evaluate import accuracy
+from ...cache import FeatureCache
+from ...cache.schema import DIGEST_SIZE
+from ..data.federation import Client, FeaturePool, Federation, class_texts
+from ..data.samples import Samples
+from ..models.adapters import Adapter, trainable_parameters
+from ..models.full import WholeModel, training_loss
+from ..seeding import generator
+from ..server import Run, make_model
+from ..settings import Settings
+from ..training.engine import LocalTask, copy_parameters, train_clients
+from ..training.evaluate import accuracy
 
 # Minibatches are timed for about so long, and at most so many.
 SECONDS_TIMED = 1.0

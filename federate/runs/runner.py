@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
-from ..cache.common.progress import Report, first_of
+from ...cache.common.progress import Report, first_of
+from ..data.federation import FeaturePool, Federation
+from ..server import TASKS_AT_ONCE, Round, Run, drive
+from ..training.engine import copy_parameters
 from .cost import forecast
-from .data.federation import FeaturePool, Federation
 from .experiment import ALL, NONE, Experiment
-from .records import ADAPTER, MODEL, OVER, RunFolder, Status, result_of, summary_of
-from .server import TASKS_AT_ONCE, Round, Run, drive
-from .training.engine import copy_parameters
+from .folder import ADAPTER, MODEL, OVER, RunFolder, Status, result_of, summary_of
 
 Result = dict[str, Any]
 

@@ -18,9 +18,9 @@ from fedclip.cache import FeatureCache, FedclipError
 from fedclip.cli import run
 from fedclip.federate import server
 from fedclip.federate.ablate import FIGURES
-from fedclip.federate.checkpoint import read_state, write_state
 from fedclip.federate.data.federation import Federation
-from fedclip.federate.records import RunFolder, summary_of
+from fedclip.federate.runs.checkpoint import read_state, write_state
+from fedclip.federate.runs.folder import RunFolder, summary_of
 from fedclip.federate.server import Round, RunState
 from fedclip.federate.training.evaluate import test_accuracy as accuracy_of_all
 

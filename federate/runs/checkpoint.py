@@ -11,11 +11,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..cache import FedclipError
-from ..cache.common.files import replacing
-from .server import Round, RunState
-from .strategies import SERVER
-from .training.engine import Parameters
+from ...cache import FedclipError
+from ...cache.common.files import replacing
+from ..server import Round, RunState
+from ..strategies import SERVER
+from ..training.engine import Parameters
 
 STRATEGY = "strategy"
 BEST = "best"

@@ -1,0 +1,1 @@
+"""Runs on disk: begun, recorded, saved, resumed and summarized."""
