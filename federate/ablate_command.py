@@ -13,8 +13,8 @@ import typer
 
 from ..cache.common.console import FAILED, INTERRUPTED, complain, show_table
 from ..cache.common.options import given, options_but, with_options_of
+from .ablations.grids import NAMES as GRIDS
 from .commands import federate, load, settings_of
-from .grids import NAMES as GRIDS
 
 # An ablation asks before it makes more runs than this.
 MANY_RUNS = 1000
@@ -67,8 +67,8 @@ def ablate(
     The runs are those of federate, side by side: a finished one is not repeated, and a killed
     ablation goes on where it was. An option below holds for all runs.
     """
-    from .grid import make_grid, read_toml, split_set
-    from .grids import grid_file
+    from .ablations.grid import make_grid, read_toml, split_set
+    from .ablations.grids import grid_file
 
     can_vary, said = set(options) - SHARED_BY_RUNS, given(context)
     sets: list[tuple[str, Sequence[Any]]] = [split_set(text) for text in vary or ()]
@@ -87,7 +87,7 @@ def ablate(
 
     from ..cache.common.device import resolve_device
     from ..cache.common.progress import open_report
-    from .ablate import Entry, failures, own_name, run_ablation, summarise, write_csv
+    from .ablations.runner import Entry, failures, own_name, run_ablation, summarise, write_csv
     from .runs.experiment import Experiment, choose_targets
     from .tables import ablation_table
 
@@ -146,7 +146,7 @@ def _confirm(runs: int, yes: bool) -> None:
 
 def _check_table(path: Path) -> None:
     """Refuse to write a table where there is something else."""
-    from .ablate import is_table
+    from .ablations.runner import is_table
 
     if not path.name or path.is_dir():
         raise typer.BadParameter(f"--csv {path}: is a folder; give a file")

@@ -6,7 +6,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from .ablate import FIGURES, Spread, Summary
+from .ablations.runner import FIGURES, Spread, Summary
 from .runs.cost import Cost
 from .runs.folder import summary_of
 from .training.evaluate import mean

@@ -103,7 +103,7 @@ def test_a_wheel_installs_nothing_but_fedclip(tmp_path: Path) -> None:
         shutil.copy(ROOT / name, source)
     model = (ROOT / "extract" / "demo" / "tinyclip").iterdir()
     sources = (path for name in FOLDERS for path in modules(name))
-    grids = (ROOT / "federate" / "grids").glob("*.toml")
+    grids = (ROOT / "federate" / "ablations" / "grids").glob("*.toml")
     for path in (*ROOT.glob("*.py"), *sources, *model, *grids):
         target = source / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -119,7 +119,7 @@ def test_a_wheel_installs_nothing_but_fedclip(tmp_path: Path) -> None:
         "fedclip/py.typed",
         "fedclip/cli.py",
         "fedclip/federate/strategies/fedavg.py",
-        "fedclip/federate/grids/strategies.toml",
+        "fedclip/federate/ablations/grids/strategies.toml",
         "fedclip/extract/demo/tinyclip/open_clip_config.json",
         "fedclip/extract/demo/tinyclip/open_clip_model.safetensors",
     } <= {*names}

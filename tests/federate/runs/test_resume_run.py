@@ -17,7 +17,7 @@ import torch
 from fedclip.cache import FeatureCache, FedclipError
 from fedclip.cli import run
 from fedclip.federate import server
-from fedclip.federate.ablate import FIGURES
+from fedclip.federate.ablations.runner import FIGURES
 from fedclip.federate.data.federation import Federation
 from fedclip.federate.runs.checkpoint import read_state, write_state
 from fedclip.federate.runs.folder import RunFolder, summary_of

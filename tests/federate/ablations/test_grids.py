@@ -9,7 +9,7 @@ import pytest
 
 from fedclip.cache import FeatureCache
 from fedclip.cli import run
-from fedclip.federate.grids import NAMES
+from fedclip.federate.ablations.grids import NAMES
 
 MakeCache = Callable[..., Path]
 MakeFeatures = Callable[..., FeatureCache]

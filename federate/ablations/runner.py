@@ -10,13 +10,13 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from ..cache import FedclipError
-from ..cache.common.files import replacing
-from ..cache.common.progress import Report, first_of
-from .data.federation import FeaturePool
+from ...cache import FedclipError
+from ...cache.common.files import replacing
+from ...cache.common.progress import Report, first_of
+from ..data.federation import FeaturePool
+from ..runs.experiment import Experiment
+from ..runs.runner import RecordedRun, Result, Trial, carry_out, result_on_disk, unfinished
 from .grid import SEED, show
-from .runs.experiment import Experiment
-from .runs.runner import RecordedRun, Result, Trial, carry_out, result_on_disk, unfinished
 
 # Mean and standard deviation, which one value has not.
 Spread = tuple[float, float | None]

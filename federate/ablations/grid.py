@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ..cache import FedclipError
+from ...cache import FedclipError
 from .grids import NAMES as GRIDS
 
 SEED = "seed"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedclip.cache import FedclipError
-from fedclip.federate.grid import Grid, make_grid, read_toml, split_set
+from fedclip.federate.ablations.grid import Grid, make_grid, read_toml, split_set
 
 OPTIONS = ("alpha", "clients", "loss", "lr", "prompt", "seed", "weight_decay")
 
