@@ -231,9 +231,9 @@ def cost(
     from .extract.encoders.spec import RANDOM, EncoderName
     from .extract.finetune.backbones import clip_backbone
     from .federate.models.full import WholeClip, WholeModel
+    from .federate.report.terminal import cost_table
     from .federate.runs.cost import drawn_cache, measure_cost, multiply_adds
     from .federate.settings import Settings
-    from .federate.tables import cost_table
 
     if adapter == "cache-model":
         raise typer.BadParameter(
@@ -306,7 +306,7 @@ def paper(
     from .cache.common.progress import open_report
     from .extract.encoders.prompts import DEFAULT_TEMPLATE
     from .extract.finetune.source import Origin, check_backbone
-    from .federate.paper import METHODS, PUBLISHED, choose_methods, paper_table
+    from .federate.report.paper import METHODS, PUBLISHED, choose_methods, paper_table
     from .federate.runs.experiment import Experiment, choose_targets
     from .federate.runs.runner import Result, run_experiment
 

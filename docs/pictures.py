@@ -12,7 +12,7 @@ from rich.console import Console
 from fedclip.extract.demo.dataset import SEED
 from fedclip.extract.demo.draw import STYLES, draw_picture
 from fedclip.extract.demo.shapes import THINGS
-from fedclip.federate.tables import results_table
+from fedclip.federate.report.terminal import results_table
 
 DOCS = Path(__file__).parent
 ROWS_PER_STYLE = 2

@@ -88,8 +88,8 @@ def ablate(
     from ..cache.common.device import resolve_device
     from ..cache.common.progress import open_report
     from .ablations.runner import Entry, failures, own_name, run_ablation, summarise, write_csv
+    from .report.terminal import ablation_table
     from .runs.experiment import Experiment, choose_targets
-    from .tables import ablation_table
 
     device = resolve_device(options["device"])
     cached = functools.cache(lambda name: load(name, options["cache_dir"]))

@@ -297,7 +297,7 @@ def federate(
 def carry_out(experiment: Experiment, *, resume: bool, save_every: int | None) -> None:
     """Say what is done, do it, and say what came of it."""
     from ..cache.common.progress import open_report
-    from .describe import describe_settings
+    from .report.describe import describe_settings
     from .runs.runner import run_experiment
 
     for line in describe_settings(experiment):
@@ -403,7 +403,7 @@ def _participation(value: str | None) -> int | float | None:
 
 
 def _print_results(results: Sequence[dict[str, Any]], experiment: Experiment) -> None:
-    from .tables import cost_line, results_table
+    from .report.terminal import cost_line, results_table
 
     show_table(results_table(results))
     whole = None if experiment.whole else experiment.clients[0].encoder.get("parameters")

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fedclip.cli import run
-from fedclip.federate.paper import METHODS, PUBLISHED, paper_table
+from fedclip.federate.report.paper import METHODS, PUBLISHED, paper_table
 from fedclip.federate.runs import runner as recording
 from fedclip.federate.runs.cost import drawn_cache, measure_cost, multiply_adds
 from fedclip.federate.settings import Settings

@@ -12,8 +12,8 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ..cache import FedclipError
-from .settings import StrategyName
+from ...cache import FedclipError
+from ..settings import StrategyName
 
 MEAN = "mean"
 

@@ -1,8 +1,8 @@
 """A run's settings as people read them."""
 
-from .runs.experiment import Experiment
-from .settings import STRATEGY_OPTIONS, Settings
-from .tables import describe_model
+from ..runs.experiment import Experiment
+from ..settings import STRATEGY_OPTIONS, Settings
+from .terminal import describe_model
 
 
 def describe_settings(experiment: Experiment) -> list[str]:

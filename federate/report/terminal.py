@@ -6,10 +6,10 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from .ablations.runner import FIGURES, Spread, Summary
-from .runs.cost import Cost
-from .runs.folder import summary_of
-from .training.evaluate import mean
+from ..ablations.runner import FIGURES, Spread, Summary
+from ..runs.cost import Cost
+from ..runs.folder import summary_of
+from ..training.evaluate import mean
 
 # With more clients than this a table has a column per domain instead.
 CLIENT_COLUMNS = 8
