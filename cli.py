@@ -22,8 +22,15 @@ from .cache.commands import app as cache_app
 from .cache.common.console import FAILED, INTERRUPTED, complain, show_table
 from .cache.common.options import CacheDir, flag, given, with_options_of
 from .extract.commands import datasets, extract
-from .federate.ablate_command import ablate
-from .federate.commands import RunsDir, adapters, carry_out, federate, resumed, settings_of
+from .federate.commands.ablate import ablate
+from .federate.commands.federate import (
+    RunsDir,
+    adapters,
+    carry_out,
+    federate,
+    resumed,
+    settings_of,
+)
 
 if TYPE_CHECKING:
     import torch

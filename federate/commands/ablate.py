@@ -11,10 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
-from ..cache.common.console import FAILED, INTERRUPTED, complain, show_table
-from ..cache.common.options import given, options_but, with_options_of
-from .ablations.grids import NAMES as GRIDS
-from .commands import federate, load, settings_of
+from ...cache.common.console import FAILED, INTERRUPTED, complain, show_table
+from ...cache.common.options import given, options_but, with_options_of
+from ..ablations.grids import NAMES as GRIDS
+from .federate import federate, load, settings_of
 
 # An ablation asks before it makes more runs than this.
 MANY_RUNS = 1000
@@ -67,8 +67,8 @@ def ablate(
     The runs are those of federate, side by side: a finished one is not repeated, and a killed
     ablation goes on where it was. An option below holds for all runs.
     """
-    from .ablations.grid import make_grid, read_toml, split_set
-    from .ablations.grids import grid_file
+    from ..ablations.grid import make_grid, read_toml, split_set
+    from ..ablations.grids import grid_file
 
     can_vary, said = set(options) - SHARED_BY_RUNS, given(context)
     sets: list[tuple[str, Sequence[Any]]] = [split_set(text) for text in vary or ()]
@@ -85,11 +85,11 @@ def ablate(
     if table is not None:
         _check_table(table)
 
-    from ..cache.common.device import resolve_device
-    from ..cache.common.progress import open_report
-    from .ablations.runner import Entry, failures, own_name, run_ablation, summarise, write_csv
-    from .report.terminal import ablation_table
-    from .runs.experiment import Experiment, choose_targets
+    from ...cache.common.device import resolve_device
+    from ...cache.common.progress import open_report
+    from ..ablations.runner import Entry, failures, own_name, run_ablation, summarise, write_csv
+    from ..report.terminal import ablation_table
+    from ..runs.experiment import Experiment, choose_targets
 
     device = resolve_device(options["device"])
     cached = functools.cache(lambda name: load(name, options["cache_dir"]))
@@ -135,7 +135,7 @@ def ablate(
 
 def _confirm(runs: int, yes: bool) -> None:
     """Ask before a great many runs; where nobody can answer, refuse."""
-    from ..cache import FedclipError
+    from ...cache import FedclipError
 
     if runs <= MANY_RUNS or yes:
         return
@@ -146,7 +146,7 @@ def _confirm(runs: int, yes: bool) -> None:
 
 def _check_table(path: Path) -> None:
     """Refuse to write a table where there is something else."""
-    from .ablations.runner import is_table
+    from ..ablations.runner import is_table
 
     if not path.name or path.is_dir():
         raise typer.BadParameter(f"--csv {path}: is a folder; give a file")

@@ -290,7 +290,7 @@ def test_a_great_many_runs_are_asked_about(
     make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch, refusal: Refusal
 ) -> None:
     make_cache({"photo": 40})
-    monkeypatch.setattr("fedclip.federate.ablate_command.MANY_RUNS", 2)
+    monkeypatch.setattr("fedclip.federate.commands.ablate.MANY_RUNS", 2)
     command = ["ablate", *SHAPE, "--seeds", "3"]
     assert "this grid makes 3 runs; give --yes to go on" in refusal(*command)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..cache.common.console import FAILED, INTERRUPTED, complain, print_table, show_table
-from ..cache.common.options import CacheDir, flag, given
+from ...cache.common.console import FAILED, INTERRUPTED, complain, print_table, show_table
+from ...cache.common.options import CacheDir, flag, given
 
 if TYPE_CHECKING:
-    from ..cache import CacheFolder, FeatureCache
-    from .runs.experiment import Experiment, MakeWhole
-    from .settings import Settings
+    from ...cache import CacheFolder, FeatureCache
+    from ..runs.experiment import Experiment, MakeWhole
+    from ..settings import Settings
 
 RunsDir = Annotated[
     Path, typer.Option("--runs-dir", envvar="FEDCLIP_RUNS_DIR", help="Where runs are kept.")
@@ -273,8 +273,8 @@ def federate(
         )
         folder, loaded = load(cache, cache_dir)
 
-        from ..cache.common.device import resolve_device
-        from .runs.experiment import Experiment, choose_targets
+        from ...cache.common.device import resolve_device
+        from ..runs.experiment import Experiment, choose_targets
 
         experiment = Experiment(
             cache=folder,
@@ -296,9 +296,9 @@ def federate(
 
 def carry_out(experiment: Experiment, *, resume: bool, save_every: int | None) -> None:
     """Say what is done, do it, and say what came of it."""
-    from ..cache.common.progress import open_report
-    from .report.describe import describe_settings
-    from .runs.runner import run_experiment
+    from ...cache.common.progress import open_report
+    from ..report.describe import describe_settings
+    from ..runs.runner import run_experiment
 
     for line in describe_settings(experiment):
         print(line, flush=True)
@@ -320,7 +320,7 @@ def adapters(
     classes: Annotated[int, typer.Option(min=1, max=100_000, help="Number of classes.")] = 65,
 ) -> None:
     """List the adapters and their trainable parameters."""
-    from .models.adapters import describe_adapters
+    from ..models.adapters import describe_adapters
 
     rows = [(name, what, f"{size:,}") for name, size, what in describe_adapters(embed_dim, classes)]
     print_table(("name", "what", "parameters"), rows, words={"what"})
@@ -328,7 +328,7 @@ def adapters(
 
 def load(cache: str | None, cache_dir: Path) -> tuple[CacheFolder, list[FeatureCache]]:
     """Load the cache that is named, or the one extracted last."""
-    from ..cache import latest_cache, load_cache, resolve_cache
+    from ...cache import latest_cache, load_cache, resolve_cache
 
     folder = latest_cache(cache_dir) if cache is None else resolve_cache(cache_dir, cache)
     return folder, load_cache(folder)
@@ -345,7 +345,7 @@ def settings_of(
     **others: Any,
 ) -> Settings:
     """Make settings of what the options say; `others` are settings as they are."""
-    from .settings import Settings
+    from ..settings import Settings
 
     if alpha is not None and clients is None:
         raise typer.BadParameter(f"--alpha {alpha} needs --clients, how many to deal to")
@@ -368,7 +368,7 @@ def resumed(
     make_whole: MakeWhole | None = None,
 ) -> Experiment:
     """Take up a run as it was begun, so no option may say otherwise."""
-    from .runs.experiment import find_run, load_experiment
+    from ..runs.experiment import find_run, load_experiment
 
     said = given(context)
     for name in sorted(said - {"resume", "save_every", "runs_dir", "cache_dir", "keep_model"}):
@@ -403,7 +403,7 @@ def _participation(value: str | None) -> int | float | None:
 
 
 def _print_results(results: Sequence[dict[str, Any]], experiment: Experiment) -> None:
-    from .report.terminal import cost_line, results_table
+    from ..report.terminal import cost_line, results_table
 
     show_table(results_table(results))
     whole = None if experiment.whole else experiment.clients[0].encoder.get("parameters")
