@@ -1,5 +1,10 @@
-"""How long work tells of itself, and how a terminal or a log shows it."""
+"""How notes, warnings and progress are shown on a terminal or in a log file.
 
+Modules log notes (INFO) and warnings to `logging.getLogger(__name__)`, and work that counts
+takes a `Progress` callback. Nothing is shown unless `show_progress` is active.
+"""
+
+import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -7,11 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TextIO
 
+from rich import progress as bars
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     ProgressColumn,
     Task,
     TaskID,
@@ -20,36 +25,24 @@ from rich.progress import (
 )
 from rich.text import Text
 
+# The logger that all modules' loggers are below.
+PACKAGE = __name__.partition(".")[0]
+
 SECONDS_BETWEEN_LINES = 5.0
 
 # Of many lines of one kind, those that are told.
 LINES_SHOWN = 10
 
 
-class Report(Protocol):
-    """Takes what there is to tell."""
+class Progress(Protocol):
+    """Called with how far some work is: `done` of `total` units of `task`."""
 
-    def note(self, text: str) -> None:
-        """Tell one line of what is being done."""
-
-    def warn(self, text: str) -> None:
-        """Tell one line of what the user should look at."""
-
-    def progress(self, task: str, done: int, total: int, unit: str, detail: str = "") -> None:
-        """Tell that `done` of `total` units of `task` are done."""
+    def __call__(self, task: str, done: int, total: int, unit: str, detail: str = "") -> None:
+        """Take the new count; `detail` is shown behind it."""
 
 
-class Silence:
-    """Tells nothing, for one of many processes."""
-
-    def note(self, text: str) -> None:
-        """Tell nothing."""
-
-    def warn(self, text: str) -> None:
-        """Tell nothing."""
-
-    def progress(self, task: str, done: int, total: int, unit: str, detail: str = "") -> None:
-        """Tell nothing."""
+def no_progress(task: str, done: int, total: int, unit: str, detail: str = "") -> None:
+    """Show nothing: the default of everything that takes a `Progress`."""
 
 
 class _Rate(ProgressColumn):
@@ -61,10 +54,10 @@ def _rate(speed: float | None, unit: str) -> str:
     return f"{speed:.1f} {unit}/s" if speed else ""
 
 
-class BarReport:
-    """Shows bars on a terminal, a line for each task."""
+class Bars:
+    """Progress bars on a terminal, one per task."""
 
-    def __init__(self, console: Console, progress: Progress) -> None:
+    def __init__(self, console: Console, progress: bars.Progress) -> None:
         self._console = console
         self._progress = progress
         self._tasks: dict[str, TaskID] = {}
@@ -83,7 +76,7 @@ class BarReport:
             soft_wrap=True,
         )
 
-    def progress(self, task: str, done: int, total: int, unit: str, detail: str = "") -> None:
+    def __call__(self, task: str, done: int, total: int, unit: str, detail: str = "") -> None:
         """Move the task's bar."""
         if task not in self._tasks:
             self._tasks[task] = self._progress.add_task(task, total=total, unit=unit, detail="")
@@ -97,8 +90,8 @@ class _Clock:
     done: int  # before it began
 
 
-class LineReport:
-    """Writes plain lines, for a log: the first, the last and one every few seconds."""
+class Lines:
+    """Plain lines for a log file: the first, the last and one every few seconds."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -112,8 +105,8 @@ class LineReport:
         """Write a line, marked."""
         self.note(f"warning: {text}")
 
-    def progress(self, task: str, done: int, total: int, unit: str, detail: str = "") -> None:
-        """Write a line if it is time to."""
+    def __call__(self, task: str, done: int, total: int, unit: str, detail: str = "") -> None:
+        """Write a line if one is due."""
         now = time.monotonic()
         first = task not in self._clocks
         clock = self._clocks.setdefault(task, _Clock(now, now, done))
@@ -127,13 +120,33 @@ class LineReport:
         self.note(", ".join(fact for fact in facts if fact))
 
 
+class _Handler(logging.Handler):
+    """Passes log records on to the display."""
+
+    def __init__(self, display: Bars | Lines) -> None:
+        super().__init__()
+        self._display = display
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show a record as a warning or a note."""
+        show = self._display.warn if record.levelno >= logging.WARNING else self._display.note
+        show(record.getMessage())
+
+
 @contextmanager
-def open_report(stream: TextIO | None = None) -> Iterator[Report]:
-    """Open bars if `stream`, by default standard error, is a terminal, else plain lines."""
+def show_progress(stream: TextIO | None = None) -> Iterator[Progress]:
+    """Show the package's notes, warnings and progress while the context is active.
+
+    Args:
+        stream: Where to; standard error by default. A terminal gets bars, anything else plain
+            lines.
+    """
     stream = stream or sys.stderr
     console = Console(file=stream)
     if not console.is_terminal:
-        yield LineReport(stream)
+        lines = Lines(stream)
+        with _logged(lines):
+            yield lines
         return
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -143,8 +156,23 @@ def open_report(stream: TextIO | None = None) -> Iterator[Report]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[detail]}", markup=False),
     )
-    with Progress(*columns, console=console) as progress:
-        yield BarReport(console, progress)
+    with bars.Progress(*columns, console=console) as progress:
+        display = Bars(console, progress)
+        with _logged(display):
+            yield display
+
+
+@contextmanager
+def _logged(display: Bars | Lines) -> Iterator[None]:
+    logger, handler = logging.getLogger(PACKAGE), _Handler(display)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def first_of(lines: Sequence[str], rest: str) -> list[str]:

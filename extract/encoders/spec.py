@@ -16,7 +16,7 @@ from ..datasets.registry import DEMO
 LOCAL_DIR = "local-dir:"
 HF_HUB = "hf-hub:"
 DEFAULT_MODEL = "ViT-B-32"
-DEMO_MODEL = f"{LOCAL_DIR}{Path(__file__).parent / 'demo' / 'tinyclip'}"
+DEMO_MODEL = f"{LOCAL_DIR}{Path(__file__).parents[1] / 'demo' / 'tinyclip'}"
 DEFAULT_PRETRAINED = "openai"
 RANDOM = "random"
 PRECISIONS = ("fp32", "fp16", "bf16")

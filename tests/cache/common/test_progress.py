@@ -1,6 +1,7 @@
 """What long work tells of itself."""
 
 import io
+import logging
 import re
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -10,7 +11,9 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 
 from fedclip.cache.common import progress as report
-from fedclip.cache.common.progress import BarReport, LineReport, open_report
+from fedclip.cache.common.progress import Bars, Lines, show_progress
+
+logger = logging.getLogger("fedclip.tests")
 
 
 @dataclass
@@ -61,9 +64,9 @@ def text_of(stream: io.StringIO) -> str:
 def test_a_log_has_the_first_line_the_last_and_one_every_five_seconds(
     clock: Clock, stream: io.StringIO
 ) -> None:
-    log = LineReport(stream)
+    log = Lines(stream)
     for done in range(0, 13):
-        log.progress("photo", 10 * done, 120, "images")
+        log("photo", 10 * done, 120, "images")
         clock.now += 1
     assert stream.getvalue().splitlines() == [
         "photo: 0/120 images",
@@ -74,43 +77,43 @@ def test_a_log_has_the_first_line_the_last_and_one_every_five_seconds(
 
 
 def test_a_log_line_ends_with_its_detail(clock: Clock, stream: io.StringIO) -> None:
-    log = LineReport(stream)
-    log.progress("photo", 0, 30, "images")
+    log = Lines(stream)
+    log("photo", 0, 30, "images")
     clock.now += 8
-    log.progress("photo", 20, 30, "images", "2 skipped")
+    log("photo", 20, 30, "images", "2 skipped")
     assert stream.getvalue().splitlines()[-1] == (
         "photo: 20/30 images, 2.5 images/s, ETA 4 s, 2 skipped"
     )
 
 
 def test_work_that_takes_no_time_has_no_rate(clock: Clock, stream: io.StringIO) -> None:
-    log = LineReport(stream)
-    log.progress("photo", 3, 3, "images")
+    log = Lines(stream)
+    log("photo", 3, 3, "images")
     assert (stream.getvalue(), clock.now) == ("photo: 3/3 images\n", 100.0)
 
 
 def test_work_with_nothing_to_do_is_told_once(clock: Clock, stream: io.StringIO) -> None:
-    LineReport(stream).progress("photo", 0, 0, "images")
+    Lines(stream)("photo", 0, 0, "images")
     assert (stream.getvalue(), clock.now) == ("photo: 0/0 images\n", 100.0)
 
 
 def test_every_task_has_its_own_clock(clock: Clock, stream: io.StringIO) -> None:
-    log = LineReport(stream)
-    log.progress("photo", 0, 10, "images")
+    log = Lines(stream)
+    log("photo", 0, 10, "images")
     clock.now += 10
-    log.progress("photo", 10, 10, "images")
-    log.progress("sketch", 0, 40, "rounds")
+    log("photo", 10, 10, "images")
+    log("sketch", 0, 40, "rounds")
     clock.now += 10
-    log.progress("sketch", 20, 40, "rounds")
+    log("sketch", 20, 40, "rounds")
     assert "photo: 10/10 images, 1.0 images/s" in stream.getvalue().splitlines()
     assert stream.getvalue().splitlines()[-1] == "sketch: 20/40 rounds, 2.0 rounds/s, ETA 10 s"
 
 
 def test_what_was_done_before_counts_for_no_speed(clock: Clock, stream: io.StringIO) -> None:
-    log = LineReport(stream)
-    log.progress("photo", 80, 100, "rounds")
+    log = Lines(stream)
+    log("photo", 80, 100, "rounds")
     clock.now += 5
-    log.progress("photo", 90, 100, "rounds")
+    log("photo", 90, 100, "rounds")
     assert stream.getvalue().splitlines() == [
         "photo: 80/100 rounds",
         "photo: 90/100 rounds, 2.0 rounds/s, ETA 5 s",
@@ -118,7 +121,7 @@ def test_what_was_done_before_counts_for_no_speed(clock: Clock, stream: io.Strin
 
 
 def test_a_log_has_notes_and_warnings_as_they_are(stream: io.StringIO) -> None:
-    log = LineReport(stream)
+    log = Lines(stream)
     log.note("[red]images[/red] below /data")
     log.warn("sketch has 3 rows")
     assert stream.getvalue() == "[red]images[/red] below /data\nwarning: sketch has 3 rows\n"
@@ -132,10 +135,10 @@ def test_bars_show_how_far_each_task_is() -> None:
         TextColumn(columns + "{task.fields[detail]}"), console=console, auto_refresh=False
     )
     with progress:
-        bars = BarReport(console, progress)
-        bars.progress("photo", 0, 20, "images")
-        bars.progress("sketch", 4, 10, "images")
-        bars.progress("photo", 15, 20, "images", "2 skipped")
+        bars = Bars(console, progress)
+        bars("photo", 0, 20, "images")
+        bars("sketch", 4, 10, "images")
+        bars("photo", 15, 20, "images", "2 skipped")
     assert [task.description for task in progress.tasks] == ["photo", "sketch"]
     assert "photo|15|20|images|2 skipped" in text_of(stream)
     assert "sketch|4|10|images|" in text_of(stream)
@@ -145,33 +148,41 @@ def test_a_terminal_gets_bars_with_rates(
     terminal: Terminal, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rich.console.monotonic", clock.monotonic)
-    with open_report(terminal) as bars:
-        assert isinstance(bars, BarReport)
-        bars.progress("[photo]", 10, 30, "images")
+    with show_progress(terminal) as bars:
+        assert isinstance(bars, Bars)
+        bars("[photo]", 10, 30, "images")
         clock.now += 4
-        bars.progress("[photo]", 30, 30, "images", "[2] skipped")
+        bars("[photo]", 30, 30, "images", "[2] skipped")
     last = text_of(terminal).splitlines()[-1]
     assert re.fullmatch(r"\[photo\] ━+ 30/30 5\.0 images/s 0:00:00 \[2\] skipped *", last)
 
 
 def test_a_terminal_gets_long_notes_and_warnings_as_they_are(terminal: Terminal) -> None:
     long = "[bold]x[/bold] " * 20
-    with open_report(terminal) as bars:
-        bars.note(long)
-        bars.warn("[2] " + long)
+    with show_progress(terminal):
+        logger.info("%s", long)
+        logger.warning("[2] %s", long)
     lines = text_of(terminal).splitlines()
     assert long in lines
     assert f"warning: [2] {long}" in lines
 
 
 def test_anything_but_a_terminal_gets_lines(stream: io.StringIO) -> None:
-    with open_report(stream) as log:
-        assert isinstance(log, LineReport)
-        log.note("told")
+    with show_progress(stream) as log:
+        assert isinstance(log, Lines)
+        logger.info("told")
     assert stream.getvalue() == "told\n"
 
 
-def test_a_report_goes_to_standard_error_as_it_is_now(capsys: pytest.CaptureFixture[str]) -> None:
-    with open_report() as log:
-        log.note("told")
+def test_notes_go_to_standard_error_as_it_is_now(capsys: pytest.CaptureFixture[str]) -> None:
+    with show_progress():
+        logger.info("told")
     assert capsys.readouterr() == ("", "told\n")
+
+
+def test_nothing_is_shown_outside_the_context(stream: io.StringIO) -> None:
+    with show_progress(stream):
+        pass
+    logger.info("too late")
+    assert stream.getvalue() == ""
+    assert not logging.getLogger("fedclip").handlers
