@@ -415,7 +415,7 @@ def _extracted(
 ) -> tuple[EncoderName, CacheFolder, list[FeatureCache]]:
     """Bring the cache of a data set up to date, and load it."""
     from .cache import load_cache
-    from .cache.common.progress import open_report
+    from .cache.common.progress import show_progress
     from .extract.encoders.prompts import check_templates
     from .extract.encoders.spec import EncoderName, default_model
     from .extract.pipeline import extract as extract_features
@@ -430,8 +430,8 @@ def _extracted(
         cache_dir=options["cache_dir"],
         device=options["device"],
     )
-    with open_report() as report:
-        folder = extract_features(request, report).folder
+    with show_progress() as progress:
+        folder = extract_features(request, progress).folder
     return encoder, folder, load_cache(folder)
 
 
@@ -453,12 +453,12 @@ def _whole(
     keep: bool = False,
 ) -> WholeModel:
     """Make a whole model for stage two of what stage one lends."""
-    from .cache.common.progress import open_report
+    from .cache.common.progress import show_progress
     from .extract.finetune.source import CLIP, Origin, lend
     from .federate.models.full import Classifier, WholeClip, WholeModel
 
-    with open_report() as report:
-        loan = lend(Origin(**origin), clients, settings.prompts[0], device, report)
+    with show_progress() as progress:
+        loan = lend(Origin(**origin), clients, settings.prompts[0], device, progress)
     backbone = loan.backbone
     is_clip = origin["backbone"] == CLIP
     wrapper = WholeClip if is_clip else Classifier

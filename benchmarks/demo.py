@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from fedclip.cache import load_cache
-from fedclip.cache.common.progress import Report, open_report
+from fedclip.cache.common.progress import Progress, show_progress
 from fedclip.extract.demo.dataset import draw_dataset
 from fedclip.extract.encoders.prompts import DEFAULT_TEMPLATE
 from fedclip.extract.encoders.spec import DEMO_MODEL, EncoderName
@@ -27,10 +27,12 @@ from fedclip.federate.settings import Settings
 Result = Mapping[str, Any]
 
 
-def run_draw(draw: int, model: str, settings: Settings, work: Path, report: Report) -> list[Result]:
+def run_draw(
+    draw: int, model: str, settings: Settings, work: Path, progress: Progress
+) -> list[Result]:
     """Draw, extract and federate one data set."""
     root = work / f"draw-{draw}"
-    draw_dataset(root, report, seed=draw)
+    draw_dataset(root, progress, seed=draw)
     extraction = extract(
         Request(
             dataset=str(root),
@@ -39,7 +41,7 @@ def run_draw(draw: int, model: str, settings: Settings, work: Path, report: Repo
             data_dir=work,
             cache_dir=work / "caches",
         ),
-        report,
+        progress,
     )
     clients = load_cache(extraction.folder)
     experiment = Experiment(
@@ -52,7 +54,7 @@ def run_draw(draw: int, model: str, settings: Settings, work: Path, report: Repo
         runs_dir=work / "runs",
         name=f"draw-{draw}",
     )
-    return list(run_experiment(experiment, report).results)
+    return list(run_experiment(experiment, progress).results)
 
 
 def cell(values: Sequence[float]) -> str:
@@ -100,9 +102,9 @@ def main() -> None:
         weight_decay=options.weight_decay,
         loss=options.loss,
     )
-    with tempfile.TemporaryDirectory() as work, open_report() as report:
+    with tempfile.TemporaryDirectory() as work, show_progress() as progress:
         draws = [
-            run_draw(draw, options.model, settings, Path(work), report) for draw in options.draws
+            run_draw(draw, options.model, settings, Path(work), progress) for draw in options.draws
         ]
     targets = [result["target"] for result in draws[0]]
     columns = ["zero-shot", "adapted", "gain"]

@@ -22,7 +22,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedclip.cache.common.device import resolve_device
-from fedclip.cache.common.progress import Report, open_report
+from fedclip.cache.common.progress import Progress, show_progress
 from fedclip.extract.datasets.sources import FileSource
 from fedclip.extract.encoders.openclip import Encoder, load_encoder
 from fedclip.extract.encoders.prompts import DEFAULT_TEMPLATE
@@ -95,7 +95,7 @@ def make_jpegs(root: Path, size: tuple[int, int], images: int) -> Path:
     return root
 
 
-def row(name: str, root: Path, encoder: Encoder, work: Path, report: Report) -> str:
+def row(name: str, root: Path, encoder: Encoder, work: Path, progress: Progress) -> str:
     """Measure one folder of images, and format a line of the table.
 
     The bare encoder is measured before and after the extraction, as the speed of a
@@ -113,7 +113,7 @@ def row(name: str, root: Path, encoder: Encoder, work: Path, report: Report) -> 
         name="bench",
         device=str(encoder.device),
     )
-    extraction = extract(request, report)
+    extraction = extract(request, progress)
     after = measure_encoder(encoder)
     bare = Cost((before.wall + after.wall) / 2, (before.cpu + after.cpu) / 2)
     if encoder.device.type == "cpu":
@@ -155,7 +155,7 @@ def main() -> None:
         options.model, "random", options.precision, options.resizer, compiled=options.compile
     )
     encoder = load_encoder(name, resolve_device(options.device))
-    with tempfile.TemporaryDirectory() as folder, open_report() as report:
+    with tempfile.TemporaryDirectory() as folder, show_progress() as progress:
         work = Path(folder)
         roots = {
             f"JPEG {width}x{height}": make_jpegs(work / f"{width}", (width, height), options.count)
@@ -163,7 +163,7 @@ def main() -> None:
         }
         if options.images is not None:
             roots = {options.images.name: options.images, **roots}
-        lines = [row(name, root, encoder, work, report) for name, root in roots.items()]
+        lines = [row(name, root, encoder, work, progress) for name, root in roots.items()]
     headings = (
         "images",
         "number",

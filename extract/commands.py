@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -177,7 +178,7 @@ def extract(
     a GPU each where there are some.
     """
     from ..cache.common.errors import FedclipError
-    from ..cache.common.progress import open_report
+    from ..cache.common.progress import no_progress, show_progress
     from .encoders.prompts import (
         DEFAULT_TEMPLATE,
         check_templates,
@@ -221,9 +222,10 @@ def extract(
         table=table,
         offline=offline,
     )
-    with open_report() as report:
-        extraction = extract_share(request, Ranks.launched(), report)
-    if extraction is not None:  # the first of several ranks says it for all
+    ranks = Ranks.launched()
+    with show_progress() if ranks.leads else nullcontext(no_progress) as progress:
+        extraction = extract_share(request, ranks, progress)
+    if extraction is not None:  # of several ranks the first prints it
         _print_extraction(extraction)
 
 

@@ -22,9 +22,11 @@ from rich.filesize import decimal
 from ..cache import FedclipError
 from ..cache.common.errors import first_line
 from ..cache.common.files import replacing
-from ..cache.common.progress import Report
+from ..cache.common.progress import Progress, no_progress
 from ..cache.key import file_sha256
 from .datasets.sources import FileSource
+
+logger = logging.getLogger(__name__)
 
 DATASET = "dataset"
 MODEL = "model"
@@ -140,7 +142,7 @@ def offline(wanted: bool) -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
-def look_up(repository: Repository, report: Report) -> Snapshot:
+def look_up(repository: Repository) -> Snapshot:
     """Resolve a revision to a commit and list its files; of those here, where offline.
 
     Raises:
@@ -171,7 +173,7 @@ def look_up(repository: Repository, report: Report) -> Snapshot:
         here = _commit(repository)
         if here is None:
             raise
-        report.warn(f"{error}; for now commit {here[:8]} is taken, which is here")
+        logger.warning("%s; commit %s is used, which is on this machine", error, here[:8])
         return _local(repository)
     _check_names(repository, commit, files)
     return Snapshot(repository, commit, files)
@@ -224,7 +226,7 @@ def how_to_carry(repository: Repository, *files: str) -> str:
     )
 
 
-def download(snapshot: Snapshot, paths: Sequence[str], report: Report) -> Path:
+def download(snapshot: Snapshot, paths: Sequence[str], progress: Progress = no_progress) -> Path:
     """Download what is not here yet of `paths`, and return the folder that has them.
 
     A connection that breaks is taken up again where it broke, and so is, by the next
@@ -245,7 +247,7 @@ def download(snapshot: Snapshot, paths: Sequence[str], report: Report) -> Path:
             + how_to_carry(repository, *absent)
         )
     with explained(repository, "run again to go on where it stopped"), _quiet():
-        _transfer(snapshot, absent, report)
+        _transfer(snapshot, absent, progress)
         # Nothing is left to transfer: this links the files.
         snapshot_download(
             repository.id,
@@ -267,7 +269,7 @@ def remember(snapshot: Snapshot) -> None:
         temporary.write_text(snapshot.commit)
 
 
-def _transfer(snapshot: Snapshot, paths: Sequence[str], report: Report) -> None:
+def _transfer(snapshot: Snapshot, paths: Sequence[str], progress: Progress) -> None:
     blobs = snapshot.repository.storage / "blobs"
     blobs.mkdir(parents=True, exist_ok=True)
     wanted = {path: file for path in paths if (file := snapshot.files[path]) is not None}
@@ -275,9 +277,12 @@ def _transfer(snapshot: Snapshot, paths: Sequence[str], report: Report) -> None:
     total = sum({file.etag: file.size for file in wanted.values()}.values())
     left = total - sum(begun.values())
     if left >= _WORTH_TELLING:
-        report.note(
-            f"download   {snapshot.repository}: {len(wanted)} files, {decimal(left)}"
-            + (f" of {decimal(total)} (the rest is here)" if left < total else "")
+        logger.info(
+            "download   %s: %d files, %s%s",
+            snapshot.repository,
+            len(wanted),
+            decimal(left),
+            f" of {decimal(total)} (the rest is here)" if left < total else "",
         )
     free = shutil.disk_usage(blobs).free
     if free < left:
@@ -291,7 +296,7 @@ def _transfer(snapshot: Snapshot, paths: Sequence[str], report: Report) -> None:
         begun[etag] = size
         if left >= _WORTH_TELLING:
             done = sum(begun.values())
-            report.progress(str(snapshot.repository), done // scale, total // scale, unit)
+            progress(str(snapshot.repository), done // scale, total // scale, unit)
 
     for path, file in wanted.items():
         told(file.etag, begun[file.etag])

@@ -3,6 +3,7 @@
 Neither torch nor an encoder is imported until there is something to encode.
 """
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -10,7 +11,7 @@ from typing import Any
 
 from ..cache import CacheFolder, read_cache
 from ..cache.common.errors import BusyError
-from ..cache.common.progress import Report, Silence
+from ..cache.common.progress import Progress, no_progress
 from ..cache.parts import remove_parts
 from ..cache.store import writing
 from .datasets.base import ImageDataset
@@ -22,77 +23,88 @@ from .hub import offline
 from .manifest import check_root, client_entry, clients_from, listing, origin, recall
 from .request import ClientResult, Extraction, Request
 
+logger = logging.getLogger(__name__)
 
-def extract(request: Request, report: Report) -> Extraction:
+
+def extract(request: Request, progress: Progress = no_progress) -> Extraction:
     """Bring a data set's cache up to date: download and encode what it lacks, and nothing else.
 
     Raises:
         FedclipError: the data set, the encoder or the cache at hand cannot be used.
     """
-    extraction = extract_share(request, Ranks(), report)
+    extraction = extract_share(request, Ranks(), progress)
     assert extraction is not None
     return extraction
 
 
-def extract_share(request: Request, ranks: Ranks, report: Report) -> Extraction | None:
-    """Do one rank's share of an extraction; the first rank reports and returns what came of it.
+def extract_share(
+    request: Request, ranks: Ranks, progress: Progress = no_progress
+) -> Extraction | None:
+    """Do one rank's share of an extraction; the first rank returns what came of it.
 
     Raises:
         FedclipError: as `extract` does.
     """
     with offline(request.offline), ranks.together():
         if ranks.leads:
-            return _lead(request, ranks, report)
+            return _lead(request, ranks, progress)
         if not ranks.ask("up to date"):  # by then everything is downloaded
             from .encoding.job import help_encoding
 
-            help_encoding(request, opened(find_dataset(request, Silence()), Silence()), ranks)
+            help_encoding(request, opened(find_dataset(request)), ranks)
         return None
 
 
-def _lead(request: Request, ranks: Ranks, report: Report) -> Extraction:
-    found = find_dataset(request, report)
+def _lead(request: Request, ranks: Ranks, progress: Progress) -> Extraction:
+    found = find_dataset(request, progress)
     extraction = _made_before(request, found) if isinstance(found, LocatedTable) else None
     if extraction is not None:
-        report.note(f"data set   {extraction.folder.name}: as on the hub")
+        logger.info("dataset    %s: as on the hub", extraction.folder.name)
         ranks.tell("up to date", True)
         return extraction
-    dataset = opened(found, report)
-    _report_dataset(dataset, request, report)
+    dataset = opened(found, progress)
+    _log_dataset(dataset, request)
     check_root(request.cache_dir, dataset)
     extraction = _up_to_date(request, dataset)
     ranks.tell("up to date", extraction is not None)
     if extraction is None:
         from .encoding.job import encode_missing
 
-        extraction = encode_missing(request, dataset, ranks, report)
+        extraction = encode_missing(request, dataset, ranks, progress)
     if not dataset.alone:
-        _warn_of_strays(extraction, dataset, report)
+        _warn_of_strays(extraction, dataset)
     return extraction
 
 
-def _report_dataset(dataset: ImageDataset, request: Request, report: Report) -> None:
+def _log_dataset(dataset: ImageDataset, request: Request) -> None:
     images = sum(len(client.images) for client in dataset.clients)
     at = f" at {dataset.hub['commit'][:8]}" if dataset.hub else ""
-    report.note(
-        f"data set   {dataset.name}: {len(dataset.clients)} clients, "
-        f"{len(dataset.class_names)} classes, {images} images below {dataset.root}{at}"
+    logger.info(
+        "dataset    %s: %d clients, %d classes, %d images below %s%s",
+        dataset.name,
+        len(dataset.clients),
+        len(dataset.class_names),
+        images,
+        dataset.root,
+        at,
     )
     for warning in dataset.warnings:
-        report.warn(warning)
+        logger.warning("%s", warning)
     if request.encoder.pretrained == RANDOM:
-        report.warn(
-            f"RANDOM WEIGHTS: {request.encoder.model} is not trained, and its features mean "
-            "nothing; use them to try the pipeline, never to report a result"
+        logger.warning(
+            "RANDOM WEIGHTS: %s is not trained, and its features mean nothing; use them to try "
+            "the pipeline, never to report a result",
+            request.encoder.model,
         )
 
 
-def _warn_of_strays(extraction: Extraction, dataset: ImageDataset, report: Report) -> None:
+def _warn_of_strays(extraction: Extraction, dataset: ImageDataset) -> None:
     wanted = {extraction.folder.file(images.name) for images in dataset.clients}
     for path in sorted(set(extraction.folder.files) - wanted):
-        report.warn(
-            f"{path} is of a domain that {dataset.root} no longer has; "
-            "delete it if it should not take part"
+        logger.warning(
+            "%s is of a domain that %s no longer has; delete it if it should not take part",
+            path,
+            dataset.root,
         )
 
 

@@ -20,7 +20,6 @@ from torch.nn import functional
 from torchvision.models import AlexNet_Weights, alexnet
 
 from fedclip.cache import CacheFolder, FedclipError, load_cache
-from fedclip.cache.common.progress import Silence
 from fedclip.cli import run
 from fedclip.extract.encoders.prompts import DEFAULT_TEMPLATE
 from fedclip.extract.encoders.spec import EncoderName
@@ -51,7 +50,7 @@ def extracted(make_images: MakeImages, tiny_clip: Path, tmp_path: Path) -> tuple
         cache_dir=tmp_path / "caches",
         workers=0,
     )
-    return root, extract(request, Silence()).folder
+    return root, extract(request).folder
 
 
 def lent(
@@ -60,7 +59,7 @@ def lent(
     root, cache = extracted
     encoder = EncoderName.of(f"local-dir:{tiny_clip}", None)
     origin = Origin.of(backbone, weights, encoder, str(root), cache)
-    return lend(Origin(**origin.to_json()), load_cache(cache), DEFAULT_TEMPLATE, CPU, Silence())
+    return lend(Origin(**origin.to_json()), load_cache(cache), DEFAULT_TEMPLATE, CPU)
 
 
 def whole(loan: Loan, wrapper: type[WholeClip | Classifier]) -> WholeModel:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from ...cache import FedclipError
-from ...cache.common.progress import Report
+from ...cache.common.progress import Progress, no_progress
 from .. import hub
 from ..request import Request
 from .base import ImageDataset
@@ -16,7 +16,7 @@ from .registry import HF, KNOWN, HubDataset
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def find_dataset(request: Request, report: Report) -> ImageDataset | LocatedTable:
+def find_dataset(request: Request, progress: Progress = no_progress) -> ImageDataset | LocatedTable:
     """Find what was asked for; what is on the hub is located, and not downloaded yet.
 
     A known data set that is below the data folder is taken from there; otherwise it is
@@ -46,9 +46,9 @@ def find_dataset(request: Request, report: Report) -> ImageDataset | LocatedTabl
         place = None if here else known.hub
     _check_options(request, place, dataset if known else None)
     if place is not None:
-        return _locate(request, place, dataset if known else None, report)
+        return _locate(request, place, dataset if known else None)
     if known is not None and known.make is not None and not here:
-        known.make(request.data_dir / dataset, report)
+        known.make(request.data_dir / dataset, progress)
     return open_dataset(
         dataset,
         request.data_dir,
@@ -58,13 +58,13 @@ def find_dataset(request: Request, report: Report) -> ImageDataset | LocatedTabl
     )
 
 
-def opened(found: ImageDataset | LocatedTable, report: Report) -> ImageDataset:
+def opened(found: ImageDataset | LocatedTable, progress: Progress = no_progress) -> ImageDataset:
     """Download what is not here of what was found, and list its images.
 
     Raises:
         FedclipError: it cannot be had, or holds no images.
     """
-    return found.open(report) if isinstance(found, LocatedTable) else found
+    return found.open(progress) if isinstance(found, LocatedTable) else found
 
 
 def place_of(dataset: str, data_dir: Path) -> str | None:
@@ -101,12 +101,11 @@ def _check_options(request: Request, place: HubDataset | None, known: str | None
         )
 
 
-def _locate(request: Request, place: HubDataset, known: str | None, report: Report) -> LocatedTable:
+def _locate(request: Request, place: HubDataset, known: str | None) -> LocatedTable:
     try:
         return locate_table(
             request.table.over(place),
             request.table.revision or hub.MAIN,
-            report,
             name=request.name,
             known=known,
             client=request.client,

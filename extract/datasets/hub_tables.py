@@ -8,7 +8,7 @@ from typing import Any
 
 from ...cache import FedclipError
 from ...cache.common.files import client_name, slug
-from ...cache.common.progress import Report
+from ...cache.common.progress import Progress, no_progress
 from .. import hub
 from .base import ImageDataset, gather
 from .registry import HF, KNOWN, HubDataset
@@ -52,7 +52,7 @@ class LocatedTable:
             "class_names": list(self.class_names),
         }
 
-    def open(self, report: Report) -> ImageDataset:
+    def open(self, progress: Progress = no_progress) -> ImageDataset:
         """Download what is not here, and list each client's rows.
 
         Raises:
@@ -60,12 +60,12 @@ class LocatedTable:
         """
         from .parquet import RowFile, read_clients
 
-        card = _card(self.snapshot, report)
+        card = _card(self.snapshot, progress)
         by_split = {
             split: _split_files(self.snapshot, card, split) for split in self.place.split.split("+")
         }
         paths = [path for files in by_split.values() for path in files]
-        folder = hub.download(self.snapshot, paths, report)
+        folder = hub.download(self.snapshot, paths, progress)
         hub.remember(self.snapshot)
         files = [
             RowFile(folder / path, self.snapshot.version(path), split)
@@ -98,7 +98,6 @@ class LocatedTable:
 def locate_table(
     place: HubDataset,
     revision: str,
-    report: Report,
     *,
     name: str | None = None,
     known: str | None = None,
@@ -110,7 +109,7 @@ def locate_table(
     Raises:
         FedclipError: there is no such repository or revision, or it cannot be had.
     """
-    snapshot = hub.look_up(hub.Repository(place.repository, hub.DATASET, revision), report)
+    snapshot = hub.look_up(hub.Repository(place.repository, hub.DATASET, revision))
     return LocatedTable(
         name=name or known or slug(place.repository.split("/")[-1].lower()),
         known=known,
@@ -131,14 +130,14 @@ def _name_client(known: str | None) -> Callable[[str], str]:
     return lambda domain: names.get(domain) or client_name(domain)
 
 
-def _card(snapshot: hub.Snapshot, report: Report) -> Mapping[str, Any]:
+def _card(snapshot: hub.Snapshot, progress: Progress) -> Mapping[str, Any]:
     """Read the metadata at the head of a data set's card, if it has one."""
     if CARD not in snapshot.files:
         return {}
     from huggingface_hub.repocard import metadata_load
 
     try:
-        return metadata_load(hub.download(snapshot, [CARD], report) / CARD) or {}
+        return metadata_load(hub.download(snapshot, [CARD], progress) / CARD) or {}
     except FedclipError:
         raise
     except Exception:  # a card is written by hand, and nothing needs it

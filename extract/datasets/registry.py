@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...cache.common.progress import Report
+from ...cache.common.progress import Progress
 
 HF = "hf:"
 
@@ -66,7 +66,7 @@ class KnownDataset:
     splits: tuple[str, ...] = ()
     whole: str = ""
     hub: HubDataset | None = None
-    make: Callable[[Path, Report], None] | None = None
+    make: Callable[[Path, Progress], None] | None = None
 
     @property
     def source(self) -> str:
@@ -76,10 +76,10 @@ class KnownDataset:
         return "drawn here" if self.make is not None else "a folder of yours"
 
 
-def _draw_demo(folder: Path, report: Report) -> None:
+def _draw_demo(folder: Path, progress: Progress) -> None:
     from ..demo.dataset import draw_dataset
 
-    draw_dataset(folder, report)
+    draw_dataset(folder, progress)
 
 
 DEMO = "demo"

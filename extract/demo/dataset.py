@@ -1,20 +1,26 @@
 """Writes the drawn data set as image files, ``<domain>/<class>/<number>.png``."""
 
+import logging
 from pathlib import Path
 
 from PIL import Image
 
 from ...cache.common.files import replacing_folder
-from ...cache.common.progress import Report
+from ...cache.common.progress import Progress, no_progress
 from .draw import STYLES, draw_picture
 from .shapes import THINGS
+
+logger = logging.getLogger(__name__)
 
 SEED = 0
 IMAGES_PER_CLASS = 30
 
 
 def draw_dataset(
-    folder: Path, report: Report, seed: int = SEED, images: int = IMAGES_PER_CLASS
+    folder: Path,
+    progress: Progress = no_progress,
+    seed: int = SEED,
+    images: int = IMAGES_PER_CLASS,
 ) -> None:
     """Draw `images` pictures of each thing in each style into `folder`, whole or not at all.
 
@@ -23,7 +29,7 @@ def draw_dataset(
     """
     total, done = len(STYLES) * len(THINGS) * images, 0
     with replacing_folder(folder) as temporary:
-        report.note(f"drawing    {total} images of {len(THINGS)} things in {folder}")
+        logger.info("drawing    %d images of %d things in %s", total, len(THINGS), folder)
         for style in STYLES:
             for thing in THINGS:
                 place = temporary / style / thing
@@ -32,4 +38,4 @@ def draw_dataset(
                     pixels = draw_picture(style, thing, seed, index)
                     Image.fromarray(pixels).save(place / f"{index:03d}.png")
                 done += images
-                report.progress("drawing", done, total, "images")
+                progress("drawing", done, total, "images")

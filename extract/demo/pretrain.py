@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...cache.common.files import replacing_folder, to_json
-from ...cache.common.progress import Report, open_report
+from ...cache.common.progress import Progress, no_progress, show_progress
 from ..encoders.openclip import CONFIG_FILE, quiet
 from ..encoders.spec import LOCAL_DIR
 from .draw import SIZE, draw_picture
@@ -118,13 +118,13 @@ def draw_captioned(index: int, caption_noise: float) -> Captioned:
     return Captioned(draw_picture(style, thing, SEED, index), style, captioned)
 
 
-def _draw_all(recipe: Recipe, report: Report) -> list[Captioned]:
+def _draw_all(recipe: Recipe, progress: Progress) -> list[Captioned]:
     noise = [recipe.caption_noise] * recipe.images
     pictures = []
     with ProcessPoolExecutor(THREADS) as pool:
         for picture in pool.map(draw_captioned, range(recipe.images), noise, chunksize=50):
             pictures.append(picture)
-            report.progress("drawing", len(pictures), recipe.images, "images")
+            progress("drawing", len(pictures), recipe.images, "images")
     return pictures
 
 
@@ -148,9 +148,11 @@ def _batches(recipe: Recipe) -> Iterator[Tensor]:
         yield from torch.split(order, recipe.batch_size)
 
 
-def train(model: nn.Module, tokens: Tensor, recipe: Recipe, report: Report) -> None:
+def train(
+    model: nn.Module, tokens: Tensor, recipe: Recipe, progress: Progress = no_progress
+) -> None:
     """Train a CLIP in place: every batch is scored against all captions, several of them right."""
-    pictures = _draw_all(recipe, report)
+    pictures = _draw_all(recipe, progress)
     stacked = torch.from_numpy(np.stack([picture.pixels for picture in pictures]))
     mean, std = CONFIG["preprocess_cfg"]["mean"][0], CONFIG["preprocess_cfg"]["std"][0]
     pixels = stacked.permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
@@ -170,11 +172,11 @@ def train(model: nn.Module, tokens: Tensor, recipe: Recipe, report: Report) -> N
         torch.autograd.backward(loss)
         optimizer.step()
         schedule.step()
-        report.progress("training", step, len(batches), "steps", f"loss {loss.item():.3f}")
+        progress("training", step, len(batches), "steps", f"loss {loss.item():.3f}")
     model.eval()
 
 
-def pretrain(folder: Path, report: Report, recipe: Recipe | None = None) -> None:
+def pretrain(folder: Path, progress: Progress = no_progress, recipe: Recipe | None = None) -> None:
     """Draw, train and write config and float16 weights to `folder`, whole or not at all."""
     threads = torch.get_num_threads()
     torch.set_num_threads(THREADS)  # another number would round otherwise
@@ -186,7 +188,7 @@ def pretrain(folder: Path, report: Report, recipe: Recipe | None = None) -> None
             with quiet():
                 model = open_clip.create_model(place, load_weights=False)
             tokens = open_clip.get_tokenizer(place)(CAPTIONS)
-            train(model, tokens, recipe or Recipe(), report)
+            train(model, tokens, recipe or Recipe(), progress)
             halves = {
                 name: tensor.half() if tensor.is_floating_point() else tensor
                 for name, tensor in model.state_dict().items()
@@ -212,8 +214,8 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     if options.folder.exists():
         parser.error(f"{options.folder} exists; name a new folder")
-    with open_report() as report:
-        pretrain(options.folder, report, Recipe(caption_noise=options.caption_noise))
+    with show_progress() as progress:
+        pretrain(options.folder, progress, Recipe(caption_noise=options.caption_noise))
 
 
 if __name__ == "__main__":

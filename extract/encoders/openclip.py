@@ -408,6 +408,10 @@ def _tensors_sha256(model: nn.Module) -> str:
 def quiet() -> Iterator[None]:
     """Keep libraries from talking while a model loads: what matters is raised or recorded."""
     previous = logging.root.manager.disable
+    # open_clip logs by `logging.info`, which gives a root logger without a handler one that
+    # prints, and it would print our records, too, from then on.
+    silent = logging.NullHandler()
+    logging.root.addHandler(silent)
     logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
@@ -415,3 +419,4 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(previous)
+        logging.root.removeHandler(silent)

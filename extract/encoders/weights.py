@@ -13,7 +13,7 @@ import open_clip
 from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 
 from ...cache import FedclipError
-from ...cache.common.progress import Report
+from ...cache.common.progress import Progress, no_progress
 from ..hub import MODEL, Repository, Snapshot, download, how_to_carry, look_up, remember
 from .spec import HF_HUB, LOCAL_DIR, RANDOM, EncoderName
 
@@ -35,7 +35,7 @@ _TOKENIZER_FILES = frozenset(
 )
 
 
-def fetch_encoder(name: EncoderName, report: Report) -> None:
+def fetch_encoder(name: EncoderName, progress: Progress = no_progress) -> None:
     """Download what an encoder is loaded from, where that is on the hub and not here yet.
 
     Raises:
@@ -44,10 +44,10 @@ def fetch_encoder(name: EncoderName, report: Report) -> None:
     if name.model.startswith(LOCAL_DIR):
         return
     try:
-        config = _fetch_model(name, report)
+        config = _fetch_model(name, progress)
         text = config.get("text_cfg")
         if isinstance(text, dict) and text.get("hf_tokenizer_name"):
-            _fetch_tokenizer(Repository(str(text["hf_tokenizer_name"]), MODEL), report)
+            _fetch_tokenizer(Repository(str(text["hf_tokenizer_name"]), MODEL), progress)
     except FedclipError as error:
         raise FedclipError(
             f"{error}; or give a checkpoint file with --pretrained, or a folder with "
@@ -55,14 +55,14 @@ def fetch_encoder(name: EncoderName, report: Report) -> None:
         ) from None
 
 
-def _fetch_model(name: EncoderName, report: Report) -> Mapping[str, Any]:
+def _fetch_model(name: EncoderName, progress: Progress) -> Mapping[str, Any]:
     """Fetch config and weights, and return the architecture's config."""
     if name.model.startswith(HF_HUB):
-        snapshot = look_up(Repository(name.model.removeprefix(HF_HUB), MODEL), report)
+        snapshot = look_up(Repository(name.model.removeprefix(HF_HUB), MODEL))
         wanted = [_first(snapshot, HF_CONFIG_NAME)]
         if name.pretrained != RANDOM:
             wanted.append(_weights(snapshot, HF_WEIGHTS_NAME))
-        folder = download(snapshot, wanted, report)
+        folder = download(snapshot, wanted, progress)
         remember(snapshot)
         return _read_config(folder / HF_CONFIG_NAME)
     tag = open_clip.get_pretrained_cfg(name.model, name.pretrained or "")
@@ -70,9 +70,9 @@ def _fetch_model(name: EncoderName, report: Report) -> Mapping[str, Any]:
         place = PurePosixPath(tag["hf_hub"])
         bare = tag["hf_hub"].endswith("/")
         repository = str(place if bare else place.parent)
-        snapshot = look_up(Repository(repository, MODEL), report)
+        snapshot = look_up(Repository(repository, MODEL))
         filename = HF_WEIGHTS_NAME if bare else place.name
-        download(snapshot, [_weights(snapshot, filename)], report)
+        download(snapshot, [_weights(snapshot, filename)], progress)
         remember(snapshot)
     return open_clip.get_model_config(name.model) or {}
 
@@ -110,7 +110,7 @@ def _first(snapshot: Snapshot, *names: str) -> str:
     )
 
 
-def _fetch_tokenizer(repository: Repository, report: Report) -> None:
-    snapshot = look_up(repository, report)
-    download(snapshot, sorted(_TOKENIZER_FILES & snapshot.files.keys()), report)
+def _fetch_tokenizer(repository: Repository, progress: Progress) -> None:
+    snapshot = look_up(repository)
+    download(snapshot, sorted(_TOKENIZER_FILES & snapshot.files.keys()), progress)
     remember(snapshot)

@@ -76,7 +76,7 @@ class Ranks:
 
     @property
     def leads(self) -> bool:
-        """Whether this is the rank that decides, assembles and reports."""
+        """Whether this is the rank that decides, assembles and shows progress."""
         return self.rank == 0
 
     def share(self, items: Sequence[Item]) -> Sequence[Item]:

@@ -2,6 +2,7 @@
 
 import base64
 import errno
+import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from ...cache import (
     read_cache,
 )
 from ...cache.common.device import resolve_device
-from ...cache.common.progress import Report, Silence
+from ...cache.common.progress import Progress, no_progress
 from ...cache.key import differing_facts
 from ...cache.known import KnownVectors
 from ...cache.parts import PARTS, find_parts, remove_parts
@@ -51,6 +52,8 @@ from .loader import UNREAD
 from .texts import Texts
 from .worker import ENCODING, WRITING, Receipt, Share, Task
 
+logger = logging.getLogger(__name__)
+
 MAX_WORKERS = 16
 
 CPU_BATCH = 64
@@ -78,17 +81,17 @@ class _Job:
     encoder: Encoder
     folder: CacheFolder
     ranks: Ranks
-    report: Report
+    progress: Progress
     key: str
     clock: Clock = field(default_factory=Clock)
 
     @classmethod
-    def of(cls, request: Request, dataset: ImageDataset, ranks: Ranks, report: Report) -> Self:
+    def of(cls, request: Request, dataset: ImageDataset, ranks: Ranks, progress: Progress) -> Self:
         """Load the encoder, whose key names the cache."""
         encoder = load_encoder(request.encoder, resolve_device(request.device, ranks.local_rank))
         key = image_key(encoder.facts)
         path = request.cache_dir / dataset.name / f"{request.encoder.variant}-{key[:8]}"
-        return cls(request, dataset, encoder, CacheFolder(path), ranks, report, key)
+        return cls(request, dataset, encoder, CacheFolder(path), ranks, progress, key)
 
     @property
     def tasks(self) -> list[Task]:
@@ -111,12 +114,12 @@ class _Job:
             batch_size,
             workers,
             self.clock,
-            self.report,
+            self.progress,
         )
 
 
 def encode_missing(
-    request: Request, dataset: ImageDataset, ranks: Ranks, report: Report
+    request: Request, dataset: ImageDataset, ranks: Ranks, progress: Progress = no_progress
 ) -> Extraction:
     """Encode what a cache lacks, with the help of the other ranks, and carry over the rest.
 
@@ -125,9 +128,9 @@ def encode_missing(
             is writing the cache, or no image of a client can be decoded (with
             `strict`, one that cannot).
     """
-    fetch_encoder(request.encoder, report)
+    fetch_encoder(request.encoder, progress)
     ranks.tell("weights", "here")
-    job = _Job.of(request, dataset, ranks, report)
+    job = _Job.of(request, dataset, ranks, progress)
     with writing(job.folder):
         return _encode(job)
 
@@ -139,7 +142,7 @@ def help_encoding(request: Request, dataset: ImageDataset, ranks: Ranks) -> None
         FedclipError: the encoder cannot be used, or it or the files here are others.
     """
     ranks.ask("weights")
-    job = _Job.of(request, dataset, ranks, Silence())
+    job = _Job.of(request, dataset, ranks, no_progress)
     plan = ranks.ask("plan")
     _check_plan(job, plan)
     tasks = job.tasks
@@ -180,12 +183,12 @@ def _encode(job: _Job) -> Extraction:
     batch_size = _batch_size(job, manifest, standing)
     _note_encoder(job, batch_size)
     if not request.force and len(standing) < len(folder.files):
-        job.report.note("           (going on with what --force began)")
+        logger.info("           (resuming what --force began)")
     known, texts = _known(job, () if request.force else standing)
     # What was seen before reading, so that a later change is noticed as one.
     seen = listings(dataset)
     tasks = job.tasks
-    outcomes = _carried_over(tasks, known, job.report)
+    outcomes = _carried_over(tasks, known, job.progress)
     missing = [task for task in tasks if task.number not in outcomes]
     manifest = {
         "dataset": dataset.name,
@@ -205,9 +208,12 @@ def _encode(job: _Job) -> Extraction:
     with job.clock.timing(ENCODING):
         encoded_texts = texts.encode_missing()
     for template, one, other in texts.alike():
-        job.report.warn(
-            f"with the template {template!r} the classes {one!r} and {other!r} have the same text, "
-            "and are not told apart; an encoder reads only the beginning of a long prompt"
+        logger.warning(
+            "with the template %r the classes %r and %r have the same text and cannot be told "
+            "apart; an encoder reads only the beginning of a long prompt",
+            template,
+            one,
+            other,
         )
     for receipt in _receipts(share, job.ranks):
         _enter(receipt, outcomes, known, folder)
@@ -272,9 +278,9 @@ def _note_encoder(job: _Job, batch_size: int) -> None:
         *(["compiled"] if name.compiled else []),
         *([f"{job.ranks.size} ranks"] if job.ranks.size > 1 else []),
     ]
-    job.report.note(f"encoder    {', '.join(facts)}")
+    logger.info("encoder    %s", ", ".join(facts))
     if asked not in (None, batch_size):
-        job.report.note(f"           (this cache was begun with batches of {batch_size})")
+        logger.info("           (this cache was begun with batches of %d)", batch_size)
 
 
 def _known(job: _Job, standing: Sequence[Path]) -> tuple[KnownVectors, Texts]:
@@ -290,7 +296,7 @@ def _known(job: _Job, standing: Sequence[Path]) -> tuple[KnownVectors, Texts]:
         except (CacheError, ValueError, EOFError):
             path.unlink()  # as if lost
     if known:
-        job.report.note(f"           (taking up {len(known)} images that were encoded before)")
+        logger.info("           (resuming after %d images that were encoded before)", len(known))
     for path in standing:
         cache = read_cache(path)
         if cache.key != job.key:
@@ -305,18 +311,18 @@ def _known(job: _Job, standing: Sequence[Path]) -> tuple[KnownVectors, Texts]:
 
 
 def _carried_over(
-    tasks: Sequence[Task], known: KnownVectors, report: Report
+    tasks: Sequence[Task], known: KnownVectors, progress: Progress
 ) -> dict[int, _Outcome]:
     """Find the images whose vectors are known by their content."""
     outcomes: dict[int, _Outcome] = {}
     if not known:
         return outcomes
     for done, task in enumerate(tasks):
-        report.progress("comparing", done, len(tasks), "images")
+        progress("comparing", done, len(tasks), "images")
         digest = _digest(task.source)
         if digest is not None and digest in known:
             outcomes[task.number] = _Outcome(digest)
-    report.progress("comparing", len(tasks), len(tasks), "images")
+    progress("comparing", len(tasks), len(tasks), "images")
     return outcomes
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...cache import FedclipError
-from ...cache.common.progress import Report
+from ...cache.common.progress import Progress, no_progress
 from ...cache.parts import write_part
 from ..datasets.sources import Source
 from ..encoders.openclip import Encoder, Launched
@@ -63,7 +63,7 @@ class Share:
         batch_size: The one batch shape that the encoder sees.
         workers: Processes that decode images.
         clock: Where the time is added up.
-        report: Where progress is told, client by client.
+        progress: Called after each batch, client by client.
     """
 
     def __init__(
@@ -74,14 +74,14 @@ class Share:
         batch_size: int,
         workers: int,
         clock: Clock,
-        report: Report,
+        progress: Progress = no_progress,
     ) -> None:
         self._encoder = encoder
         self._folder = folder
         self._tasks = tasks
         self._batch_size = batch_size
         self._clock = clock
-        self._progress = _Progress(report, [task.client for task in tasks])
+        self._progress = _ClientProgress(progress, [task.client for task in tasks])
         self._batches = load_batches(
             [task.source for task in tasks],
             encoder.decode,
@@ -203,11 +203,11 @@ def _write(folder: Path, receipt: Receipt, vectors: npt.NDArray[np.float32]) -> 
     return receipt
 
 
-class _Progress:
+class _ClientProgress:
     """Tells of each client in turn."""
 
-    def __init__(self, report: Report, clients: Sequence[str]) -> None:
-        self._report = report
+    def __init__(self, progress: Progress, clients: Sequence[str]) -> None:
+        self._progress = progress
         self._clients = clients
         self._totals = Counter(clients)
         self._done: Counter[str] = Counter()
@@ -232,4 +232,4 @@ class _Progress:
 
     def _tell(self, client: str) -> None:
         skipped = f"{self._skipped[client]} skipped" if self._skipped[client] else ""
-        self._report.progress(client, self._done[client], self._totals[client], "images", skipped)
+        self._progress(client, self._done[client], self._totals[client], "images", skipped)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...cache import CacheFolder, FeatureCache, FedclipError
-from ...cache.common.progress import Report
+from ...cache.common.progress import Progress, no_progress
 from ..datasets.find import find_dataset, opened
 from ..datasets.registry import KNOWN
 from ..encoders.openclip import load_encoder
@@ -101,7 +101,7 @@ def lend(
     caches: Sequence[FeatureCache],
     template: str,
     device: torch.device,
-    report: Report,
+    progress: Progress = no_progress,
 ) -> Loan:
     """Find and load what a whole model is made of.
 
@@ -110,7 +110,7 @@ def lend(
         caches: The clients, whose rows are trained on.
         template: Of the class prompts.
         device: Where it is trained.
-        report: Takes what there is to tell of downloads.
+        progress: Called while something is downloaded.
 
     Raises:
         FedclipError: the weights or the images cannot be had, or are not those of the caches.
@@ -118,7 +118,7 @@ def lend(
     name, class_names = EncoderName(**origin.encoder), caches[0].class_names
     tokens = torch.zeros(len(class_names), 0, dtype=torch.int64)
     if origin.backbone == CLIP:
-        fetch_encoder(name, report)
+        fetch_encoder(name, progress)
         encoder = load_encoder(name, torch.device("cpu"))
         backbone = clip_backbone(encoder)
         if encoder.facts["weights_sha256"] != caches[0].encoder.get("weights_sha256"):
@@ -137,6 +137,6 @@ def lend(
         cache_dir=Path(),
         name=caches[0].dataset,
     )
-    dataset = opened(find_dataset(request, report), report)
+    dataset = opened(find_dataset(request, progress), progress)
     images = lend_images(dataset, caches, backbone.decode, backbone.size, device)
     return Loan(backbone, images, tokens.to(device))

@@ -189,7 +189,7 @@ def test_notes_and_progress_go_to_standard_error_of_the_moment(
     assert extract("--dataset", root, "--pretrained", "random") == 0
     captured = capsys.readouterr()
     assert captured.err.splitlines()[0] == (
-        f"data set   pets: 2 clients, 2 classes, 12 images below {root}"
+        f"dataset    pets: 2 clients, 2 classes, 12 images below {root}"
     )
     assert "warning: RANDOM WEIGHTS" in captured.err
     assert "encoder    local-dir:tinyclip random, fp32 on cpu, batches of 64" in captured.err
@@ -321,7 +321,7 @@ def test_another_process_makes_the_same_files_byte_for_byte_even_of_random_weigh
     assert "encoded    12 images and 2 prompts" in result.stdout
     assert "\x1b" not in result.stdout + result.stderr
     assert [line.split(":")[0] for line in result.stderr.splitlines()] == [
-        "data set   pets",
+        "dataset    pets",
         "warning",
         "encoder    local-dir",
         *("photo", "photo"),

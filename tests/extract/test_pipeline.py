@@ -31,7 +31,7 @@ from fedclip.cache import (
     read_cache,
     write_cache,
 )
-from fedclip.cache.common.progress import LineReport
+from fedclip.cache.common.progress import show_progress
 from fedclip.cache.schema import content_digest
 from fedclip.cache.store import writing
 from fedclip.extract import pipeline
@@ -69,7 +69,8 @@ class Extract:
         }
         stream = io.StringIO()
         try:
-            return extract(Request(**{**values, **changes}), LineReport(stream))
+            with show_progress(stream) as progress:
+                return extract(Request(**{**values, **changes}), progress)
         finally:
             self.told = stream.getvalue()
 
@@ -204,23 +205,16 @@ def test_a_client_s_file_holds_its_images_by_id_with_class_and_content(
 
 
 def test_progress_counts_every_image_of_every_client(make_images: MakeImages, run: Extract) -> None:
-    class Recorder:
-        def __init__(self) -> None:
-            self.seen: list[tuple[str, int, int, str, str]] = []
+    seen: list[tuple[str, int, int, str, str]] = []
 
-        def note(self, text: str) -> None: ...
-
-        def warn(self, text: str) -> None: ...
-
-        def progress(self, task: str, done: int, total: int, unit: str, detail: str = "") -> None:
-            self.seen.append((task, done, total, unit, detail))
+    def record(task: str, done: int, total: int, unit: str, detail: str = "") -> None:
+        seen.append((task, done, total, unit, detail))
 
     root = make_images()
     (root / "sketch" / "cat" / "00.png").write_bytes(b"")
-    recorder = Recorder()
     request = Request(str(root), run.encoder, (TEMPLATE,), root, run.cache_dir, None, 4, 0, "cpu")
-    extract(request, recorder)
-    assert recorder.seen == [
+    extract(request, record)
+    assert seen == [
         ("photo", 0, 6, "images", ""),
         ("photo", 4, 6, "images", ""),
         ("photo", 6, 6, "images", ""),

@@ -1,6 +1,7 @@
 """Tables of images on the hub: which rows they are, whose, and what is refused."""
 
 import errno
+import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from PIL import Image
 
 from fedclip.cache import FedclipError
 from fedclip.cache.common import limits
+from fedclip.cache.common.progress import Progress, no_progress
 from fedclip.extract import hub as hub_module
 from fedclip.extract.datasets.base import ImageDataset
 from fedclip.extract.datasets.find import find_dataset
@@ -31,23 +33,19 @@ Hub = Any  # the class of this name beside this file
 pytestmark = pytest.mark.usefixtures("at_hub")
 
 
-class Told:
-    """A report that remembers."""
+class Counts:
+    """Progress that remembers."""
 
     def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.warnings: list[str] = []
-        self.bars: list[tuple[str, int, int]] = []
+        self.seen: list[tuple[str, int, int]] = []
 
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-
-    def progress(self, task: str, done: int, total: int, unit: str, detail: str = "") -> None:
+    def __call__(self, task: str, done: int, total: int, unit: str, detail: str = "") -> None:
         assert unit in ("kB", "MB"), detail
-        self.bars.append((task, done, total))
+        self.seen.append((task, done, total))
+
+
+def logged(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == level]
 
 
 def picture(seed: int, size: int = 24) -> bytes:
@@ -70,7 +68,7 @@ def rows(
 NAMES = {"label": ("cat", "dog")}
 
 
-def ask(place: Path, dataset: str, told: Told | None = None, **options: Any) -> ImageDataset:
+def ask(place: Path, dataset: str, counts: Progress = no_progress, **options: Any) -> ImageDataset:
     table = TableOptions(
         **{name: options.pop(name) for name in TableOptions.__annotations__ if name in options}
     )
@@ -83,10 +81,9 @@ def ask(place: Path, dataset: str, told: Told | None = None, **options: Any) -> 
         table=table,
         **options,
     )
-    report = told or Told()
     with hub_module.offline(request.offline):
-        found = find_dataset(request, report)
-        return found.open(report) if isinstance(found, LocatedTable) else found
+        found = find_dataset(request, counts)
+        return found.open(counts) if isinstance(found, LocatedTable) else found
 
 
 def refusal(place: Path, dataset: str, **options: Any) -> str:
@@ -378,17 +375,20 @@ def test_a_transfer_that_ended_just_before_its_file_was_in_place_is_finished(
 
 
 def test_where_the_hub_does_not_answer_what_is_here_is_taken_with_a_warning(
-    hub: Hub, image_table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub,
+    image_table: Table,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     repo = hub.repo("owner/pets", {"train.parquet": image_table(rows(), NAMES)})
     online = ask(tmp_path, "hf:owner/pets")
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    told = Told()
-    assert ask(tmp_path, "hf:owner/pets", told) == online
-    (warning,) = told.warnings
-    assert f"commit {repo.branches['main'][:8]} is taken, which is here" in warning
+    assert ask(tmp_path, "hf:owner/pets") == online
+    (warning,) = logged(caplog, logging.WARNING)
+    assert f"commit {repo.branches['main'][:8]} is used, which is on this machine" in warning
     message = refusal(tmp_path, "hf:owner/others")
     assert "cannot be had from http://127.0.0.1:9" in message
     assert "run 'hf download owner/others --repo-type dataset'" in message
@@ -402,8 +402,7 @@ def test_a_later_commit_brings_only_the_files_that_are_new(
     first = ask(tmp_path, "hf:owner/pets")
     repo.push({"train-a.parquet": old, "train-b.parquet": image_table(rows(("zoo",)), NAMES)})
     hub.requests.clear()
-    told = Told()
-    second = ask(tmp_path, "hf:owner/pets", told)
+    second = ask(tmp_path, "hf:owner/pets")
     assert len(hub.large_gets()) == 1
     assert [client.name for client in second.clients] == ["art", "photo", "zoo"]
     assert [[image.source.stamp() for image in client.images] for client in second.clients[:2]] == [
@@ -427,19 +426,26 @@ def large(hub: Hub, image_table: Table) -> bytes:
 
 
 def test_a_dropped_connection_is_taken_up_where_it_broke(
-    hub: Hub, large: bytes, tmp_path: Path, at_hub: Path
+    hub: Hub, large: bytes, tmp_path: Path, at_hub: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "fedclip")
     hub.drops = [PIECE + 5]
-    told = Told()
-    ask(tmp_path, "hf:owner/pets", told)
+    counts = Counts()
+    ask(tmp_path, "hf:owner/pets", counts)
     assert [get.begin for get in hub.large_gets()] == [0, PIECE]
     assert next(at_hub.rglob("snapshots/*/train.parquet")).read_bytes() == large
-    assert told.notes == [f"download   hf:owner/pets: 1 files, {len(large) / 1e6:.1f} MB"]
-    assert told.bars[-1] == ("hf:owner/pets", len(large) // 10**6, len(large) // 10**6)
+    (note,) = logged(caplog, logging.INFO)
+    assert note == f"download   hf:owner/pets: 1 files, {len(large) / 1e6:.1f} MB"
+    assert counts.seen[-1] == ("hf:owner/pets", len(large) // 10**6, len(large) // 10**6)
 
 
 def test_a_download_that_was_given_up_goes_on_the_next_time(
-    hub: Hub, large: bytes, tmp_path: Path, at_hub: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub,
+    large: bytes,
+    tmp_path: Path,
+    at_hub: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)
     hub.drops = [PIECE, *[0] * 12]
@@ -448,10 +454,10 @@ def test_a_download_that_was_given_up_goes_on_the_next_time(
     assert message.endswith("; run again to go on where it stopped")
     hub.drops = []
     hub.requests.clear()
-    told = Told()
-    ask(tmp_path, "hf:owner/pets", told)
+    caplog.set_level(logging.INFO, "fedclip")
+    ask(tmp_path, "hf:owner/pets")
     assert [get.begin for get in hub.large_gets()] == [PIECE]
-    assert "(the rest is here)" in told.notes[0]
+    assert "(the rest is here)" in logged(caplog, logging.INFO)[0]
     assert next(at_hub.rglob("snapshots/*/train.parquet")).read_bytes() == large
 
 

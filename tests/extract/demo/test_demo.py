@@ -43,21 +43,15 @@ PIXELS_SHA256 = "67b789c85fdae9f58bd580e6eaf8bf847c85758f1ba3c7a52034249d650a55f
 
 
 @dataclass
-class Silent:
-    """A report that keeps nothing, and can be told to interrupt."""
+class Losses:
+    """Progress that keeps losses, and can be made to interrupt."""
 
     interrupt_at: int = sys.maxsize
-    losses: list[float] = field(default_factory=list)
+    seen: list[float] = field(default_factory=list)
 
-    def note(self, text: str) -> None:
-        """Hear nothing."""
-
-    def warn(self, text: str) -> None:
-        """Hear nothing."""
-
-    def progress(self, task: str, done: int, total: int, unit: str, detail: str = "") -> None:
+    def __call__(self, task: str, done: int, total: int, unit: str, detail: str = "") -> None:
         if detail.startswith("loss "):
-            self.losses.append(float(detail.removeprefix("loss ")))
+            self.seen.append(float(detail.removeprefix("loss ")))
         if done >= self.interrupt_at:
             raise KeyboardInterrupt
 
@@ -81,7 +75,7 @@ def test_a_picture_depends_on_its_seed_alone() -> None:
 def test_a_data_set_is_laid_out_by_domain_and_class_and_no_two_images_are_alike(
     tmp_path: Path,
 ) -> None:
-    draw_dataset(tmp_path / "demo", Silent(), seed=5, images=3)
+    draw_dataset(tmp_path / "demo", seed=5, images=3)
     dataset = open_dataset("demo", tmp_path)
     assert [client.name for client in dataset.clients] == ["cartoon", "neon", "photo", "sketch"]
     assert dataset.class_names == tuple(sorted(THINGS))
@@ -94,7 +88,7 @@ def test_a_data_set_is_laid_out_by_domain_and_class_and_no_two_images_are_alike(
 
 def test_an_interrupted_drawing_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        draw_dataset(tmp_path / "demo", Silent(interrupt_at=20), images=1)
+        draw_dataset(tmp_path / "demo", Losses(interrupt_at=20), images=1)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -136,19 +130,19 @@ def test_a_short_pre_training_lowers_the_loss_and_gives_the_same_bytes_again(
     tmp_path: Path,
 ) -> None:
     recipe = Recipe(images=192, epochs=4, batch_size=32)
-    report = Silent()
+    losses = Losses()
     for name in ("one", "two"):
-        pretrain(tmp_path / name, report, recipe)
+        pretrain(tmp_path / name, losses, recipe)
     one, two = ((tmp_path / name / WEIGHTS_FILE).read_bytes() for name in ("one", "two"))
     assert one == two
     assert (tmp_path / "one" / CONFIG_FILE).read_bytes() == (SHIPPED / CONFIG_FILE).read_bytes()
-    assert len(report.losses) == 48
-    assert np.mean(report.losses[18:24]) < np.mean(report.losses[:6]) - 0.1
+    assert len(losses.seen) == 48
+    assert np.mean(losses.seen[18:24]) < np.mean(losses.seen[:6]) - 0.1
 
 
 @pytest.mark.slow
 def test_the_whole_pre_training_gives_a_model_of_the_shipped_one_s_worth(tmp_path: Path) -> None:
-    pretrain(tmp_path / "again", Silent())
+    pretrain(tmp_path / "again")
     again = zero_shot(tmp_path, tmp_path / "again", images=30)
     assert again == pytest.approx(zero_shot(tmp_path, SHIPPED, images=30), abs=0.03)
 
@@ -157,10 +151,10 @@ def zero_shot(work: Path, model: Path, images: int) -> float:
     """Measure a model's zero-shot accuracy on a fresh draw, over all domains."""
     root = work / f"draw-{images}"
     if not root.exists():
-        draw_dataset(root, Silent(), seed=77, images=images)
+        draw_dataset(root, seed=77, images=images)
     name = EncoderName.of(f"{LOCAL_DIR}{model}", None, "fp32")
     request = Request(str(root), name, (DEFAULT_TEMPLATE,), work, work / "caches")
-    return float(np.mean([accuracy(c) for c in load_cache(extract(request, Silent()).folder)]))
+    return float(np.mean([accuracy(c) for c in load_cache(extract(request).folder)]))
 
 
 def accuracy(cache: FeatureCache) -> float:

@@ -22,7 +22,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fedclip.cache import FeatureCache, FedclipError, image_key, read_cache
-from fedclip.cache.common.progress import LineReport
 from fedclip.extract.encoders.openclip import Encoder, load_encoder
 from fedclip.extract.encoders.spec import EncoderName
 from fedclip.extract.pipeline import extract
@@ -173,7 +172,7 @@ def zoo(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Zoo:
         workers=0,
         device="cpu",
     )
-    extraction = extract(request, LineReport(io.StringIO()))
+    extraction = extract(request)
     place = f"local-dir:{tiny_clip}"
     model, _, preprocess = open_clip.create_model_and_transforms(place)
     return Zoo(

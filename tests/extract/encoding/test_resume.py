@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import json
 import os
 import re
@@ -30,6 +31,7 @@ from fedclip.cache import (
     remove_cache,
     write_cache,
 )
+from fedclip.cache.common.progress import show_progress
 from fedclip.cache.known import KnownVectors
 from fedclip.cache.parts import PARTS, find_parts, read_part, write_part
 from fedclip.cache.store import writing
@@ -46,29 +48,14 @@ MakeImages = Callable[..., Path]
 Run = Callable[..., Extraction]
 
 
-class Told:
-    """A report that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.lines.append(text)
-
-    def warn(self, text: str) -> None:
-        self.lines.append(text)
-
-    def progress(self, task: str, done: int, total: int, unit: str, detail: str = "") -> None:
-        self.lines.append(f"{task} {done}/{total}")
+@pytest.fixture
+def log() -> io.StringIO:
+    """Give what extractions write their notes to."""
+    return io.StringIO()
 
 
 @pytest.fixture
-def told() -> Told:
-    return Told()
-
-
-@pytest.fixture
-def run(tmp_path: Path, tiny_clip: Path, told: Told, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(tmp_path: Path, tiny_clip: Path, log: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Give a function that extracts in batches of 2 and parts of 4 rows."""
     monkeypatch.setattr(share, "PART_ROWS", 4)
     encoder = EncoderName.of(f"{LOCAL_DIR}{tiny_clip}", None, "fp32")
@@ -82,7 +69,8 @@ def run(tmp_path: Path, tiny_clip: Path, told: Told, monkeypatch: pytest.MonkeyP
             cache_dir=tmp_path / caches,
             **{"batch_size": 2, "workers": 0, **options},
         )
-        return extract(request, told)
+        with show_progress(log) as progress:
+            return extract(request, progress)
 
     return extraction
 
@@ -97,7 +85,6 @@ KILLS = """
 import json, os, random, signal, socket, sys, time
 from pathlib import Path
 import torch, torch.distributed
-from fedclip.cache.common.progress import Silence
 from fedclip.extract.encoding import worker as share
 from fedclip.extract.encoders.openclip import Encoder
 from fedclip.extract.encoders.spec import EncoderName
@@ -127,7 +114,7 @@ def begin(cache_dir):
             request = Request(
                 str(root), name, ("a {}",), work, cache_dir, batch_size=4, workers=0
             )
-            extract_share(request, Ranks.launched(), Silence())
+            extract_share(request, Ranks.launched())
             os._exit(0)
         children.append(child)
     return children
@@ -308,7 +295,7 @@ def stop_after(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_was_encoded_is_taken_up_and_only_the_rest_is_encoded(
-    run: Run, make_images: MakeImages, told: Told, monkeypatch: pytest.MonkeyPatch
+    run: Run, make_images: MakeImages, log: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = make_images(images=6)
     expected = content(run(root, "undisturbed").folder)
@@ -318,7 +305,7 @@ def test_what_was_encoded_is_taken_up_and_only_the_rest_is_encoded(
             run(root)
     result = run(root)
     assert [client.encoded for client in result.clients] == [4, 12]
-    assert "           (taking up 8 images that were encoded before)" in told.lines
+    assert "           (resuming after 8 images that were encoded before)\n" in log.getvalue()
     assert content(result.folder) == expected
     assert not (result.folder.path / PARTS).exists()
 
@@ -465,7 +452,7 @@ def test_force_encodes_everything_again(run: Run, make_images: MakeImages) -> No
 
 
 def test_a_forced_extraction_that_was_stopped_is_gone_on_with(
-    run: Run, make_images: MakeImages, told: Told, monkeypatch: pytest.MonkeyPatch
+    run: Run, make_images: MakeImages, log: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = make_images(images=6)
     expected = content(run(root, "undisturbed", batch_size=3).folder)
@@ -475,7 +462,7 @@ def test_a_forced_extraction_that_was_stopped_is_gone_on_with(
         with pytest.raises(StoppedError):
             run(root, force=True, batch_size=3)
     result = run(root)
-    assert "           (going on with what --force began)" in told.lines
+    assert "           (resuming what --force began)\n" in log.getvalue()
     assert result.encoded == 24 - 6
     assert result.folder.read_manifest()["batch_size"] == 3
     assert content(result.folder) == expected
@@ -614,6 +601,6 @@ def test_a_full_disk_is_one_line_and_the_next_run_goes_on(
     result = fedclip(*command)
     assert result.returncode == 0, result.stderr
     # The part's 256 rows are of 160 different pictures.
-    assert "(taking up 160 images that were encoded before)" in result.stderr
+    assert "(resuming after 160 images that were encoded before)" in result.stderr
     (file,) = (tmp_path / "caches").glob("*/*/*.h5")
     assert len(read_cache(file).labels) == 300
