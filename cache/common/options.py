@@ -1,38 +1,379 @@
-"""Options that several commands take, and how a command lends its own to another."""
+"""Command-line options made from the settings that `fields.py` declares.
+
+A command names the dataclasses that it takes, and gets instances of them:
+
+    @app.command(cls=Command)
+    @with_options(examples=["fedclip train --lr 0.1"])
+    def train(run: RunOptions, settings: Chosen[Settings]) -> None: ...
+
+Each field is one option; parameters of other types are Typer's, as ever.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin, overload
 
 import typer
+from typer.core import TyperCommand
 
-CacheDir = Annotated[
-    Path,
-    typer.Option("--cache-dir", envvar="FEDCLIP_CACHE_DIR", help="Where caches are kept."),
+from .errors import FedclipError
+from .fields import Option, flag, option, options_of
+
+__all__ = [
+    "Also",
+    "But",
+    "CacheOptions",
+    "Chosen",
+    "Command",
+    "Only",
+    "declared",
+    "flag",
+    "given",
+    "last_value",
+    "with_options",
 ]
+
+# Choices that take up to this many characters stand for the value in the help.
+_SHORT_CHOICES = 24
+
+# Where a context keeps the options of its command.
+_EXPANDED = __name__
+
+# Where a decorated function keeps its groups.
+_COMMAND = "_with_options"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """Where caches are."""
+
+    cache_dir: Path = option(
+        Path("caches"), envvar="FEDCLIP_CACHE_DIR", help="Folder of the caches."
+    )
+
+
+class Chosen(dict[str, Any], Generic[T]):
+    """The settings of `T` that the user gave, by name; the others are not in the mapping."""
+
+
+class Only:
+    """In an annotation: take only these fields as options."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+
+class But:
+    """In an annotation: take all fields but these as options."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+
+class Also:
+    """In an annotation of a `Chosen`: take the options that a function lists, too.
+
+    Args:
+        options: Called with the command's raw arguments before they are parsed, and with none
+            if the shell asks for completions and the arguments are not valid yet.
+    """
+
+    def __init__(self, options: Callable[[Sequence[str]], Iterable[Option]]) -> None:
+        self.options = options
+
+
+@dataclass(frozen=True)
+class _Group:
+    """A parameter that stands for the options of a dataclass."""
+
+    cls: type
+    chosen: bool
+    marks: tuple[object, ...]
+
+    @classmethod
+    def of(cls, annotation: Any) -> _Group | None:
+        """Read a parameter's annotation; None if the parameter is one of Typer's own."""
+        marks: tuple[object, ...] = ()
+        if get_origin(annotation) is Annotated:
+            annotation, *rest = get_args(annotation)
+            marks = tuple(rest)
+        chosen = get_origin(annotation) is Chosen
+        if chosen:
+            (annotation,) = get_args(annotation)
+        if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+            return cls(annotation, chosen, marks)
+        return None
+
+    def options(self, arguments: Sequence[str]) -> dict[str, Option]:
+        options = options_of(self.cls)
+        for mark in self.marks:
+            if isinstance(mark, (Only, But)):
+                unknown = set(mark.names) - set(options)
+                if unknown:
+                    raise TypeError(f"{self.cls.__name__} has no settings {sorted(unknown)}")
+                keep = isinstance(mark, Only)
+                options = {n: each for n, each in options.items() if (n in mark.names) == keep}
+        for mark in self.marks:
+            if isinstance(mark, Also):
+                options |= {each.name: each for each in mark.options(arguments)}
+        return options
+
+
+@dataclass
+class _Expanded:
+    """The options of a command for the arguments of one call."""
+
+    groups: dict[str, dict[str, Option]] = field(default_factory=dict)
+    parameters: list[Any] = field(default_factory=list)  # click's
+
+
+@overload
+def with_options(function: Callable[..., None]) -> Callable[..., None]: ...
+
+
+@overload
+def with_options(
+    *, examples: Sequence[str]
+) -> Callable[[Callable[..., None]], Callable[..., None]]: ...
+
+
+def with_options(
+    function: Callable[..., None] | None = None, *, examples: Sequence[str] = ()
+) -> Any:
+    """Let a command take dataclasses and `Chosen` mappings; to be used with `Command`.
+
+    Args:
+        function: The command.
+        examples: Command lines that end the help.
+    """
+    if function is None:
+        return functools.partial(with_options, examples=examples)
+    signature = inspect.signature(function, eval_str=True)
+    groups: dict[str, _Group] = {}
+    others: list[inspect.Parameter] = []
+    context_name = None
+    for parameter in signature.parameters.values():
+        group = _Group.of(parameter.annotation)
+        if group is not None:
+            groups[parameter.name] = group
+        elif parameter.annotation is typer.Context:
+            context_name = parameter.name
+        else:
+            others.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+
+    @functools.wraps(function)
+    def command(context: typer.Context, **values: Any) -> None:
+        if context_name is not None:
+            values[context_name] = context
+        function(**values, **_build(context, groups))
+
+    context = inspect.Parameter(
+        "context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
+    )
+    command.__signature__ = inspect.Signature([context, *others])  # type: ignore[attr-defined]
+    command.__annotations__ = {each.name: each.annotation for each in (context, *others)}
+    setattr(command, _COMMAND, (groups, tuple(examples)))
+    return command
+
+
+def _build(context: typer.Context, groups: Mapping[str, _Group]) -> dict[str, Any]:
+    """Make the instances and mappings that a command takes of what the user gave."""
+    typed = _given(context, "COMMANDLINE", "ENVIRONMENT")
+    built = {}
+    try:
+        for name, group in groups.items():
+            values = {
+                each.name: _read(each, context.params[each.name])
+                for each in _expanded(context).groups[name].values()
+                if each.name in typed
+            }
+            built[name] = Chosen(values) if group.chosen else group.cls(**values)
+    except FedclipError as error:
+        context.fail(str(error))
+    return built
+
+
+def _read(each: Option, value: Any) -> Any:
+    return value if isinstance(value, bool) else each.read(value)
+
+
+class Command(TyperCommand):
+    """A command whose options are made from dataclasses when its arguments are known."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        groups, examples = getattr(self.callback, _COMMAND, ({}, ()))
+        self._groups: dict[str, _Group] = groups
+        self._examples: tuple[str, ...] = examples
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Make the options for these arguments, then parse them."""
+        try:
+            ctx.meta[_EXPANDED] = _expand(self._groups, args)
+        except FedclipError as error:
+            ctx.meta[_EXPANDED] = _expand(self._groups, ())
+            if not ctx.resilient_parsing:  # as it is while the shell completes
+                ctx.fail(str(error))
+        return super().parse_args(ctx, args)
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """List the parameters: Typer's own, the options made from dataclasses, --help."""
+        own = super().get_params(ctx)
+        count = len(self.params)
+        return [*own[:count], *_expanded(ctx).parameters, *own[count:]]
+
+    def invoke(self, ctx: Any) -> Any:
+        """Call the command."""
+        own = {each.name for each in self.params}
+        values = {name: value for name, value in ctx.params.items() if name in own}
+        return ctx.invoke(self.callback, **values)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help, and the examples below it."""
+        super().format_help(ctx, formatter)
+        if self._examples:
+            lines = "".join(f"  {line}\n" for line in self._examples)
+            formatter.write(f"\nExamples:\n{lines}")
+
+
+def _expand(groups: Mapping[str, _Group], arguments: Sequence[str]) -> _Expanded:
+    expanded = _Expanded({name: group.options(arguments) for name, group in groups.items()})
+    options = [each for group in expanded.groups.values() for each in group.values()]
+    names = [each.name for each in options]
+    if len(set(names)) < len(names):
+        raise TypeError(f"a command has two options of one name, among {names}")
+    expanded.parameters = _parameters(options)
+    return expanded
+
+
+def _expanded(context: Any) -> _Expanded:
+    expanded: _Expanded = context.meta.get(_EXPANDED) or _Expanded()
+    return expanded
+
+
+def _parameters(options: Iterable[Option]) -> list[Any]:
+    """Make click's parameters, by having Typer make them of a function's."""
+
+    def function() -> None: ...
+
+    parameters = [_parameter(each) for each in options]
+    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    function.__annotations__ = {each.name: each.annotation for each in parameters}
+    app = typer.Typer(add_completion=False)
+    app.command()(function)
+    made: list[Any] = typer.main.get_command(app).params
+    return made
+
+
+def _parameter(each: Option) -> inspect.Parameter:
+    """Describe an option to Typer as a text, which `Option.read` parses, or as a flag."""
+    kind: Any = list[str] if each.multiple else str
+    default: Any = each.shown_default or None
+    if each.required:
+        default = inspect.Parameter.empty
+    elif each.kinds == (bool,):
+        kind, default = bool, bool(each.default)
+    elif default is None:
+        kind = kind | None
+    elif each.multiple:
+        default = [default]
+    flags = each.flags
+    if not flags:
+        negative = f"/--no-{each.flag[2:]}" if kind is bool and default else ""
+        flags = (f"{each.flag}{negative}",)
+    choices = () if callable(each.choices) else each.names
+    short = len("|".join(choices)) <= _SHORT_CHOICES
+    text = each.help
+    if each.source:
+        text = f"{text.rstrip('.')} ({each.source})."
+    if choices and not short:
+        text = f"{text} One of {', '.join(choices)}."
+    metavar = each.metavar or ("|".join(choices) if choices and short else _metavar(each))
+    declared: Any = typer.Option(
+        *flags,
+        help=_escape(text),
+        metavar="" if kind is bool else metavar,
+        envvar=each.envvar or None,
+        show_default=bool(default),
+        autocompletion=_completer(each) if each.choices else None,
+        rich_help_panel=each.panel or None,
+    )
+    return inspect.Parameter(
+        each.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[kind, declared],
+    )
+
+
+def _metavar(each: Option) -> str:
+    if each.choices:
+        return "NAME"
+    return {int: "INTEGER", float: "NUMBER", Path: "PATH"}.get(each.kinds[-1], "TEXT")
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _completer(each: Option) -> Callable[[str], list[str]]:
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in each.names if name.startswith(incomplete)]
+
+    return complete
+
+
+def declared(context: typer.Context) -> dict[str, Option]:
+    """List the options of the running command that are made from dataclasses, by name."""
+    groups = _expanded(context).groups.values()
+    return {name: each for group in groups for name, each in group.items()}
 
 
 def given(context: typer.Context) -> set[str]:
     """Name the parameters that the command line gives."""
+    return _given(context, "COMMANDLINE")
+
+
+def _given(context: typer.Context, *where: str) -> set[str]:
     sources = {name: context.get_parameter_source(name) for name in context.params}
-    return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+    return {name for name, source in sources.items() if source and source.name in where}
 
 
-def flag(name: str) -> str:
-    """Spell a parameter as its option is spelt."""
-    return f"--{name.replace('_', '-')}"
+def last_value(arguments: Sequence[str], *flags: str) -> str | None:
+    """Find what raw arguments give for an option, which may not be parsed yet."""
+    value = None
+    for position, argument in enumerate(arguments):
+        name, equals, attached = argument.partition("=")
+        if name in flags:
+            following = arguments[position + 1 : position + 2]
+            value = attached if equals else next(iter(following), value)
+    return value
 
 
-def options_but(command: Callable[..., None], but: Collection[str]) -> list[str]:
+# The commands that are not made of dataclasses yet.
+CacheDir = Annotated[
+    Path,
+    typer.Option("--cache-dir", envvar="FEDCLIP_CACHE_DIR", help="Folder of the caches."),
+]
+
+
+def options_but(command: Callable[..., None], but: Iterable[str]) -> list[str]:
     """Name the parameters of a command but for some."""
     return [name for name in inspect.signature(command).parameters if name not in but]
 
 
 def with_options_of(
-    *lenders: tuple[Callable[..., None], Collection[str]],
+    *lenders: tuple[Callable[..., None], Iterable[str]],
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Let a command whose last parameter is `**options` take those named of others as well."""
 

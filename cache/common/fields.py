@@ -1,0 +1,383 @@
+"""Settings declared once: a dataclass field that carries its help text, bounds and choices.
+
+A field made by `option` is the only place that names a setting's default, bounds, choices, help
+text and source. The command line (`options.py`), the checks, JSON and the tables in the docs are
+made from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import shlex
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from .errors import FedclipError
+
+# The key of an option's facts in a field's metadata.
+_FACTS = "option"
+
+# Lists of names up to this length are printed in full when a name is unknown.
+_SHORT_LIST = 12
+
+_TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
+
+T = TypeVar("T")
+
+
+def option(
+    default: Any = MISSING,
+    *,
+    help: str,  # noqa: A002 - as everywhere on command lines
+    source: str = "",
+    least: float | None = None,
+    most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: Sequence[str] | Callable[[], Sequence[str]] = (),
+    closed: bool = True,
+    flags: tuple[str, ...] = (),
+    panel: str = "",
+    metavar: str = "",
+    envvar: str = "",
+    parse: Callable[[str], Any] | None = None,
+    shown: str = "",
+) -> Any:
+    """Declare a dataclass field as a setting. Floats must be finite.
+
+    Args:
+        default: Value if none is given; without one, the option is required.
+        help: A noun phrase or an imperative, without the default.
+        source: Paper and equation, or whatever the setting is taken from.
+        least: Inclusive lower bound.
+        most: Inclusive upper bound.
+        above: Exclusive lower bound.
+        below: Exclusive upper bound.
+        choices: Valid values, or a function that lists them (called when they are needed);
+            a field of type `Literal` has its own.
+        closed: Whether `choices` are all that is valid; if not, they are completed by the shell.
+        flags: Names on the command line; by default ``--`` and the field's name.
+        panel: Panel of the help; by default the class attribute `PANEL`.
+        metavar: What stands for the value in the help.
+        envvar: Environment variable that sets the option.
+        parse: Reads the value from text in place of the field's type; raises a ValueError that
+            says what is expected.
+        shown: Text to show as the default in the help.
+    """
+    facts = {
+        "help": help,
+        "source": source,
+        "least": least,
+        "most": most,
+        "above": above,
+        "below": below,
+        "choices": choices,
+        "closed": closed,
+        "flags": flags,
+        "panel": panel,
+        "metavar": metavar,
+        "envvar": envvar,
+        "parse": parse,
+        "shown": shown,
+    }
+    field: Any = dataclasses.field  # its overloads do not take MISSING
+    return field(default=default, metadata={_FACTS: facts})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """A setting: a field's name and type, and what `option` declares about it.
+
+    Attributes:
+        kinds: Types of the value, without None: int, float, str, bool or Path; more than one is
+            tried from left to right.
+        optional: Whether None is valid too.
+        multiple: Whether the value is a tuple, given as one option several times.
+        default: The default, or `dataclasses.MISSING`.
+    """
+
+    name: str
+    kinds: tuple[type, ...]
+    optional: bool
+    multiple: bool
+    default: Any
+    help: str
+    source: str = ""
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+    choices: Sequence[str] | Callable[[], Sequence[str]] = ()
+    closed: bool = True
+    flags: tuple[str, ...] = ()
+    panel: str = ""
+    metavar: str = ""
+    envvar: str = ""
+    parse: Callable[[str], Any] | None = None
+    shown: str = ""
+
+    @property
+    def flag(self) -> str:
+        """The option's name on the command line."""
+        return self.flags[0] if self.flags else flag(self.name)
+
+    @property
+    def required(self) -> bool:
+        """Whether a value must be given."""
+        return self.default is MISSING
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The choices."""
+        return tuple(self.choices() if callable(self.choices) else self.choices)
+
+    @property
+    def bounds(self) -> str:
+        """The bounds in words, such as `at least 0 and below 1`; empty without bounds."""
+        limits = {
+            "at least": self.least,
+            "above": self.above,
+            "at most": self.most,
+            "below": self.below,
+        }
+        return " and ".join(
+            f"{word} {limit}" for word, limit in limits.items() if limit is not None
+        )
+
+    @property
+    def shown_default(self) -> str:
+        """The default as the help shows it; empty if nothing is to be shown."""
+        if self.shown or self.default in (None, MISSING) or self.default is False:
+            return self.shown
+        values = self.default if self.multiple else (self.default,)
+        return ", ".join(str(value).replace("e-0", "e-") for value in values)
+
+    def read(self, text: str | Sequence[str]) -> Any:
+        """Parse and check what a user typed; for a tuple, one text or several.
+
+        Raises:
+            FedclipError: the value is invalid.
+        """
+        texts = [text] if isinstance(text, str) else text
+        values = tuple(self._read(each) for each in texts)
+        for value, typed in zip(values, texts, strict=True):
+            self._check(value, typed)
+        return values if self.multiple else values[-1]
+
+    def check(self, value: Any) -> None:
+        """Check the type, the bounds and the choice.
+
+        Raises:
+            FedclipError: the value is invalid.
+        """
+        if self.multiple and not isinstance(value, tuple):
+            raise self.error(value, "must be a tuple")
+        for each in value if self.multiple else (value,):
+            self._check(each, each)
+
+    def error(self, value: object, problem: str) -> FedclipError:
+        """Make the error of an invalid value."""
+        return FedclipError(f"{self.flag} {shlex.quote(str(value))}: {problem}")
+
+    def _read(self, text: str) -> Any:
+        if not text:
+            raise self.error(text, f"is empty; give a value, or leave out {self.flag}")
+        if self.parse is not None:
+            try:
+                return self.parse(text)
+            except ValueError as error:
+                raise self.error(text, str(error)) from None
+        for kind in self.kinds:
+            try:
+                return _boolean(text) if kind is bool else kind(text)
+            except ValueError:
+                continue
+        raise self.error(text, f"must be {self._kinds_in_words()}")
+
+    def _check(self, value: Any, typed: object) -> None:
+        """Check one value, which the error repeats as it was typed."""
+        if value is None and self.optional:
+            return
+        if not any(_is(value, kind) for kind in self.kinds):
+            raise self.error(typed, f"must be {self._kinds_in_words()}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise self.error(typed, "must be a finite number")
+        if (
+            (self.least is not None and value < self.least)
+            or (self.most is not None and value > self.most)
+            or (self.above is not None and value <= self.above)
+            or (self.below is not None and value >= self.below)
+        ):
+            raise self.error(typed, f"must be {self.bounds}")
+        if self.closed and self.choices and value not in (names := self.names):
+            noun = self.name.replace("_", " ")
+            raise self.error(typed, f"unknown {noun}{suggest(value, names)}")
+
+    def _kinds_in_words(self) -> str:
+        words = {
+            int: "a whole number",
+            float: "a number",
+            bool: "true or false",
+            Path: "a path",
+            str: "text",
+        }
+        return listed([words[kind] for kind in self.kinds])
+
+
+def options_of(cls: Any) -> dict[str, Option]:
+    """List a dataclass's settings by name, in the order of its fields."""
+    return dict(_options_of(cls))
+
+
+@functools.cache
+def _options_of(cls: Any) -> dict[str, Option]:
+    hints = get_type_hints(cls)
+    options = {}
+    for field in dataclasses.fields(cls):
+        if _FACTS in field.metadata:
+            facts = dict(field.metadata[_FACTS])
+            facts["panel"] = facts["panel"] or getattr(cls, "PANEL", "")
+            resolved = _resolve(hints[field.name], f"{cls.__name__}.{field.name}")
+            options[field.name] = Option(
+                name=field.name, default=field.default, **{**facts, **resolved}
+            )
+    return options
+
+
+def _resolve(hint: Any, where: str) -> dict[str, Any]:
+    """Take a field's type apart."""
+    union = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    members = [each for each in union if each is not types.NoneType]
+    facts: dict[str, Any] = {"optional": len(members) < len(union), "multiple": False}
+    if len(members) == 1 and get_origin(members[0]) is tuple:
+        element, *rest = get_args(members[0])
+        if rest == [...]:
+            members, facts["multiple"] = [element], True
+    if len(members) == 1 and get_origin(members[0]) is Literal:
+        facts["choices"] = get_args(members[0])
+        members = [str]
+    if not members or not set(members) <= {int, float, bool, Path, str}:
+        raise TypeError(f"{where}: a setting cannot be of the type {hint}")
+    return {**facts, "kinds": tuple(members)}
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in (*_TRUE, *_FALSE):
+        raise ValueError
+    return text.lower() in _TRUE
+
+
+def _is(value: Any, kind: type) -> bool:
+    if isinstance(value, bool):  # an int to Python
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def check_options(instance: Any) -> None:
+    """Check every setting of a dataclass's instance; to be called by `__post_init__`.
+
+    Raises:
+        FedclipError: a value is invalid.
+    """
+    for name, each in options_of(type(instance)).items():
+        each.check(getattr(instance, name))
+
+
+def merge_options(owners: Mapping[str, type]) -> list[Option]:
+    """List the settings of several classes, those of one name as one option.
+
+    The help says which owner has which default. Bounds on which owners differ are left to the
+    classes' own checks.
+
+    Args:
+        owners: The classes by name.
+
+    Raises:
+        TypeError: two classes have a setting of one name and different types.
+    """
+    found: dict[str, dict[str, Option]] = {}
+    for owner, cls in owners.items():
+        for name, each in options_of(cls).items():
+            found.setdefault(name, {})[owner] = each
+    return [_merged(by_owner) for by_owner in found.values()]
+
+
+def _merged(by_owner: Mapping[str, Option]) -> Option:
+    first, *others = by_owner.values()
+    kinds = (first.kinds, first.multiple)
+    differing: dict[str, Any] = {}
+    for other in others:
+        if (other.kinds, other.multiple) != kinds:
+            raise TypeError(f"{first.flag} has several types: of {', '.join(by_owner)}")
+        for bound in ("least", "most", "above", "below"):
+            if getattr(other, bound) != getattr(first, bound):
+                differing[bound] = None
+    defaults: dict[str, list[str]] = {}
+    for owner, each in by_owner.items():
+        defaults.setdefault(each.shown_default, []).append(owner)
+    shown = "; ".join(f"{', '.join(names)}: {value}" for value, names in defaults.items() if value)
+    return dataclasses.replace(first, shown=shown, **differing)
+
+
+def to_json(instance: Any) -> dict[str, Any]:
+    """Give a dataclass's fields as JSON values."""
+    values = {each.name: getattr(instance, each.name) for each in dataclasses.fields(instance)}
+    return {
+        name: list(value) if isinstance(value, tuple) else _plain(value)
+        for name, value in values.items()
+    }
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def from_json(cls: type[T], values: Mapping[str, Any]) -> T:
+    """Make an instance of what `to_json` gave; missing fields have their defaults.
+
+    Raises:
+        FedclipError: a value is invalid, or a name is not a field's.
+    """
+    fields: Any = dataclasses.fields(cls)  # type: ignore[arg-type] # of any dataclass
+    hints = get_type_hints(cls)
+    names = [each.name for each in fields]
+    for name in values:
+        if name not in names:
+            raise FedclipError(f"unknown setting {name!r}{suggest(name, names)}")
+    read = {
+        name: tuple(value)
+        if isinstance(value, list)
+        else Path(value)
+        if isinstance(value, str) and Path in (hints[name], *get_args(hints[name]))
+        else value
+        for name, value in values.items()
+    }
+    return cls(**read)
+
+
+def flag(name: str) -> str:
+    """Spell a parameter as an option."""
+    return f"--{name.replace('_', '-')}"
+
+
+def listed(words: Sequence[str], last: str = "or") -> str:
+    """Join words as English does: `A, B or C`."""
+    *others, end = words or [""]
+    return f"{', '.join(others)} {last} {end}" if others else end
+
+
+def suggest(word: str, words: Iterable[str]) -> str:
+    """End an error about an unknown name: with similar names, else with all if they are few."""
+    by_lower = {each.lower(): each for each in words}
+    similar = get_close_matches(word.lower(), by_lower, cutoff=0.6)
+    if similar:
+        return f"; did you mean {listed([by_lower[each] for each in similar])}?"
+    if 0 < len(by_lower) <= _SHORT_LIST:
+        return f"; choose {listed([*by_lower.values()])}"
+    return ""
