@@ -14,8 +14,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin, overload
 
@@ -112,7 +114,7 @@ class _Group:
             return cls(annotation, chosen, marks)
         return None
 
-    def options(self, arguments: Sequence[str]) -> dict[str, Option]:
+    def options(self, arguments: Sequence[str]) -> list[Option]:
         options = options_of(self.cls)
         for mark in self.marks:
             if isinstance(mark, (Only, But)):
@@ -121,17 +123,15 @@ class _Group:
                     raise TypeError(f"{self.cls.__name__} has no settings {sorted(unknown)}")
                 keep = isinstance(mark, Only)
                 options = {n: each for n, each in options.items() if (n in mark.names) == keep}
-        for mark in self.marks:
-            if isinstance(mark, Also):
-                options |= {each.name: each for each in mark.options(arguments)}
-        return options
+        more = [mark.options(arguments) for mark in self.marks if isinstance(mark, Also)]
+        return [*options.values(), *chain.from_iterable(more)]
 
 
 @dataclass
 class _Expanded:
     """The options of a command for the arguments of one call."""
 
-    groups: dict[str, dict[str, Option]] = field(default_factory=dict)
+    groups: dict[str, list[Option]] = field(default_factory=dict)
     parameters: list[Any] = field(default_factory=list)  # click's
 
 
@@ -192,7 +192,7 @@ def _build(context: typer.Context, groups: Mapping[str, _Group]) -> dict[str, An
         for name, group in groups.items():
             values = {
                 each.name: _read(each, context.params[each.name])
-                for each in _expanded(context).groups[name].values()
+                for each in _expanded(context).groups[name]
                 if each.name in typed
             }
             built[name] = Chosen(values) if group.chosen else group.cls(**values)
@@ -246,10 +246,11 @@ class Command(TyperCommand):
 
 def _expand(groups: Mapping[str, _Group], arguments: Sequence[str]) -> _Expanded:
     expanded = _Expanded({name: group.options(arguments) for name, group in groups.items()})
-    options = [each for group in expanded.groups.values() for each in group.values()]
-    names = [each.name for each in options]
-    if len(set(names)) < len(names):
-        raise TypeError(f"a command has two options of one name, among {names}")
+    options = [*chain.from_iterable(expanded.groups.values())]
+    flags = Counter(flag for each in options for flag in each.flags or (each.flag,))
+    twice = [flag for flag, count in flags.items() if count > 1]
+    if twice:
+        raise FedclipError(f"{twice[0]} is declared twice; rename one of the two options")
     expanded.parameters = _parameters(options)
     return expanded
 
@@ -335,8 +336,8 @@ def _completer(each: Option) -> Callable[[str], list[str]]:
 
 def declared(context: typer.Context) -> dict[str, Option]:
     """List the options of the running command that are made from dataclasses, by name."""
-    groups = _expanded(context).groups.values()
-    return {name: each for group in groups for name, each in group.items()}
+    options = chain.from_iterable(_expanded(context).groups.values())
+    return {each.name: each for each in options}
 
 
 def given(context: typer.Context) -> set[str]:
