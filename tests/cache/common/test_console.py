@@ -45,8 +45,76 @@ def test_a_table_that_is_too_wide_is_turned_where_that_fits() -> None:
     ]
 
 
-def test_nothing_is_cut_where_neither_fits() -> None:
-    assert printed(9, 20)[-3:] == whole(9)
+def test_each_row_is_listed_where_neither_fits() -> None:
+    lines = [line for row in ("one", "two") for line in listed(row)]
+    assert printed(9, 30)[1:] == lines
+
+
+def listed(row: str) -> list[list[str]]:
+    cells = [f"heading-{column} {column}.25 > 99.75".split() for column in range(1, 9)]
+    return [["heading-0", row], *cells]
+
+
+def test_a_list_wraps_between_words_where_it_is_too_wide() -> None:
+    assert printed(9, 20)[1:4] == [["heading-0", "one"], ["heading-1", "1.25", ">"], ["99.75"]]
+    assert printed(9, 5)[1:5] == [
+        ["heading-0", "one"],
+        ["heading-1", "1.25"],
+        [">"],
+        ["99.75"],
+    ]
+
+
+KNOWN = [
+    ("pacs", "art_painting, cartoon, photo, sketch", 7, 9991, "flwrlabs/pacs at 0f2a"),
+    ("office-home", "art, clipart, product, real_world", 65, 15588, "none but a folder"),
+]
+
+
+def test_texts_are_wrapped_between_words_where_that_is_enough() -> None:
+    assert show(120) == [
+        "  name          clients by name                        classes   images   source",
+        " ──────────────────────────────────────────────────────────────────────────────────────"
+        "─────────",
+        "  pacs          art_painting, cartoon, photo, sketch         7     9991   "
+        "flwrlabs/pacs at 0f2a",
+        "  office-home   art, clipart, product, real_world           65    15588   "
+        "none but a folder",
+    ]
+    assert show(80) == [
+        "  name          clients by name        classes   images   source",
+        " ──────────────────────────────────────────────────────────────────────────────",
+        "  pacs          art_painting,                7     9991   flwrlabs/pacs at",
+        "                cartoon, photo,                           0f2a",
+        "                sketch",
+        "  office-home   art, clipart,               65    15588   none but a folder",
+        "                product, real_world",
+    ]
+    assert show(60) == [
+        " name             pacs",
+        " clients by name  art_painting, cartoon, photo, sketch",
+        " classes          7",
+        " images           9991",
+        " source           flwrlabs/pacs at 0f2a",
+        " name             office-home",
+        " clients by name  art, clipart, product, real_world",
+        " classes          65",
+        " images           15588",
+        " source           none but a folder",
+    ]
+
+
+def show(width: int) -> list[str]:
+    table = Table(box=SIMPLE_HEAD)
+    for column, heading in enumerate(("name", "clients by name", "classes", "images", "source")):
+        number = heading in ("classes", "images")
+        table.add_column(heading, justify="right" if number else "left", no_wrap=number)
+    for row in KNOWN:
+        table.add_row(*map(str, row))
+    console = Console(file=StringIO(), force_terminal=True, width=width, color_system=None)
+    show_table(table, console)
+    assert isinstance(console.file, StringIO)
+    return [line.rstrip() for line in console.file.getvalue().splitlines() if line.strip()]
 
 
 def test_a_log_has_the_table_as_it_is() -> None:
