@@ -1,7 +1,6 @@
-"""The ``fedclip`` command: the stages' commands, and those that need both stages.
+"""The ``fedclip`` command: the commands of both stages, and those that need both.
 
-What does the work is imported by the command that needs it, so that ``--help``
-answers at once.
+Each command imports what it needs when it runs, so that ``--help`` answers at once.
 """
 
 from __future__ import annotations
@@ -20,8 +19,18 @@ import typer
 from . import __version__
 from .cache.commands import app as cache_app
 from .cache.common.console import FAILED, INTERRUPTED, complain, show_table
-from .cache.common.options import CacheDir, flag, given, with_options_of
+from .cache.common.fields import suggest
+from .cache.common.options import (
+    CacheDir,
+    Command,
+    Group,
+    flag,
+    given,
+    with_options,
+    with_options_of,
+)
 from .extract.commands import datasets, extract
+from .extract.options import DataOptions, ModelOptions
 from .federate.commands.ablate import ablate
 from .federate.commands.federate import (
     RunsDir,
@@ -50,22 +59,23 @@ BASELINE_SETTINGS = (
 # What a whole model can be federated by.
 WHOLE_STRATEGIES = ("fedavg", "fedprox")
 
-# What an operating system says where there is no room, for anyone or for this user.
+# Errors of a disk that is full, or of a user's quota that is.
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
-# The base of typer's usage errors, whichever click it carries.
+# The base class of typer's usage errors; newer versions of typer bring their own click.
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     name="fedclip",
+    cls=Group,
     help="Federate a CLIP by its features: encode every image once, then train and federate "
     "small adapters over the cache.",
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 app.add_typer(cache_app, name="cache")
 for command in (extract, datasets, federate, ablate, adapters):
-    app.command()(command)
+    app.command(cls=Command)(command)
 
 AlexnetWeights = Annotated[
     str,
@@ -98,19 +108,22 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _explain(error: Exception) -> str | None:
-    """Say in a line what the user can mend; None for a fault of ours."""
+    """Put an error that the user can fix into one line; None for a bug."""
     from .cache import FedclipError
 
     if isinstance(error, FedclipError):
         return str(error)
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        remedy = "; make room and run this again" if error.errno in _FULL else ""
+        remedy = "; free some space and run this again" if error.errno in _FULL else ""
         return f"{where}{error.strerror or error}{remedy}"
     if isinstance(error, _USAGE_ERROR):
-        context = error.ctx
-        command = context.command_path if context else "fedclip"
-        return f"{error.format_message()} (see {command} --help)"
+        command = error.ctx.command_path if error.ctx else "fedclip"
+        message = error.format_message()
+        if unknown := getattr(error, "option_name", None):
+            known = getattr(error, "possibilities", None) or ()
+            message = f"unknown option {unknown}{suggest(unknown, known)}"
+        return f"{message} (see {command} --help)"
     return None
 
 
@@ -125,14 +138,16 @@ def _top(
         print(context.get_help())
 
 
-@app.command()
+@app.command(cls=Command)
+@with_options
 @with_options_of(
-    (extract, ("data_dir", "model", "pretrained")),
     (federate, (*BASELINE_SETTINGS, "target", "device", "name", "overwrite")),
     (federate, ("resume", "save_every", "runs_dir", "cache_dir")),
 )
 def baseline(
     context: typer.Context,
+    data: DataOptions,
+    encoder_options: ModelOptions,
     dataset: Annotated[
         str | None,
         typer.Option(help="A data set, as extract takes it.", show_default=False),
@@ -190,7 +205,9 @@ def baseline(
             strategy=strategy,
         )
         check_backbone(backbone, alexnet_weights)
-        encoder, folder, clients = _extracted(dataset, template, options)
+        encoder, folder, clients = _extracted(
+            dataset, template, {**options, **vars(data), **vars(encoder_options)}
+        )
         origin = Origin.of(backbone, alexnet_weights, encoder, dataset, folder).to_json()
         device = resolve_device(options["device"])
         experiment = Experiment(
@@ -282,13 +299,15 @@ def cost(
         print("paper      1.5e8 / 5.3e5 = 283, rounded before it was divided (Lu et al. 2023)")
 
 
-@app.command()
+@app.command(cls=Command)
+@with_options
 @with_options_of(
-    (extract, ("data_dir", "model", "pretrained")),
     (federate, ("mu", "device", "seed", "save_every", "runs_dir", "cache_dir")),
 )
 def paper(
     context: typer.Context,
+    data: DataOptions,
+    encoder_options: ModelOptions,
     dataset: Annotated[str, typer.Argument(metavar="pacs|vlcs|office-home", help="The table.")],
     methods: Annotated[
         str | None,
@@ -328,7 +347,9 @@ def paper(
         raise typer.BadParameter(f"{flag(name)} is for methods that --methods leaves out")
     for backbone in filter(None, {METHODS[row].backbone for row in rows}):
         check_backbone(backbone, alexnet_weights)
-    encoder, folder, clients = _extracted(dataset, DEFAULT_TEMPLATE, options)
+    encoder, folder, clients = _extracted(
+        dataset, DEFAULT_TEMPLATE, {**options, **vars(data), **vars(encoder_options)}
+    )
     device = resolve_device(options["device"])
     results: dict[str, list[list[Result]]] = {row: [] for row in rows}
     for row, seed in product(rows, range(options["seed"], options["seed"] + seeds)):

@@ -9,18 +9,33 @@ from typing import Annotated, Any
 import typer
 
 from .common.console import complain, print_table
-from .common.options import CacheDir
+from .common.options import CacheOptions, Command, with_options
 
 app = typer.Typer(help="List, show, compare, verify, remove and import caches of features.")
 
+
+def complete_cache(ctx: typer.Context, incomplete: str) -> list[str]:
+    """List the caches whose names begin with `incomplete`, for the shell."""
+    from .store import find_caches
+
+    cache_dir = Path(ctx.params.get("cache_dir") or CacheOptions().cache_dir)
+    names = [folder.name for folder in find_caches(cache_dir, begun=True)]
+    return [name for name in names if name.startswith(incomplete)]
+
+
 CacheName = Annotated[
     str,
-    typer.Argument(metavar="NAME", help="A cache as 'fedclip cache ls' names it, or its data set."),
+    typer.Argument(
+        metavar="NAME",
+        help="A cache: its name in 'fedclip cache ls', a beginning of it, or its dataset.",
+        autocompletion=complete_cache,
+    ),
 ]
 
 
-@app.command("ls")
-def cache_ls(cache_dir: CacheDir = Path("caches")) -> None:
+@app.command("ls", cls=Command)
+@with_options(examples=["fedclip cache ls", "fedclip cache ls --cache-dir /data/caches"])
+def cache_ls(caches: CacheOptions) -> None:
     """List the caches."""
     from rich.filesize import decimal
 
@@ -28,7 +43,7 @@ def cache_ls(cache_dir: CacheDir = Path("caches")) -> None:
 
     rows: list[tuple[object, ...]] = []
     damaged = []
-    for folder in find_caches(cache_dir):
+    for folder in find_caches(caches.cache_dir):
         made = f"{datetime.fromtimestamp(folder.made):%Y-%m-%d %H:%M}"
         try:
             clients = load_cache(folder)
@@ -50,36 +65,28 @@ def cache_ls(cache_dir: CacheDir = Path("caches")) -> None:
             )
         )
     if rows:
-        headings = (
-            "name",
-            "clients",
-            "rows",
-            "width",
-            "classes",
-            "templates",
-            "made",
-            "size",
-        )
+        headings = ("name", "clients", "rows", "width", "classes", "templates", "made", "size")
         print_table(headings, rows)
     else:
-        print(f"there is no cache below {cache_dir}")
+        print(f"no caches in {caches.cache_dir}")
     if damaged:
         raise damaged[0]
 
 
-@app.command("show")
-def cache_show(name: CacheName, cache_dir: CacheDir = Path("caches")) -> None:
-    """Show what a cache holds and what made it."""
+@app.command("show", cls=Command)
+@with_options(examples=["fedclip cache show pacs", "fedclip cache show pacs/ViT-B-32-openai"])
+def cache_show(name: CacheName, caches: CacheOptions) -> None:
+    """Show what a cache holds and how it was made."""
     from . import load_cache, resolve_cache
 
-    folder = resolve_cache(cache_dir, name)
+    folder = resolve_cache(caches.cache_dir, name)
     clients = load_cache(folder)
     first = clients[0]
     manifest = folder.read_manifest()
     facts = {
         "cache": folder.name,
         "folder": folder.path,
-        "data set": first.dataset,
+        "dataset": first.dataset,
         "from": _origin(manifest),
         "image key": first.key,
         "text key": first.text_key,
@@ -103,44 +110,60 @@ def cache_show(name: CacheName, cache_dir: CacheDir = Path("caches")) -> None:
 
 
 def _origin(manifest: dict[str, Any]) -> str:
-    """Say where a cache's images were: a folder, or a repository at its commit."""
+    """Return where a cache's images were: a folder, or a repository at its commit."""
     root = manifest.get("root") or manifest.get("imported", {}).get("file", "unknown")
     hubs = [entry.get("hub") for entry in manifest.get("clients", {}).values()]
     commits = sorted({str(hub.get("commit")) for hub in hubs if isinstance(hub, dict)})
     return f"{root} at {', '.join(commits)}" if commits else str(root)
 
 
-@app.command("diff")
+@app.command("diff", cls=Command)
+@with_options(
+    examples=[
+        "fedclip cache diff pacs/ViT-B-32 pacs/RN50",
+        "fedclip cache diff pacs/ViT-B-32-openai pacs/ViT-B-32-laion",
+    ]
+)
 def cache_diff(
-    one: Annotated[str, typer.Argument(metavar="A", help="A cache.")],
-    other: Annotated[str, typer.Argument(metavar="B", help="Another cache.")],
-    cache_dir: CacheDir = Path("caches"),
+    one: Annotated[
+        str, typer.Argument(metavar="A", help="A cache.", autocompletion=complete_cache)
+    ],
+    other: Annotated[
+        str, typer.Argument(metavar="B", help="Another cache.", autocompletion=complete_cache)
+    ],
+    caches: CacheOptions,
 ) -> None:
-    """Say in which facts two caches differ: what shapes their vectors, and what they hold."""
+    """Compare two caches: how their features were made, and what they hold."""
     from . import load_cache, resolve_cache
     from .store import cache_differences
 
-    folders = [resolve_cache(cache_dir, name) for name in (one, other)]
+    folders = [resolve_cache(caches.cache_dir, name) for name in (one, other)]
     differences = cache_differences(*(load_cache(folder) for folder in folders))
     for fact, (first, second) in differences.items():
         print(f"{fact}\n  {folders[0].name}: {first}\n  {folders[1].name}: {second}")
     if not differences:
-        print("they hold the same clients, classes and templates, and their features compare")
+        print("same clients, classes and templates, and comparable features")
 
 
-@app.command("verify")
+@app.command("verify", cls=Command)
+@with_options(examples=["fedclip cache verify", "fedclip cache verify pacs"])
 def cache_verify(
+    caches: CacheOptions,
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", help="A cache; by default all of them."),
+        typer.Argument(
+            metavar="[NAME]",
+            help="A cache; without it, all are checked.",
+            autocompletion=complete_cache,
+        ),
     ] = None,
-    cache_dir: CacheDir = Path("caches"),
 ) -> None:
-    """Check every byte and every value of a cache, or of all."""
+    """Check every byte and every value of one cache or of all."""
     from . import find_caches, resolve_cache, verify_cache
 
-    folders = [resolve_cache(cache_dir, name)] if name is not None else find_caches(cache_dir)
-    code = 0 if folders else complain(f"there is no cache below {cache_dir} to verify")
+    place = caches.cache_dir
+    folders = find_caches(place) if name is None else [resolve_cache(place, name)]
+    code = 0 if folders else complain(f"no caches to verify in {place}")
     for folder in folders:
         wrong = verify_cache(folder)
         for error in wrong:
@@ -150,34 +173,36 @@ def cache_verify(
     raise typer.Exit(code)
 
 
-@app.command("rm")
-def cache_rm(name: CacheName, cache_dir: CacheDir = Path("caches")) -> None:
-    """Delete a cache, or what an extraction left that did not end."""
+@app.command("rm", cls=Command)
+@with_options(examples=["fedclip cache rm demo", "fedclip cache rm pacs/RN50"])
+def cache_rm(name: CacheName, caches: CacheOptions) -> None:
+    """Delete a cache, or what an unfinished extraction left."""
     from rich.filesize import decimal
 
     from . import remove_cache, resolve_cache
 
-    folder = resolve_cache(cache_dir, name, begun=True)
+    folder = resolve_cache(caches.cache_dir, name, begun=True)
     size = folder.bytes
     remove_cache(folder)
     print(f"removed {folder.name} ({decimal(size)})")
 
 
-@app.command("import")
+@app.command("import", cls=Command)
+@with_options(examples=["fedclip cache import features.npz --name caltech101"])
 def cache_import(
     file: Annotated[Path, typer.Argument(metavar="FILE.npz", help="The archive.")],
-    name: Annotated[str, typer.Option(help="What to call the cache.")],
-    cache_dir: CacheDir = Path("caches"),
+    name: Annotated[str, typer.Option(metavar="NAME", help="Name of the cache.")],
+    caches: CacheOptions,
 ) -> None:
     """Make a cache of features that another program extracted.
 
-    FILE.npz holds the arrays image_features (N, D), labels (N,) and text_features (C, D),
-    and may hold class_names (C,), logit_scale (100 without it) and domain (N,), which makes
-    a client of each domain.
+    FILE.npz holds the arrays image_features (N, D), labels (N,) and text_features (C, D). It may
+    also hold class_names (C,), logit_scale (100 by default) and domain (N,), with one client per
+    domain.
     """
     from . import import_npz
 
-    imported = import_npz(file, cache_dir, name)
+    imported = import_npz(file, caches.cache_dir, name)
     first = imported.clients[0]
     print_table(
         ("client", "rows"),
@@ -189,4 +214,4 @@ def cache_import(
         f"{len(first.class_names)} classes, logit scale {first.logit_scale:g}"
     )
     if imported.ignored:
-        print(f"ignored    {', '.join(imported.ignored)} (arrays of no use here)")
+        print(f"ignored    {', '.join(imported.ignored)} (unknown arrays)")

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .common.errors import BusyError, CacheError
+from .common.fields import listed, suggest
 from .common.files import TEMPORARY_PREFIX, write_json
 from .key import differing_facts
 from .parts import find_parts, remove_parts
@@ -116,13 +117,14 @@ def resolve_cache(cache_dir: Path, name: str, *, begun: bool = False) -> CacheFo
         return matches[0]
     if not found:
         raise CacheError(
-            f"there is no cache below {cache_dir}; make one with 'fedclip extract' or "
-            "'fedclip cache import', or say where with --cache-dir"
+            f"no caches in {cache_dir}; make one with 'fedclip extract' or 'fedclip cache import', "
+            "or set --cache-dir"
         )
-    listed = ", ".join(folder.name for folder in matches or found)
+    names = [folder.name for folder in matches or found]
     if matches:
-        raise CacheError(f"cache {name!r} could be any of {listed}; give one of these names")
-    raise CacheError(f"there is no cache {name!r} below {cache_dir}; there is {listed}")
+        raise CacheError(f"cache {name!r} is ambiguous; choose {listed(names)}")
+    hint = suggest(name, names) or "; 'fedclip cache ls' lists them"
+    raise CacheError(f"unknown cache {name!r} in {cache_dir}{hint}")
 
 
 def latest_cache(cache_dir: Path) -> CacheFolder:

@@ -5,48 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..cache import CacheFolder
-from .datasets.registry import Columns, HubDataset
 from .encoders.spec import EncoderName
 from .manifest import Skipped
-
-
-@dataclass(frozen=True)
-class TableOptions:
-    """What a user says of a data set on the hub; None for what is known or customary.
-
-    Attributes:
-        image: The column of images.
-        label: The column of classes.
-        domain: The column of domains.
-        split: Splits, joined by ``+``.
-        revision: A branch, tag or commit.
-    """
-
-    image: str | None = None
-    label: str | None = None
-    domain: str | None = None
-    split: str | None = None
-    revision: str | None = None
-
-    @property
-    def options(self) -> dict[str, str | None]:
-        """What the command line calls each."""
-        return {
-            "--image-column": self.image,
-            "--label-column": self.label,
-            "--domain-column": self.domain,
-            "--split": self.split,
-            "--revision": self.revision,
-        }
-
-    def over(self, place: HubDataset) -> HubDataset:
-        """Say where a data set is, with what the user says of it."""
-        columns = Columns(
-            self.image or place.columns.image,
-            self.label or place.columns.label,
-            self.domain or place.columns.domain,
-        )
-        return HubDataset(place.repository, self.split or place.split, columns)
+from .options import TableOptions
 
 
 @dataclass(frozen=True)

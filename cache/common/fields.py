@@ -23,6 +23,9 @@ from .errors import FedclipError
 # The key of an option's facts in a field's metadata.
 _FACTS = "option"
 
+# An error suggests up to this many similar names.
+_SIMILAR = 3
+
 # Lists of names up to this length are printed in full when a name is unknown.
 _SHORT_LIST = 12
 
@@ -374,10 +377,12 @@ def listed(words: Sequence[str], last: str = "or") -> str:
 
 def suggest(word: str, words: Iterable[str]) -> str:
     """End an error about an unknown name: with similar names, else with all if they are few."""
-    by_lower = {each.lower(): each for each in words}
-    similar = get_close_matches(word.lower(), by_lower, cutoff=0.6)
+    known = {each.lower(): each for each in words}
+    lower = word.lower()
+    similar = [name for name in known if len(lower) > 2 and lower in name][:_SIMILAR]
+    similar = similar or get_close_matches(lower, known, n=_SIMILAR, cutoff=0.7)
     if similar:
-        return f"; did you mean {listed([by_lower[each] for each in similar])}?"
-    if 0 < len(by_lower) <= _SHORT_LIST:
-        return f"; choose {listed([*by_lower.values()])}"
+        return f"; did you mean {listed([known[name] for name in known if name in similar])}?"
+    if 0 < len(known) <= _SHORT_LIST:
+        return f"; choose {listed([*known.values()])}"
     return ""

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin, overload
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from .errors import FedclipError
 from .fields import Option, flag, option, options_of
@@ -33,6 +33,8 @@ __all__ = [
     "CacheOptions",
     "Chosen",
     "Command",
+    "DeviceOptions",
+    "Group",
     "Only",
     "declared",
     "flag",
@@ -59,6 +61,19 @@ class CacheOptions:
 
     cache_dir: Path = option(
         Path("caches"), envvar="FEDCLIP_CACHE_DIR", help="Folder of the caches."
+    )
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """Where to compute."""
+
+    device: str = option(
+        "auto",
+        choices=("auto", "cpu", "cuda"),
+        closed=False,
+        metavar="DEVICE",
+        help="Device that computes: auto, cpu, cuda, cuda:1, ...",
     )
 
 
@@ -205,6 +220,18 @@ def _read(each: Option, value: Any) -> Any:
     return value if isinstance(value, bool) else each.read(value)
 
 
+class Group(TyperGroup):
+    """A group of commands that answers --help without loading pydantic."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """List the parameters; flags are off by default, since pydantic would parse a None."""
+        parameters: list[Any] = super().get_params(ctx)
+        for each in parameters:
+            if each.default is None and getattr(each, "is_flag", False):
+                each.default = False
+        return parameters
+
+
 class Command(TyperCommand):
     """A command whose options are made from dataclasses when its arguments are known."""
 
@@ -213,6 +240,8 @@ class Command(TyperCommand):
         groups, examples = getattr(self.callback, _COMMAND, ({}, ()))
         self._groups: dict[str, _Group] = groups
         self._examples: tuple[str, ...] = examples
+        paragraphs = (self.help or "").split("\n\n")
+        self.help = "\n\n".join(" ".join(each.split()) for each in paragraphs)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Make the options for these arguments, then parse them."""
@@ -290,7 +319,7 @@ def _parameter(each: Option) -> inspect.Parameter:
     if not flags:
         negative = f"/--no-{each.flag[2:]}" if kind is bool and default else ""
         flags = (f"{each.flag}{negative}",)
-    choices = () if callable(each.choices) else each.names
+    choices = each.names if each.closed and not callable(each.choices) else ()
     short = len("|".join(choices)) <= _SHORT_CHOICES
     text = each.help
     if each.source:

@@ -4,9 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...cache import FedclipError
+from ...cache.common.fields import suggest
 from ...cache.common.text import flaw
 
 DEFAULT_TEMPLATE = "a picture of a {}"
+
+# Published sets of templates, by the names of their lists in open_clip.
+TEMPLATE_SETS = {"openai7": "SIMPLE_IMAGENET_TEMPLATES", "openai80": "OPENAI_IMAGENET_TEMPLATES"}
 
 
 def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
@@ -27,23 +31,22 @@ def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
 
 
 def templates_of(name: str | None) -> tuple[str, ...]:
-    """Give a published set of templates; none of None.
+    """List a published set of templates; for None, none.
 
     `openai80` are the templates that CLIP's authors chose for ImageNet, and `openai7` the seven
     of them whose ensemble their notebook finds about as good (Radford et al. 2021,
     arXiv:2103.00020; "Prompt Engineering for ImageNet" in the repository openai/CLIP).
 
     Raises:
-        FedclipError: there is no such set.
+        FedclipError: the set is unknown.
     """
     if name is None:
         return ()
-    from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
+    if name not in TEMPLATE_SETS:
+        raise FedclipError(f"unknown template set {name!r}{suggest(name, TEMPLATE_SETS)}")
+    import open_clip
 
-    sets = {"openai7": SIMPLE_IMAGENET_TEMPLATES, "openai80": OPENAI_IMAGENET_TEMPLATES}
-    if name not in sets:
-        raise FedclipError(f"there is no template set {name!r}; there is {', '.join(sets)}")
-    return tuple(fill("{}") for fill in sets[name])
+    return tuple(fill("{}") for fill in getattr(open_clip, TEMPLATE_SETS[name]))
 
 
 def prompt(template: str, class_name: str) -> str:

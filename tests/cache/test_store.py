@@ -100,9 +100,9 @@ def test_a_full_name_means_one_cache_though_another_begins_with_it(make_cache: M
 @pytest.mark.parametrize(
     ("name", "listed"),
     [
-        ("office", "office/vit-1, office/vit-2"),
-        ("office/vit", "office/vit-1, office/vit-2"),
-        ("pac", "pacs/rn50-1, pacs2/vit-1"),
+        ("office", "office/vit-1 or office/vit-2"),
+        ("office/vit", "office/vit-1 or office/vit-2"),
+        ("pac", "pacs/rn50-1 or pacs2/vit-1"),
     ],
 )
 def test_a_name_that_could_mean_several_is_refused_with_all_of_them(
@@ -110,19 +110,30 @@ def test_a_name_that_could_mean_several_is_refused_with_all_of_them(
 ) -> None:
     with pytest.raises(CacheError) as caught:
         resolve_cache(caches, name)
-    assert str(caught.value) == (
-        f"cache {name!r} could be any of {listed}; give one of these names"
-    )
+    assert str(caught.value) == f"cache {name!r} is ambiguous; choose {listed}"
 
 
-@pytest.mark.parametrize("name", ["office/vit-3", "vit-1", "acs", "PACS", "*", "office*", "[o]"])
-def test_a_name_that_means_none_is_refused_with_what_there_is(caches: Path, name: str) -> None:
+ALL = "choose office/vit-1, office/vit-2, pacs/rn50-1 or pacs2/vit-1"
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("office/vit-3", "did you mean office/vit-1 or office/vit-2?"),
+        ("vit-1", "did you mean office/vit-1 or pacs2/vit-1?"),
+        ("acs", "did you mean pacs/rn50-1 or pacs2/vit-1?"),
+        ("PACS", "did you mean pacs/rn50-1 or pacs2/vit-1?"),
+        ("office*", ALL),
+        ("*", ALL),
+        ("[o]", ALL),
+    ],
+)
+def test_a_name_that_means_none_is_refused_with_what_there_is(
+    caches: Path, name: str, hint: str
+) -> None:
     with pytest.raises(CacheError) as caught:
         resolve_cache(caches, name)
-    assert str(caught.value) == (
-        f"there is no cache {name!r} below {caches}; "
-        "there is office/vit-1, office/vit-2, pacs/rn50-1, pacs2/vit-1"
-    )
+    assert str(caught.value) == f"unknown cache {name!r} in {caches}; {hint}"
 
 
 def test_an_empty_name_means_no_cache_even_where_there_is_one(make_cache: MakeCache) -> None:
@@ -144,9 +155,9 @@ def test_where_there_is_no_cache_we_say_how_to_make_one(tmp_path: Path, name: st
 def test_no_name_leads_outside(make_cache: MakeCache, tmp_path: Path, name: str) -> None:
     caches = make_cache({"photo": 5}, "pacs/vit")
     shutil.copytree(caches, tmp_path / "other")
-    with pytest.raises(CacheError, match="there is no cache"):
+    with pytest.raises(CacheError, match="unknown cache"):
         resolve_cache(caches, name)
-    with pytest.raises(CacheError, match="there is no cache"):
+    with pytest.raises(CacheError, match="unknown cache"):
         resolve_cache(caches, str(caches / "pacs" / "vit"))
 
 
@@ -177,7 +188,7 @@ def test_without_a_manifest_the_newest_file_counts(make_cache: MakeCache) -> Non
 
 
 def test_where_there_is_no_cache_there_is_no_latest_one(tmp_path: Path) -> None:
-    with pytest.raises(CacheError, match="there is no cache below"):
+    with pytest.raises(CacheError, match="no caches in"):
         latest_cache(tmp_path)
 
 

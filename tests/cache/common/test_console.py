@@ -106,7 +106,7 @@ def test_texts_are_wrapped_between_words_where_that_is_enough() -> None:
 
 def show(width: int) -> list[str]:
     table = Table(box=SIMPLE_HEAD)
-    for column, heading in enumerate(("name", "clients by name", "classes", "images", "source")):
+    for heading in ("name", "clients by name", "classes", "images", "source"):
         number = heading in ("classes", "images")
         table.add_column(heading, justify="right" if number else "left", no_wrap=number)
     for row in KNOWN:

@@ -67,7 +67,7 @@ def test_the_published_template_sets() -> None:
 
 
 def test_an_unknown_template_set_is_refused() -> None:
-    with pytest.raises(FedclipError, match="no template set 'openai8'; there is openai7, openai80"):
+    with pytest.raises(FedclipError, match="unknown template set 'openai8'; did you mean openai80"):
         templates_of("openai8")
 
 

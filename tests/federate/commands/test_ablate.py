@@ -333,7 +333,7 @@ def test_a_great_many_runs_are_asked_about(
         (["--seeds", "0"], "Invalid value for '--seeds'"),
         (["--lrr", "1"], "No such option"),
         (["nowhere.toml"], "nowhere.toml: there is no such file"),
-        (["--cache", "none"], "there is no cache 'none'"),
+        (["--cache", "none"], "unknown cache 'none'"),
         (["--device", "abacus"], "--device abacus: cannot be used here"),
         (["--seeds", "100000"], "this grid makes 100,000 runs; give --yes to go on"),
     ],

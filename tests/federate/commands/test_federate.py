@@ -285,8 +285,8 @@ def test_a_run_that_leaves_the_finite_numbers_is_marked_failed(
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--cache", "none"], "there is no cache 'none' below caches; there is tiny/drawn"),
-        (["--cache-dir", "nowhere"], "there is no cache below nowhere"),
+        (["--cache", "none"], "unknown cache 'none' in caches; choose tiny/drawn"),
+        (["--cache-dir", "nowhere"], "no caches in nowhere"),
         (["--target", "art"], "there is no target 'art' in this cache; its domains are photo"),
         (["--target", "photo"], "no client is left to train"),
         (["--clients", "999999999"], "too few for 999999999 clients; give fewer --clients"),

@@ -1,0 +1,224 @@
+"""The options of stage one's commands; importing this imports nothing heavy."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from ..cache.common.fields import option, options_of
+from ..cache.common.options import CacheOptions, DeviceOptions
+from .datasets.registry import HF, KNOWN, Columns, HubDataset
+from .encoders.prompts import DEFAULT_TEMPLATE, TEMPLATE_SETS
+from .encoders.spec import DEFAULT_MODEL, DEFAULT_PRETRAINED, PRECISIONS, RANDOM, RESIZERS
+
+
+def architectures() -> Sequence[str]:
+    """List open_clip's architectures without importing it."""
+    spec = find_spec("open_clip")
+    if spec is None or spec.origin is None:
+        return ()
+    return sorted(file.stem for file in Path(spec.origin).parent.glob("model_configs/*.json"))
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Where datasets are."""
+
+    PANEL = "Dataset"
+
+    data_dir: Path = option(
+        Path("data"), envvar="FEDCLIP_DATA_DIR", help="Folder that datasets are looked for in."
+    )
+
+
+@dataclass(frozen=True)
+class DatasetOptions(DataOptions):
+    """The images to encode, and their classes."""
+
+    dataset: str | None = option(
+        None,
+        choices=lambda: tuple(KNOWN),
+        closed=False,
+        metavar="DATASET",
+        help="A known dataset (see 'fedclip datasets'), taken from --data-dir or else from the "
+        f"Hugging Face hub; a folder laid out <domain>/<class>/<image>; or {HF}OWNER/NAME. With "
+        "--manifest, the folder that its paths are relative to.",
+    )
+    listed: Path | None = option(
+        None,
+        flags=("--manifest",),
+        metavar="FILE",
+        help="A .csv or .parquet list of images with the columns path, label and, without "
+        "--client, client.",
+    )
+    client: str | None = option(
+        None,
+        metavar="NAME",
+        help="The one client of all images: of a folder laid out <class>/<image>, or of all rows "
+        "of a list or table.",
+    )
+    class_names: str | None = option(
+        None,
+        metavar="A,B,C|@FILE",
+        shown="those that have images, sorted",
+        help="The classes in order, separated by commas or one per line of a file, so that "
+        "separate sites agree. A class may have no images.",
+    )
+    offline: bool = option(
+        False, help="Use only what is on this machine, as with HF_HUB_OFFLINE=1."
+    )
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """How to read a dataset on the hub; None for what is known or customary.
+
+    Attributes:
+        image: The column of images.
+        label: The column of classes.
+        domain: The column of domains.
+        split: Splits, joined by ``+``.
+        revision: A branch, tag or commit.
+    """
+
+    PANEL = "Dataset on the Hugging Face hub"
+
+    image: str | None = option(
+        None,
+        flags=("--image-column",),
+        metavar="COLUMN",
+        shown="image",
+        help="The column of images.",
+    )
+    label: str | None = option(
+        None,
+        flags=("--label-column",),
+        metavar="COLUMN",
+        shown="label",
+        help="The column of classes.",
+    )
+    domain: str | None = option(
+        None,
+        flags=("--domain-column",),
+        metavar="COLUMN",
+        shown="domain",
+        help="The column of domains, each of which is a client.",
+    )
+    split: str | None = option(
+        None, metavar="SPLIT", shown="train", help="The split, or several joined by +."
+    )
+    revision: str | None = option(
+        None,
+        metavar="REVISION",
+        shown="main",
+        help="The repository's branch, tag or commit.",
+    )
+
+    @property
+    def options(self) -> dict[str, str | None]:
+        """The values by their names on the command line."""
+        return {each.flag: getattr(self, name) for name, each in options_of(TableOptions).items()}
+
+    def over(self, place: HubDataset) -> HubDataset:
+        """Replace the parts of `place` that the user gave."""
+        columns = Columns(
+            self.image or place.columns.image,
+            self.label or place.columns.label,
+            self.domain or place.columns.domain,
+        )
+        return HubDataset(place.repository, self.split or place.split, columns)
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The model and its weights."""
+
+    PANEL = "Encoder"
+
+    model: str | None = option(
+        None,
+        choices=architectures,
+        closed=False,
+        metavar="MODEL",
+        shown=f"{DEFAULT_MODEL}, and for the dataset demo its tiny CLIP",
+        help="An open_clip architecture, local-dir:FOLDER or hf-hub:OWNER/NAME.",
+    )
+    pretrained: str | None = option(
+        None,
+        choices=(DEFAULT_PRETRAINED, RANDOM),
+        closed=False,
+        metavar="TAG|FILE",
+        shown=f"{DEFAULT_PRETRAINED}, or the weights of the folder or repository",
+        help=f"A pretrained tag, a checkpoint file, or {RANDOM}.",
+    )
+
+
+@dataclass(frozen=True)
+class EncoderOptions(ModelOptions):
+    """The encoder, and how it computes."""
+
+    precision: str = option(
+        "fp32", choices=PRECISIONS, help="Floating-point format that the encoder computes in."
+    )
+    resizer: str = option(
+        "pillow",
+        choices=RESIZERS,
+        help="Library that resizes images. open_clip uses pillow; torchvision takes half the time "
+        "and rounds differently, usually by up to 2/255.",
+    )
+    compiled: bool = option(
+        False,
+        flags=("--compile",),
+        help="Compile the encoder with torch.compile, which pays on a GPU.",
+    )
+
+
+@dataclass(frozen=True)
+class EncodingOptions(DeviceOptions):
+    """Where the encoder computes, and on how much at once."""
+
+    PANEL = "Encoding"
+
+    batch_size: int | None = option(
+        None,
+        least=1,
+        most=10**18,
+        shown="the cache's, else 64 on a CPU and 256 on a GPU",
+        help="Images that the encoder sees at once.",
+    )
+    workers: int | None = option(
+        None,
+        least=0,
+        shown="0 on a CPU, on a GPU one per core but one",
+        help="Processes that decode images beside the encoder; with 0, threads decode between "
+        "its batches.",
+    )
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """The prompts of the class texts."""
+
+    PANEL = "Prompts"
+
+    template: tuple[str, ...] = option(
+        (DEFAULT_TEMPLATE,), help="A prompt with {} for the class name; may be repeated."
+    )
+    template_set: str | None = option(
+        None,
+        choices=tuple(TEMPLATE_SETS),
+        help="Add the prompts that CLIP was published with for ImageNet.",
+    )
+
+
+@dataclass(frozen=True)
+class OutputOptions(CacheOptions):
+    """The cache to write."""
+
+    PANEL = "Cache"
+
+    name: str | None = option(
+        None, shown="the dataset's", help="The first part of the cache's name."
+    )
+    force: bool = option(False, help="Encode everything again.")
+    strict: bool = option(False, help="Write nothing if any image is unusable.")
