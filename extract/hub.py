@@ -1,21 +1,21 @@
 """Repositories on the Hugging Face hub: a revision's commit, its files, their download.
 
-Files are kept where the hub's own client keeps them (``HF_HOME``) and are found there
-by it. Only the transfer is ours: the client begins a file again where a process ended
-midway, and this goes on.
+The hub's own client downloads files to where it keeps them (``HF_HOME``). What this adds:
+how much there is to download, whether it fits, its hash, and one line where it fails.
 """
 
 import errno
-import io
 import logging
-import os
 import re
 import shlex
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from rich.filesize import decimal
 
@@ -40,7 +40,7 @@ class UnreachableError(FedclipError):
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _SHA256_DIGITS = 64
 _KILO, _MEGA = 10**3, 10**6
-_WORTH_TELLING = 10 * _KILO
+_WORTH_SHOWING = 10 * _KILO
 
 
 @dataclass(frozen=True)
@@ -227,34 +227,27 @@ def how_to_carry(repository: Repository, *files: str) -> str:
 
 
 def download(snapshot: Snapshot, paths: Sequence[str], progress: Progress = no_progress) -> Path:
-    """Download what is not here yet of `paths`, and return the folder that has them.
+    """Download those of `paths` that are not here yet, and return the folder that holds them.
 
-    A connection that breaks is taken up again where it broke, and so is, by the next
-    call, a download that was given up. Large files are checked against their SHA-256.
+    The hub's client resumes a connection that breaks, and keeps files that have arrived whole.
+    Large files are checked against their SHA-256.
 
     Raises:
-        FedclipError: the files cannot be had, arrive damaged or do not fit on the disk.
+        FedclipError: files cannot be downloaded, arrive damaged or do not fit on the disk.
     """
-    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import constants
 
     repository = snapshot.repository
     absent = [path for path in paths if not (snapshot.folder / path).exists()]
     if not absent:
         return snapshot.folder
-    if constants.HF_HUB_OFFLINE:
+    if constants.HF_HUB_OFFLINE or snapshot.partial:
         raise FedclipError(
             f"{repository}: {absent[0]} is not on this machine; "
             + how_to_carry(repository, *absent)
         )
-    with explained(repository, "run again to go on where it stopped"), _quiet():
+    with explained(repository, "run again; files that have arrived are kept"), _quiet():
         _transfer(snapshot, absent, progress)
-        # Nothing is left to transfer: this links the files.
-        snapshot_download(
-            repository.id,
-            repo_type=repository.kind,
-            revision=snapshot.commit,
-            allow_patterns=list(paths),
-        )
     return snapshot.folder
 
 
@@ -270,106 +263,70 @@ def remember(snapshot: Snapshot) -> None:
 
 
 def _transfer(snapshot: Snapshot, paths: Sequence[str], progress: Progress) -> None:
-    blobs = snapshot.repository.storage / "blobs"
-    blobs.mkdir(parents=True, exist_ok=True)
-    wanted = {path: file for path in paths if (file := snapshot.files[path]) is not None}
-    begun = {file.etag: _size(blobs, file.etag) for file in wanted.values()}
-    total = sum({file.etag: file.size for file in wanted.values()}.values())
-    left = total - sum(begun.values())
-    if left >= _WORTH_TELLING:
-        logger.info(
-            "download   %s: %d files, %s%s",
-            snapshot.repository,
-            len(wanted),
-            decimal(left),
-            f" of {decimal(total)} (the rest is here)" if left < total else "",
-        )
-    free = shutil.disk_usage(blobs).free
-    if free < left:
-        raise FedclipError(
-            f"{blobs}: {snapshot.repository} needs {decimal(left)} here and {decimal(free)} are "
-            "free; make room, or keep downloads on another disk with HF_HOME"
-        )
-    unit, scale = ("MB", _MEGA) if total >= 10 * _MEGA else ("kB", _KILO)
-
-    def told(etag: str, size: int) -> None:
-        begun[etag] = size
-        if left >= _WORTH_TELLING:
-            done = sum(begun.values())
-            progress(str(snapshot.repository), done // scale, total // scale, unit)
-
-    for path, file in wanted.items():
-        told(file.etag, begun[file.etag])
-        _transfer_file(snapshot, path, file, told)
-
-
-def _size(blobs: Path, etag: str) -> int:
-    places = (place for place in (blobs / etag, _partial(blobs / etag)) if place.exists())
-    return next((place.stat().st_size for place in places), 0)
-
-
-def _partial(blob: Path) -> Path:
-    return blob.with_name(f"{blob.name}.fedclip.incomplete")
-
-
-def _transfer_file(
-    snapshot: Snapshot, path: str, file: HubFile, told: Callable[[str, int], None]
-) -> None:
-    from huggingface_hub.utils import WeakFileLock
-
-    storage = snapshot.repository.storage
-    blob = storage / "blobs" / file.etag
-    lock = storage.parent / ".locks" / storage.name / f"{file.etag}.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(lock):
-        if blob.exists():
-            return
-        partial = _partial(blob)
-        with _Watched(partial, lambda size: told(file.etag, size)) as content:
-            _get(snapshot, path, file.size, content)
-            content.flush()
-            os.fsync(content.fileno())
-        if len(file.etag) == _SHA256_DIGITS and file_sha256(partial) != file.etag:
-            partial.unlink()
-            raise FedclipError(
-                f"{snapshot.repository}: {path} arrived damaged and was deleted; run again"
-            )
-        partial.replace(blob)
-
-
-class _Watched(io.BufferedRandom):
-    """A file, opened at its end, that tells its size as it grows."""
-
-    def __init__(self, path: Path, told: Callable[[int], None]) -> None:
-        path.touch()
-        super().__init__(io.FileIO(path, "r+"))
-        self.seek(0, os.SEEK_END)
-        self._told = told
-
-    def write(self, data: bytes) -> int:  # type: ignore[override]
-        written = super().write(data)
-        self._told(self.tell())
-        return written
-
-
-def _get(snapshot: Snapshot, path: str, size: int, content: _Watched) -> None:
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub import hf_hub_download
 
     repository = snapshot.repository
-    url = hf_hub_url(repository.id, path, repo_type=repository.kind, revision=snapshot.commit)
-    while True:
-        begun = content.tell()
-        try:
-            http_get(
-                url, content, resume_size=begun, headers=build_hf_headers(), expected_size=size
-            )
-            return
-        except Exception:
-            if content.tell() <= begun:
-                raise
-            # A connection that brought something is worth another.
+    blobs = repository.storage / "blobs"
+    blobs.mkdir(parents=True, exist_ok=True)
+    wanted = {path: file for path in paths if (file := snapshot.files[path]) is not None}
+    sizes = {file.etag: file.size for file in wanted.values() if not (blobs / file.etag).exists()}
+    total, free = sum(sizes.values()), shutil.disk_usage(blobs).free
+    if free < total:
+        raise FedclipError(
+            f"{blobs}: {repository} needs {decimal(total)} here and {decimal(free)} are free; make "
+            "room, or keep downloads on another disk with HF_HOME"
+        )
+    if total < _WORTH_SHOWING:
+        progress = no_progress
+    else:
+        logger.info("download   %s: %d files, %s", repository, len(sizes), decimal(total))
+    unit, scale = ("MB", _MEGA) if total >= 10 * _MEGA else ("kB", _KILO)
+    arrived: Counter[str] = Counter()
+
+    def count(etag: str, size: int) -> None:
+        arrived[etag] = max(arrived[etag], size)
+        progress(str(repository), arrived.total() // scale, total // scale, unit)
+
+    for path, file in wanted.items():  # one after the other, so that Ctrl-C ends it at once
+        if file.etag in sizes:
+            count(file.etag, 0)
+        hf_hub_download(
+            repository.id,
+            path,
+            repo_type=repository.kind,
+            revision=snapshot.commit,
+            tqdm_class=_bar(partial(count, file.etag)),
+        )
+        _check_content(snapshot, path, file.etag)
+        if file.etag in sizes:
+            count(file.etag, file.size)
+
+
+def _bar(count: Callable[[int], None]) -> type[Any]:
+    """Make a progress bar for the hub's client that draws nothing and passes on its count."""
+    from huggingface_hub.utils import tqdm
+
+    class Bar(tqdm):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **{**options, "disable": True})  # type: ignore[no-untyped-call]
+
+        def update(self, n: float | None = 1) -> None:
+            self.n += n or 0
+            count(int(self.n))
+
+    return Bar
+
+
+def _check_content(snapshot: Snapshot, path: str, etag: str) -> None:
+    """Delete a large file that is not what its hash says, which the client does not check."""
+    link = snapshot.folder / path
+    content = link.resolve()
+    if len(etag) == _SHA256_DIGITS and file_sha256(content) != etag:
+        link.unlink()
+        content.unlink(missing_ok=True)
+        raise FedclipError(
+            f"{snapshot.repository}: {path} arrived damaged and was deleted; run again"
+        )
 
 
 @contextmanager
@@ -399,10 +356,11 @@ def explained(repository: Repository, advice: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise FedclipError(
                 f"{repository.storage}: the disk is full; make room, or keep downloads on another "
-                "disk with HF_HOME, and run again: what has arrived is kept"
+                "disk with HF_HOME, and run again; files that have arrived are kept"
             ) from None
+        cause = first_line(error.__cause__ or error)  # which the client gives a text of its own
         raise UnreachableError(
-            f"{repository}: cannot be had from {constants.ENDPOINT} ({first_line(error)}); {advice}"
+            f"{repository}: cannot be downloaded from {constants.ENDPOINT} ({cause}); {advice}"
         ) from None
 
 
@@ -415,20 +373,11 @@ def _page(repository: Repository) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the client from drawing bars and warning of what it tries again."""
-    from huggingface_hub.utils import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
-
-    logger = logging.getLogger("huggingface_hub")
-    level, bars = logger.level, not are_progress_bars_disabled()
-    logger.setLevel(logging.CRITICAL)
-    disable_progress_bars()
+    """Keep the client from warning of what it tries again."""
+    client = logging.getLogger("huggingface_hub")
+    level = client.level
+    client.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.setLevel(level)
-        if bars:
-            enable_progress_bars()
+        client.setLevel(level)

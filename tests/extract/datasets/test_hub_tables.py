@@ -358,17 +358,16 @@ def test_a_download_that_broke_leaves_the_commit_before_it_for_work_offline(
     before = ask(tmp_path, "hf:owner/pets")
     repo.push({"README.md": b"new", "train.parquet": image_table(rows(("zoo",)), NAMES)})
     hub.drops = [0] * 12
-    assert "run again to go on" in refusal(tmp_path, "hf:owner/pets")
+    assert "; run again; files that have arrived are kept" in refusal(tmp_path, "hf:owner/pets")
     assert ask(tmp_path, "hf:owner/pets", offline=True) == before
 
 
-def test_a_transfer_that_ended_just_before_its_file_was_in_place_is_finished(
+def test_a_file_that_arrived_and_was_not_yet_in_its_snapshot_is_linked(
     hub: Hub, image_table: Table, tmp_path: Path, at_hub: Path
 ) -> None:
     hub.repo("owner/pets", {"train.parquet": image_table(rows(), NAMES)})
     dataset = ask(tmp_path, "hf:owner/pets")
-    (blob,) = at_hub.rglob("blobs/*")
-    blob.rename(blob.with_name(f"{blob.name}.fedclip.incomplete"))
+    next(at_hub.rglob("snapshots/*/train.parquet")).unlink()
     hub.requests.clear()
     assert ask(tmp_path, "hf:owner/pets") == dataset
     assert hub.large_gets() == []
@@ -390,7 +389,7 @@ def test_where_the_hub_does_not_answer_what_is_here_is_taken_with_a_warning(
     (warning,) = logged(caplog, logging.WARNING)
     assert f"commit {repo.branches['main'][:8]} is used, which is on this machine" in warning
     message = refusal(tmp_path, "hf:owner/others")
-    assert "cannot be had from http://127.0.0.1:9" in message
+    assert "cannot be downloaded from http://127.0.0.1:9" in message
     assert "run 'hf download owner/others --repo-type dataset'" in message
 
 
@@ -439,26 +438,31 @@ def test_a_dropped_connection_is_taken_up_where_it_broke(
     assert counts.seen[-1] == ("hf:owner/pets", len(large) // 10**6, len(large) // 10**6)
 
 
-def test_a_download_that_was_given_up_goes_on_the_next_time(
+def test_files_that_arrived_before_a_download_failed_are_kept(
     hub: Hub,
-    large: bytes,
+    image_table: Table,
     tmp_path: Path,
     at_hub: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)
-    hub.drops = [PIECE, *[0] * 12]
+    files = [image_table(rows((domain,)), NAMES) for domain in ("art", "photo")]
+    names = [f"train-0000{number}-of-00002.parquet" for number in range(2)]
+    hub.repo("owner/pets", dict(zip(names, files, strict=True)))
+    hub.drops = [len(files[0]), *[0] * 12]
     message = refusal(tmp_path, "hf:owner/pets")
-    assert "cannot be had from" in message
-    assert message.endswith("; run again to go on where it stopped")
+    assert "cannot be downloaded from" in message
+    assert message.endswith("; run again; files that have arrived are kept")
     hub.drops = []
     hub.requests.clear()
     caplog.set_level(logging.INFO, "fedclip")
     ask(tmp_path, "hf:owner/pets")
-    assert [get.begin for get in hub.large_gets()] == [PIECE]
-    assert "(the rest is here)" in logged(caplog, logging.INFO)[0]
-    assert next(at_hub.rglob("snapshots/*/train.parquet")).read_bytes() == large
+    assert [get.begin for get in hub.large_gets()] == [0]
+    (note,) = logged(caplog, logging.INFO)
+    assert note == f"download   hf:owner/pets: 1 files, {len(files[1]) / 1e3:.1f} kB"
+    for name, content in zip(names, files, strict=True):
+        assert next(at_hub.rglob(f"snapshots/*/{name}")).read_bytes() == content
 
 
 def test_a_file_that_arrives_damaged_is_not_taken(
@@ -483,11 +487,11 @@ def test_a_disk_without_room_is_noticed_before_and_a_full_one_during_the_downloa
         assert f"needs {len(large) / 1e6:.1f} MB here and 1.0 MB are free" in message
         assert hub.large_gets() == []
 
-    def full(*_: object) -> int:
+    def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(hub_module._Watched, "write", full)
+        patched.setattr("huggingface_hub.file_download.http_get", full)
         message = refusal(tmp_path, "hf:owner/pets")
         assert message.startswith(f"{at_hub}/datasets--owner--pets: the disk is full; ")
     assert len(ask(tmp_path, "hf:owner/pets").clients) == 1
