@@ -1,35 +1,19 @@
-"""A run as a state, and the step from one round to the next.
+"""A federation at the server: whom to instruct, what to make of updates, which round is best.
 
-`Run` holds what a federation is and the state after its last round; `drive` steps any
-number of runs side by side, their clients trained in one call.
+The server knows names, sample counts and what clients send. It is the same whether the clients
+are simulated in this process (`simulation.py`) or sites on a network.
 """
 
 import math
-import time
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
-import torch
-
-from .data.federation import Client, Federation
-from .models.adapters import Adapter, make_adapter, trainable_parameters
-from .seeding import generator, seed_of
+from .models.base import Model
+from .seeding import generator
 from .settings import Settings
-from .strategies import SERVER, State, make_strategy
-from .strategies.base import client_weights
-from .training.engine import (
-    AUTO,
-    ClientUpdate,
-    LocalTask,
-    Parameters,
-    copy_parameters,
-    train_clients,
-)
-from .training.evaluate import accuracy, mean, test_accuracy, validation_accuracy
-
-# Enough to keep a device busy, and about 300 MB of adapters for ViT-B/32.
-TASKS_AT_ONCE = 128
+from .strategies.base import SERVER, Cohort, State
+from .training.evaluate import mean
+from .training.tasks import Instruction, Parameters, Update, all_finite, is_finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,34 +22,30 @@ class Round:
 
     Attributes:
         number: Counted from 1.
-        seconds: Wall-clock time of training, aggregation and evaluation; of training with
-            other runs side by side, the share of this run's clients.
-        train_loss: The clients' mean training losses, weighted as the server weighs them.
+        seconds: Wall-clock time of training, aggregation and evaluation; of training beside
+            other runs, the share of this run's clients.
+        train_loss: The clients' mean training losses, weighted as the server weights them.
+        bytes_up: What all clients together sent to the server.
+        bytes_down: What the server sent to all clients together.
         validation: Accuracy by participant of the models that the strategy is for, the
             server's or each participant's own; None if not evaluated.
-        test: Accuracy of the server's model by client, the target among them; where there
-            is none, each participant's own model is tested, and the target has the mean of
+        test: Accuracy of the server's model by client, the target among them; without a
+            server's model, each participant's own is tested, and the target has the mean of
             their accuracies on it. None if not evaluated.
         personal: Test accuracy by participant of its own model; None if not evaluated, or
             if the strategy makes none.
-        bytes_up: What all clients together sent to the server.
-        bytes_down: What the server sent to all clients together.
-        finite: Whether training is still in the realm of numbers.
-        parameters: The server's, after this round.
-        own: Those of the participants' own models, by participant, if the strategy makes any.
+        finite: Whether everything that was trained is finite.
     """
 
     number: int
     seconds: float
     train_loss: float
-    validation: Mapping[str, float] | None
-    test: Mapping[str, float] | None
-    personal: Mapping[str, float] | None
     bytes_up: int
     bytes_down: int
-    finite: bool
-    parameters: Parameters
-    own: Mapping[str, Parameters] = field(default_factory=dict)
+    validation: Mapping[str, float] | None = None
+    test: Mapping[str, float] | None = None
+    personal: Mapping[str, float] | None = None
+    finite: bool = True
 
     @property
     def mean_validation(self) -> float:
@@ -74,261 +54,164 @@ class Round:
 
 
 @dataclass(frozen=True, eq=False)
-class RunState:
-    """A run after some round: all that the next one depends on.
+class Best:
+    """The round with the best mean validation accuracy, the earlier one of equals.
 
-    There is no generator among it, as every draw depends on the seed, the round and the
-    client alone.
+    Attributes:
+        round: What was recorded of it.
+        parameters: The server's, after it.
+    """
+
+    round: Round
+    parameters: Parameters
+
+
+@dataclass(frozen=True, eq=False)
+class ServerState:
+    """A server after some round: all that the next one depends on.
+
+    It has no random generator, as every draw depends on the seed, the round and the client
+    alone.
 
     Attributes:
         number: Rounds done.
         strategy: What the strategy keeps, the server's parameters among it.
-        zero_shot: Test accuracy by client without an adapter.
-        best: The round with the best mean validation accuracy, the earlier one of equals.
-        failed: Whether the last round left the finite numbers.
+        best: The best round so far.
+        failed: Whether the last round diverged (NaN or Inf).
     """
 
     number: int
     strategy: State
-    zero_shot: Mapping[str, float]
-    best: Round | None = None
+    best: Best | None = None
     failed: bool = False
 
 
-class Run:
-    """A run in flight.
-
-    Args:
-        federation: Who takes part.
-        settings: What to do.
-        state: Where to go on; None begins.
-        engine: What trains the clients.
+@dataclass(frozen=True, eq=False)
+class Pending:
+    """A round under way: aggregated, and validated or not.
 
     Attributes:
-        state: After the last round.
+        round: What is known of it.
+        state: The server's after it.
+        better: Whether it is the best round so far.
     """
 
-    def __init__(
-        self,
-        federation: Federation,
-        settings: Settings,
-        state: RunState | None = None,
-        engine: str = AUTO,
-    ) -> None:
-        self.federation = federation
-        self.settings = settings
-        self.engine = engine
-        self.adapter = make_model(federation, settings).to(federation.text.device)
-        self.strategy = make_strategy(federation, settings)
-        self.state = state or RunState(
-            number=0,
-            strategy=self.strategy.init(copy_parameters(self.adapter)),
-            zero_shot=_zero_shot(federation),
-        )
+    round: Round
+    state: ServerState
+    better: bool = False
 
     @property
-    def over(self) -> bool:
-        """Whether there is no round left to do."""
-        return self.state.failed or self.state.number >= self.settings.rounds
+    def parameters(self) -> Parameters:
+        """The server's model after it."""
+        return self.state.strategy[SERVER]
+
+
+@dataclass(frozen=True, eq=False)
+class Server:
+    """The server of a run. Its methods change nothing: states go in and come out.
+
+    A round is `instruct`, `aggregate`, `validate` if the round `validates`, and `close`.
+
+    Attributes:
+        settings: What to do.
+        model: What is trained.
+        samples: Training samples of each participant, in the order in which their updates are
+            added up.
+    """
+
+    settings: Settings
+    model: Model
+    samples: Mapping[str, int]
 
     @property
-    def architecture(self) -> Hashable:
-        """What runs must share for their clients to be trained in one call."""
-        settings, federation = self.settings, self.federation
-        shape = tuple(federation.text.shape)
-        return self.engine, settings.adapter, settings.ratio, shape, federation.whole
+    def cohort(self) -> Cohort:
+        """Who takes part, as strategies see it."""
+        return Cohort(self.samples, self.settings.weighting)
+
+    def begin(self, parameters: Parameters) -> ServerState:
+        """Make the state before the first round from the model's initial parameters."""
+        return ServerState(0, self.settings.strategy.init(parameters))
+
+    def over(self, state: ServerState) -> bool:
+        """Return whether no round is left to do."""
+        return state.failed or state.number >= self.settings.rounds
 
     @property
-    def clients_a_round(self) -> int:
+    def clients_per_round(self) -> int:
         """Number of clients that are drawn for a round."""
-        everyone, participation = len(self.federation.participants), self.settings.participation
+        everyone, participation = len(self.samples), self.settings.participation
         if isinstance(participation, float):
             return max(1, round(participation * everyone))
         return min(participation, everyone)
 
-    @property
-    def clients_held(self) -> int:
-        """Number of clients whose parameters come to be held at once."""
-        keeps, everyone = self.strategy.keeps_clients, self.federation.participants
-        return len(everyone) if keeps else self.clients_a_round
+    def bytes_per_client(self, state: ServerState) -> int:
+        """Return what crosses the network per client and direction in a round."""
+        return 0 if self.settings.strategy.pooled else self._instruction(state).bytes
 
-    @property
-    def trainable_parameters(self) -> int:
-        """Size of the adapter."""
-        return trainable_parameters(self.adapter)
+    def instruct(self, state: ServerState) -> dict[str, Instruction]:
+        """Draw the clients of the next round, and instruct each by name."""
+        names = list(self.samples)
+        random = generator("participation", self.settings.seed, state.number + 1)
+        drawn = random.choice(len(names), size=self.clients_per_round, replace=False)
+        instruction = self._instruction(state)
+        return {names[index]: instruction for index in sorted(drawn)}
 
-    @property
-    def bytes_per_client(self) -> int:
-        """What crosses the network per client and direction in a round."""
-        return self.strategy.bytes_per_client(self.state.strategy[SERVER])
+    def _instruction(self, state: ServerState) -> Instruction:
+        parameters, extra = self.settings.strategy.send(state.strategy, self.model)
+        return Instruction(state.number + 1, parameters, extra, self.settings.training)
 
-    def tasks(self) -> list[LocalTask]:
-        """Say what the clients of the next round are to do."""
-        number = self.state.number + 1
-        return self.strategy.tasks(self.state.strategy, self._sample(number), number)
-
-    def _sample(self, number: int) -> list[Client]:
-        """Draw the clients of a round, in alphabetical order."""
-        everyone = self.federation.participants
-        random = generator("participation", self.settings.seed, number)
-        drawn = random.choice(len(everyone), size=self.clients_a_round, replace=False)
-        return [everyone[index] for index in sorted(drawn)]
-
-    def take(self, updates: Sequence[ClientUpdate], training_seconds: float) -> Round:
-        """Aggregate what the clients of a round sent back, and evaluate.
+    def aggregate(
+        self,
+        state: ServerState,
+        instructed: Mapping[str, Instruction],
+        updates: Mapping[str, Update],
+    ) -> Pending:
+        """Make a round of what clients sent back.
 
         Args:
-            updates: In the order of `tasks`.
-            training_seconds: What the training took.
+            state: After the round before.
+            instructed: What `instruct` returned.
+            updates: By client, at least one.
         """
-        start = time.perf_counter()
-        before, number, best = self.state.strategy, self.state.number + 1, self.state.best
-        strategy = self.strategy.apply(before, updates)
-        every, last = self.settings.eval_every, self.settings.rounds
-        first = updates[: self.clients_a_round]  # a task for each client, before any others
-        weights = client_weights(first, self.settings.weighting)
-        train_loss = sum(w * update.loss for w, update in zip(weights, first, strict=True))
-        finite = math.isfinite(train_loss) and all(
-            bool(torch.isfinite(tensor).all())
-            for part, parameters in strategy.items()
-            if parameters is not before.get(part)
-            for tensor in parameters.values()
-        )
-        validation, better = None, False
-        if number % every == 0 or number == last:
-            validation = self._validate(strategy)
-            better = finite and (best is None or mean(validation.values()) > best.mean_validation)
-        test, personal = None, None
-        if better or every == 1:
-            test, personal = self._test(strategy)
-        traffic = self.bytes_per_client * self.clients_a_round
+        ordered = [updates[name] for name in self.samples if name in updates]
+        strategy = self.settings.strategy.aggregate(state.strategy, ordered, self.cohort)
+        changed = [part for name, part in strategy.items() if part is not state.strategy.get(name)]
+        weights, sent = self.cohort.weights(ordered), not self.settings.strategy.pooled
         current = Round(
-            number=number,
-            seconds=training_seconds + time.perf_counter() - start,
-            train_loss=train_loss,
-            validation=validation,
-            test=test,
-            personal=personal,
-            bytes_up=traffic,
-            bytes_down=traffic,
-            finite=finite,
-            parameters=strategy[SERVER],
-            own=self._own_parameters(strategy),
+            number=state.number + 1,
+            seconds=math.nan,
+            train_loss=sum(w * each.loss for w, each in zip(weights, ordered, strict=True)),
+            bytes_up=sum(each.bytes for each in ordered) if sent else 0,
+            bytes_down=sum(each.bytes for each in instructed.values()) if sent else 0,
+            finite=all(map(is_finite, ordered)) and all_finite(changed),
         )
-        self.record(current)
-        self.state = replace(
-            self.state,
-            number=number,
-            strategy=strategy,
-            best=current if better else best,
-            failed=not finite,
+        failed = not current.finite
+        return Pending(
+            current, replace(state, number=current.number, strategy=strategy, failed=failed)
         )
-        return current
 
-    def _validate(self, state: State) -> dict[str, float]:
-        """Give the accuracy by participant on its validation part."""
-        if self.strategy.personalised:
-            return {
-                client.name: accuracy(model, self.federation, client.validation)
-                for client, model in self._own_models(state)
-            }
-        return validation_accuracy(self._model(state[SERVER]), self.federation)
+    def validates(self, pending: Pending) -> bool:
+        """Return whether the round is to be validated."""
+        number, settings = pending.round.number, self.settings
+        return number % settings.eval_every == 0 or number == settings.rounds
 
-    def _test(self, state: State) -> tuple[dict[str, float], dict[str, float] | None]:
-        """Give the accuracy by client on its test part, and that of the models of its own."""
-        federation, target = self.federation, self.federation.target
-        if not self.strategy.personalised:
-            return test_accuracy(self._model(state[SERVER]), federation), None
-        personal, on_target = {}, []
-        for client, model in self._own_models(state):
-            personal[client.name] = accuracy(model, federation, client.test)
-            if target is not None and not self.strategy.shared:
-                on_target.append(accuracy(model, federation, target.test))
-        if self.strategy.shared:
-            return test_accuracy(self._model(state[SERVER]), federation), personal
-        return {**personal, **({target.name: mean(on_target)} if target else {})}, personal
+    def validate(self, pending: Pending, validation: Mapping[str, float]) -> Pending:
+        """Take each participant's validation accuracy."""
+        current, best = replace(pending.round, validation=validation), pending.state.best
+        better = current.finite and (
+            best is None or current.mean_validation > best.round.mean_validation
+        )
+        return replace(pending, round=current, better=better)
 
-    def _own_models(self, state: State) -> Iterator[tuple[Client, Adapter]]:
-        """Give each participant with its model, which is overwritten by the next one's."""
-        for client in self.federation.participants:
-            model = self._model(self.strategy.personal(state, client.name))
-            model.remember(client.train)
-            yield client, model
-
-    def _own_parameters(self, state: State) -> dict[str, Parameters]:
-        if not self.strategy.personalised:
-            return {}
-        names = (client.name for client in self.federation.participants)
-        return {name: self.strategy.personal(state, name) for name in names}
-
-    def _model(self, parameters: Parameters) -> Adapter:
-        """Put parameters into the adapter."""
-        self.adapter.load_state_dict(parameters)
-        return self.adapter
-
-    def record(self, current: Round) -> None:
-        """Take note of a round, before the state moves on to it; nothing by itself."""
-
-
-def make_model(federation: Federation, settings: Settings) -> Adapter:
-    """Make what is trained, the same for equal seeds."""
-    if federation.whole is not None:
-        return federation.whole.make(seed_of("model", settings.seed))
-    seed = seed_of("adapter", settings.seed)
-    return make_adapter(settings.adapter, federation.text, seed, settings.ratio)
-
-
-def _zero_shot(federation: Federation) -> dict[str, float]:
-    """Test accuracy of the cached features; NaN where what is trained has other ones."""
-    if federation.whole is not None and not federation.whole.zero_shot:
-        return {client.name: math.nan for client in federation.clients}
-    return test_accuracy(None, federation)
-
-
-AnyRun = TypeVar("AnyRun", bound=Run)
-
-
-def drive(
-    runs: Iterable[AnyRun], tasks_at_once: int = TASKS_AT_ONCE
-) -> Iterator[list[tuple[AnyRun, Round]]]:
-    """Step runs side by side until all are over.
-
-    Another run is begun as long as the parameters of fewer than `tasks_at_once` clients are
-    held, and taken from `runs` no sooner, which so may be a generator that opens them.
-
-    Args:
-        runs: None of them over, in the order in which they are begun.
-        tasks_at_once: What bounds the memory; 1 does one run after the other.
-
-    Yields:
-        After each step, the runs in flight, each with its round.
-    """
-    waiting = iter(runs)
-    flying: list[AnyRun] = []
-    while True:
-        flying = [run for run in flying if not run.over]
-        while sum(run.clients_held for run in flying) < tasks_at_once:
-            coming = next(waiting, None)
-            if coming is None:
-                break
-            flying.append(coming)
-        if not flying:
-            return
-        alike: dict[Hashable, list[AnyRun]] = {}
-        for run in flying:
-            alike.setdefault(run.architecture, []).append(run)
-        yield [stepped for each in alike.values() for stepped in _step(each)]
-
-
-def _step(runs: Sequence[AnyRun]) -> list[tuple[AnyRun, Round]]:
-    """Do a round of each of several runs of one architecture."""
-    start = time.perf_counter()
-    tasks = [run.tasks() for run in runs]
-    everything = [task for own in tasks for task in own]
-    updates = iter(train_clients(runs[0].adapter, everything, runs[0].engine))
-    seconds = time.perf_counter() - start
-    stepped = []
-    for run, own in zip(runs, tasks, strict=True):
-        share = seconds * len(own) / len(everything)
-        stepped.append((run, run.take([next(updates) for _ in own], share)))
-    return stepped
+    def close(
+        self,
+        pending: Pending,
+        seconds: float,
+        test: Mapping[str, float] | None = None,
+        personal: Mapping[str, float] | None = None,
+    ) -> tuple[Round, ServerState]:
+        """End the round: return its record and the server's state after it."""
+        current = replace(pending.round, seconds=seconds, test=test, personal=personal)
+        if not pending.better:
+            return current, pending.state
+        return current, replace(pending.state, best=Best(current, pending.parameters))

@@ -1,64 +1,25 @@
-"""What a run can be told, its defaults and its presets."""
+"""All settings of a run, its methods among them, and the presets.
 
-import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, get_args
+Importing this imports neither torch nor numpy: the command line makes its options from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields, replace
+from types import MappingProxyType
+from typing import Any, ClassVar, Self
 
 from ..cache import FedclipError
-
-Weighting = Literal["samples", "uniform"]
-LossName = Literal["clip", "class"]
-OptimizerName = Literal["adam", "sgd"]
-StrategyName = Literal[
-    "fedavg",
-    "fedprox",
-    "fedavgm",
-    "fedadam",
-    "fedyogi",
-    "scaffold",
-    "fedrep",
-    "ditto",
-    "local",
-    "centralized",
-]
-AdapterName = Literal[
-    "attention",
-    "attention-text",
-    "attention-both",
-    "linear",
-    "residual",
-    "taskres",
-    "scale",
-    "linear-probe",
-    "cache-model",
-    "none",
-]
-
-# What the source of each adapter that blends sets its ratio to.
-RATIOS: Mapping[AdapterName, float] = {"residual": 0.2, "taskres": 0.5, "cache-model": 1.0}
-
-# Options that some strategies have, with their default: mu is the least that FedProx's paper tries,
-# lambda and the moments are the papers'. The server's rates were chosen for adapters, on
-# seeds that no figure in the docs is from: docs/ablations.md.
-STRATEGY_OPTIONS: Mapping[str, Mapping[StrategyName, float]] = {
-    "mu": {"fedprox": 1e-3},
-    "ditto_lambda": {"ditto": 1.0},
-    "server_lr": {"fedavgm": 1.0, "fedadam": 1e-2, "fedyogi": 1e-2},
-    "server_momentum": {"fedavgm": 0.9, "fedadam": 0.9, "fedyogi": 0.9},
-    "server_beta2": {"fedadam": 0.99, "fedyogi": 0.99},
-    "tau": {"fedadam": 1e-3, "fedyogi": 1e-3},
-}
-
-# What fedrep leaves with the client: the names' beginnings, of the adapters that have a part
-# to keep. Of two layers it is the second, as the head is in FedRep; of two sides the texts'.
-LOCAL_PARTS: Mapping[AdapterName, tuple[str, ...]] = {
-    "attention": ("attention.2.",),
-    "attention-text": ("attention.2.",),
-    "attention-both": ("text_attention.",),
-    "linear": ("linear.bias",),
-    "residual": ("bottleneck.2.",),
-}
+from ..cache.common.fields import Option, flag, listed, merge_options, option, options_of, suggest
+from .data.partition import PARTITIONS, Partition
+from .models.adapters import ADAPTERS, Adapter, Attention
+from .models.losses import LOSSES
+from .registry import Registry
+from .strategies import STRATEGIES
+from .strategies.base import Strategy, Weighting
+from .strategies.fedavg import FedAvg
+from .training.settings import TrainingSettings
 
 PAPER = "paper"
 
@@ -68,206 +29,308 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "tuned": {"loss": "class", "lr": 3e-4, "weight_decay": 0.0},
 }
 
-# What SGD takes in place of a preset's values, which mean nothing to it.
-SGD: Mapping[str, Any] = {"lr": 0.1, "weight_decay": 0.0}
+# What SGD takes in place of a preset's values, which are Adam's.
+_SGD: Mapping[str, Any] = {"lr": 0.1, "weight_decay": 0.0}
+
+# The panels of the help, in their order.
+_PANELS = ("Data", "Method", "Options of methods", "Federation", "Local training", "Output")
+
+# In place of templates: every template that the cache has.
+ALL_PROMPTS = "all"
+
+REGISTRIES: Mapping[str, Registry[Any]] = {
+    "adapter": ADAPTERS,
+    "strategy": STRATEGIES,
+    "loss": LOSSES,
+    "partition": PARTITIONS,
+}
 
 
 @dataclass(frozen=True)
-class Settings:
+class Methods:
+    """The methods of a run by name."""
+
+    PANEL: ClassVar[str] = "Method"
+
+    adapter: str = option(
+        "attention",
+        choices=lambda: [*ADAPTERS],
+        closed=False,
+        metavar="NAME|MODULE:CLASS",
+        help="What is trained; 'fedclip adapters' describes them.",
+    )
+    strategy: str = option(
+        "fedavg",
+        choices=lambda: [*STRATEGIES],
+        closed=False,
+        metavar="NAME|MODULE:CLASS",
+        help="How clients and server train together; 'fedclip strategies' describes them.",
+    )
+    loss: str = option(
+        "clip",
+        choices=lambda: [*LOSSES],
+        help="Loss of the clients: clip, symmetric cross-entropy inside the minibatch, or class, "
+        "cross-entropy over all class texts.",
+    )
+    partition: str = option(
+        "dirichlet",
+        panel="Data",
+        choices=lambda: [*PARTITIONS],
+        help="How --clients splits a domain.",
+    )
+
+
+def _norm(text: str) -> float | None:
+    if text == "raw":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError("must be raw or a number") from None
+
+
+@dataclass(frozen=True)
+class Settings(TrainingSettings):
     """Everything that shapes a run's numbers, apart from the cache and the target.
 
     Attributes:
-        rounds: Rounds of federation.
-        participation: Clients that train in a round: a share of them (a float up to 1), or a
-            number (an int); one at least.
-        eval_every: Rounds between two validations; the last is always validated. With more
-            than 1, test parts are evaluated only where validation is better than ever.
-        data_fraction: Share of its training part that each client trains on.
-        local_epochs: Passes over its training part that a client makes in a round.
-        batch_size: Samples in a minibatch; a last one of a single sample is skipped.
         adapter: What is trained.
-        ratio: CLIP-Adapter's ratio (`residual`), TaskRes's scale (`taskres`) or the weight of
-            Tip-Adapter's cache (`cache-model`); None for that of the source, and for adapters
-            without one.
-        strategy: What the server does with updates.
-        mu: FedProx's pull to the server's parameters. This and the next five are None for
-            the source's value, and for strategies without one.
-        ditto_lambda: Ditto's pull of a client's own model to the server's.
-        server_lr: Learning rate of FedAvgM, FedAdam and FedYogi.
-        server_momentum: Their decay of the first moment.
-        server_beta2: Decay of the second moment of FedAdam and FedYogi.
-        tau: What FedAdam and FedYogi add to the root of the second moment.
-        optimizer: `adam`, or `sgd` without momentum.
-        lr: The optimizer's learning rate.
-        weight_decay: L2 penalty, added to the gradient (not AdamW's).
-        betas: Adam's decay rates.
-        eps: Adam's epsilon.
-        weighting: Whether the server weighs clients by their training samples or equally.
-        loss: `clip`, symmetric cross-entropy inside the minibatch, or `class`,
-            cross-entropy over all class texts.
-        feature_norm: L2 norm that image features are rescaled to; None leaves them raw.
-        prompts: Templates of the class texts, several are averaged; none: the first cached;
-            `all`: every one cached.
-        clients: Clients that each domain's samples are dealt to; None keeps one a domain.
-        alpha: Concentration of the Dirichlet draw that deals them.
-        seed: Of splits, partitions, batches and the adapter's first parameters.
+        strategy: What the server does with updates, and its clients for it.
+        partition: How each domain is split among clients; None keeps one client a domain.
     """
 
-    rounds: int = 50
-    participation: int | float = 1.0
-    eval_every: int = 1
-    data_fraction: float = 1.0
-    local_epochs: int = 1
-    batch_size: int = 32
-    adapter: AdapterName = "attention"
-    ratio: float | None = None
-    strategy: StrategyName = "fedavg"
-    mu: float | None = None
-    ditto_lambda: float | None = None
-    server_lr: float | None = None
-    server_momentum: float | None = None
-    server_beta2: float | None = None
-    tau: float | None = None
-    optimizer: OptimizerName = "adam"
-    lr: float = 5e-5
-    weight_decay: float = 0.2
-    betas: tuple[float, float] = (0.9, 0.98)
-    eps: float = 1e-6
-    weighting: Weighting = "samples"
-    loss: LossName = "clip"
-    feature_norm: float | None = None
-    prompts: tuple[str, ...] = ()
-    clients: int | None = None
-    alpha: float = 0.5
-    seed: int = 0
+    rounds: int = option(50, least=1, panel="Federation", help="Rounds of federation.")
+    participation: int | float = option(
+        1.0,
+        above=0,
+        panel="Federation",
+        help="Clients that train in a round: a share such as 0.1, or a number such as 20.",
+    )
+    eval_every: int = option(
+        1,
+        least=1,
+        panel="Federation",
+        help="Rounds between two validations; the last round is always validated. Above 1, test "
+        "parts are evaluated only when validation is better than before.",
+    )
+    weighting: Weighting = option(
+        "samples",
+        panel="Federation",
+        help="Whether clients count by their training samples or equally.",
+    )
+    data_fraction: float = option(
+        1.0, above=0, most=1, panel="Data", help="Share of its training part that a client uses."
+    )
+    feature_norm: float | None = option(
+        None,
+        least=1e-6,
+        most=1e6,
+        panel="Data",
+        shown="raw",
+        metavar="raw|NORM",
+        parse=_norm,
+        help="L2 norm that image features are rescaled to.",
+    )
+    prompts: tuple[str, ...] = option(
+        (),
+        flags=("--prompt",),
+        panel="Data",
+        shown="the first cached",
+        help="Cached template of the class texts; several are averaged, 'all' averages all.",
+    )
+    adapter: Adapter = Attention()
+    strategy: Strategy = FedAvg()
+    partition: Partition | None = None
 
     def __post_init__(self) -> None:
-        least = {
-            "rounds": 1,
-            "eval_every": 1,
-            "local_epochs": 1,
-            "batch_size": 2,
-            "clients": 1,
-            "seed": 0,
-        }
-        for name, minimum in least.items():
-            value = getattr(self, name)
-            if value is not None and value < minimum:
-                raise FedclipError(f"{name} is {value}; it must be at least {minimum}")
-        share = isinstance(self.participation, float)
-        if not (0 < self.participation <= 1 if share else self.participation >= 1):
+        super().__post_init__()
+        if isinstance(self.participation, float) and self.participation > 1:
             raise FedclipError(
-                f"participation is {self.participation}; it must be a share such as 0.1, up to "
-                "1.0, or a number of clients such as 20"
+                f"--participation {self.participation}: a share must be at most 1.0; give a number "
+                "of clients without a decimal point"
             )
-        if not 0 < self.data_fraction <= 1:
-            raise FedclipError(
-                f"data_fraction is {self.data_fraction}; it must be a share such as 0.1, up to 1"
-            )
-        for name in ("lr", "alpha", "feature_norm", "ratio", "server_lr", "tau"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise FedclipError(f"{name} is {value}; it must be a positive number")
-        if self.feature_norm is not None and not 1e-6 <= self.feature_norm <= 1e6:
-            raise FedclipError(
-                f"feature_norm is {self.feature_norm}; float32 wants it between 1e-6 and 1e6"
-            )
-        for name in ("weight_decay", "mu", "ditto_lambda"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise FedclipError(f"{name} is {value}; it must not be negative")
-        for name in ("server_momentum", "server_beta2"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < 1:
-                raise FedclipError(f"{name} is {value}; it must be at least 0 and below 1")
-        for name, allowed in (
-            ("weighting", get_args(Weighting)),
-            ("loss", get_args(LossName)),
-            ("adapter", get_args(AdapterName)),
-            ("strategy", get_args(StrategyName)),
-            ("optimizer", get_args(OptimizerName)),
-        ):
-            if getattr(self, name) not in allowed:
-                names = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
-                raise FedclipError(f"{name} is {getattr(self, name)!r}; it must be {names}")
-        if self.ratio is not None and self.adapter not in RATIOS:
-            raise FedclipError(
-                f"ratio is {self.ratio}, but the adapter {self.adapter} has none; "
-                f"{', '.join(RATIOS)} have one"
-            )
-        if self.ratio is not None and self.adapter == "residual" and self.ratio > 1:
-            raise FedclipError(f"ratio is {self.ratio}; of the adapter residual it is at most 1")
+        self._check_methods()
 
-        self._check_strategy()
-
-    def _check_strategy(self) -> None:
-        """Refuse what does not go with the strategy."""
-        for name, owners in STRATEGY_OPTIONS.items():
-            if getattr(self, name) is not None and self.strategy not in owners:
-                raise FedclipError(
-                    f"{name} is {getattr(self, name)}, but the strategy {self.strategy} has none; "
-                    f"it is for {' and '.join(owners)}"
-                )
-        if self.strategy == "scaffold" and self.optimizer != "sgd":
+    def _check_methods(self) -> None:
+        """Refuse methods that do not fit each other."""
+        strategy, adapter = (f"--{kind} {self.name_of(kind)}" for kind in ("strategy", "adapter"))
+        if self.strategy.optimizer not in (None, self.optimizer):
             raise FedclipError(
-                f"optimizer is {self.optimizer!r}, but the controls of the strategy scaffold are "
-                "made of plain gradient steps; give sgd, or no optimizer"
+                f"--optimizer {self.optimizer}: {strategy} works with {self.strategy.optimizer} "
+                f"only; choose {self.strategy.optimizer}, or leave out --optimizer"
             )
-        if self.adapter == "cache-model" and self.strategy != "local":
+        if self.strategy.shared and not self.adapter.sends:
             raise FedclipError(
-                "the adapter cache-model is made of a client's own samples, and nothing of it is "
-                f"sent, so the strategy {self.strategy} has nothing to do; give the strategy local"
+                f"{adapter}: consists of a client's own samples and sends nothing, so {strategy} "
+                "has no effect; choose --strategy local"
             )
-        if self.strategy == "fedrep" and self.adapter not in LOCAL_PARTS:
+        if self.strategy.splits and not self.adapter.local_parts:
+            able = [name for name, kind in ADAPTERS.classes().items() if kind.local_parts]
             raise FedclipError(
-                f"the adapter {self.adapter} has no part that the strategy fedrep could keep "
-                f"local; {', '.join(LOCAL_PARTS)} have one"
+                f"{adapter}: has no part that {strategy} could leave with the client; choose "
+                f"--adapter {listed(able)}"
             )
-        everyone = isinstance(self.participation, float) and self.participation == 1
-        if self.strategy == "centralized" and not everyone:
+        if self.strategy.pooled and self.participation != 1.0:
             raise FedclipError(
-                f"participation is {self.participation}, but the strategy centralized trains on "
-                "all participants' samples at once; leave it at 1.0"
+                f"--participation {self.participation}: {strategy} trains on all participants' "
+                "samples at once; leave out --participation"
             )
 
-    def option(self, name: str) -> float:
-        """Give an option of the strategy: what it was set to, or its source's value."""
-        value = getattr(self, name)
-        return float(STRATEGY_OPTIONS[name][self.strategy] if value is None else value)
+    @property
+    def training(self) -> TrainingSettings:
+        """The part of the settings that clients are told."""
+        names = (each.name for each in fields(TrainingSettings))
+        return TrainingSettings(**{name: getattr(self, name) for name in names})
+
+    def name_of(self, kind: str) -> str:
+        """Return the name of the adapter, strategy, loss or partition."""
+        return REGISTRIES[kind].name_of(getattr(self, kind))
 
     @classmethod
-    def preset(cls, name: str, **overrides: Any) -> "Settings":
-        """Take a preset's settings, and override those that are not None.
+    def preset(cls, name: str, values: Mapping[str, Any] | None = None, **more: Any) -> Self:
+        """Take a preset's settings, and override those that are given.
 
-        A preset's learning rate and weight decay are Adam's, so SGD has its own.
+        Args:
+            name: A key of `PRESETS`. Its learning rate and weight decay are Adam's; SGD has
+                its own.
+            values: Settings, names of methods and their hyper-parameters by name; those that
+                are None are not given.
+            **more: As `values`.
 
         Raises:
-            FedclipError: there is no such preset, or a value makes no sense.
+            FedclipError: an unknown preset or method, an invalid value, or an option that
+                none of the methods has.
         """
         if name not in PRESETS:
-            raise FedclipError(f"there is no preset {name!r}; there is {', '.join(PRESETS)}")
-        given = {key: value for key, value in overrides.items() if value is not None}
-        if given.get("strategy") == "scaffold":
-            given = {"optimizer": "sgd", **given}
-        own = SGD if given.get("optimizer") == "sgd" else {}
-        return replace(cls(), **{**PRESETS[name], **own, **given})
-
-    def to_json(self) -> dict[str, Any]:
-        """Give the settings as JSON values."""
-        values = asdict(self)
-        for name, owners in STRATEGY_OPTIONS.items():
-            if self.strategy in owners:
-                values[name] = self.option(name)
-        values["ratio"] = RATIOS.get(self.adapter) if self.ratio is None else self.ratio
-        return {**values, "betas": list(self.betas), "prompts": list(self.prompts)}
+            raise FedclipError(f"unknown preset {name!r}{suggest(name, PRESETS)}")
+        given = {
+            key: value for key, value in {**(values or {}), **more}.items() if value is not None
+        }
+        required = STRATEGIES.get(given.get("strategy", Methods.strategy)).optimizer
+        if required is not None:
+            given = {"optimizer": required, **given}
+        own = _SGD if given.get("optimizer") == "sgd" else {}
+        return cls._of({**PRESETS[name], **own, **given})
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "Settings":
-        """Take what `to_json` gave; what it lacks has its default.
+    def _of(cls, values: Mapping[str, Any]) -> Self:
+        """Make settings of plain values: a flat mapping of settings, methods and their options."""
+        own = {each.name for each in fields(cls)} - REGISTRIES.keys()
+        settings = {name: value for name, value in values.items() if name in own}
+        options = {
+            name: value
+            for name, value in values.items()
+            if name not in own and name not in REGISTRIES
+        }
+        unused = set(options)
+        for kind, registry in REGISTRIES.items():
+            if kind == "partition" and "clients" not in values:
+                if kind in values:
+                    raise FedclipError(f"--partition {values[kind]}: needs --clients")
+                continue
+            chosen = str(values.get(kind, getattr(Methods, kind)))
+            settings[kind] = registry.make(chosen, options)
+            unused -= options_of(type(settings[kind])).keys()
+        for name in sorted(unused):
+            raise FedclipError(f"{flag(name)} {values[name]}: {_owners(name, values)}")
+        return cls(**settings)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as JSON values: methods by name, their options beside them."""
+        values: dict[str, Any] = {}
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.name in REGISTRIES and value is not None:
+                values |= {name: getattr(value, name) for name in options_of(type(value))}
+                values[each.name] = self.name_of(each.name)
+                source = REGISTRIES[each.name].source_hash(value)
+                if source is not None:
+                    values[f"{each.name}_source"] = source
+            else:
+                values[each.name] = list(value) if isinstance(value, tuple) else value
+        return values
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Take what `to_json` returned, of this version or an earlier one.
 
         Raises:
-            FedclipError: a value makes no sense.
-            TypeError: there is a setting that is none, or of another type.
+            FedclipError: a value is invalid, or the source of a method has changed.
+            TypeError: a value has the wrong type.
         """
-        tuples = {name: tuple(values[name]) for name in ("betas", "prompts") if name in values}
-        return cls(**{**values, **tuples})
+        own = {each.name for each in fields(cls)}
+        given = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+            if (value is not None or name == "feature_norm") and not name.endswith("_source")
+        }
+        if "clients" not in given:  # earlier versions recorded the default alpha
+            given.pop("alpha", None)
+        settings = cls._of(given)
+        for kind in REGISTRIES.keys() & own:
+            recorded, now = values.get(f"{kind}_source"), settings.to_json().get(f"{kind}_source")
+            if recorded != now:
+                raise FedclipError(
+                    f"--{kind} {settings.name_of(kind)}: its source is not the one that this run "
+                    "was started with; restore it, or start a new run"
+                )
+        return settings
+
+
+def _owners(name: str, values: Mapping[str, Any]) -> str:
+    """Explain an option that no chosen method has: whose it is, or what it may be meant for."""
+    if name in options_of(Partition) or any(
+        name in options_of(kind) for kind in PARTITIONS.classes().values()
+    ):
+        return "needs --clients"
+    for kind, registry in REGISTRIES.items():
+        owners = [each for each, cls in registry.classes().items() if name in options_of(cls)]
+        if owners:
+            chosen = values.get(kind, getattr(Methods, kind))
+            return f"has no effect with --{kind} {chosen}; it belongs to {listed(owners, 'and')}"
+    return "unknown setting"
+
+
+def settings_options() -> list[Option]:
+    """List the settings that a preset or a choice of methods begins from, as options.
+
+    The help shows what each preset sets.
+    """
+    sources = {**PRESETS, "sgd": _SGD}
+    listed_options = [*options_of(Methods).values(), *options_of(Settings).values()]
+    listed_options.sort(key=lambda each: _PANELS.index(each.panel))
+    return [
+        replace(
+            each,
+            shown="; ".join(
+                f"{source}: {replace(each, default=values[each.name]).shown_default}"
+                for source, values in {**sources, PAPER: {each.name: each.default}}.items()
+                if each.name in values
+            ),
+        )
+        if any(each.name in values for values in sources.values())
+        else each
+        for each in listed_options
+    ]
+
+
+def method_options(outside: Mapping[str, Collection[str]] = MappingProxyType({})) -> list[Option]:
+    """List the hyper-parameters of all methods, those of one name as one option.
+
+    Args:
+        outside: By kind, methods from outside the package that are to be included, as
+            ``module:Class``.
+    """
+    owners: dict[str, type] = {}
+    for kind, registry in REGISTRIES.items():
+        owners |= registry.classes()
+        owners |= {name: registry.get(name) for name in outside.get(kind, ())}
+    # What a method requires, such as a number of clients, is required only if it is chosen.
+    return [
+        replace(
+            each,
+            panel=each.panel or _PANELS[2],
+            **({"default": None, "optional": True} if each.required else {}),
+        )
+        for each in merge_options(owners)
+    ]

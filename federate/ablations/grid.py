@@ -1,6 +1,5 @@
-"""What an ablation varies: lists of values for options, their product, and groups in step."""
+"""What an ablation varies: lists of values for options, their product, and zipped groups."""
 
-import difflib
 import math
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...cache import FedclipError
+from ...cache.common.fields import suggest
 from .grids import NAMES as GRIDS
 
 SEED = "seed"
@@ -131,10 +131,23 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FedclipError(
-            f"{path}: there is no such file, nor a grid of this name: {', '.join(GRIDS)}"
+            f"{path}: is neither a file nor a grid of the package{suggest(str(path), GRIDS)}"
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise FedclipError(f"{path}: is no TOML ({error})") from None
+        raise FedclipError(f"{path}: is not valid TOML ({error})") from None
+
+
+def methods_in(file: Mapping[str, Any]) -> list[str]:
+    """List the text values of a grid's file as ``name=value``, as `--set` has them."""
+    tables = [file, *_groups(file)]
+    return [
+        f"{name}={value}"
+        for table in tables
+        for name, values in table.items()
+        if name != ZIP
+        for value in (values if isinstance(values, list) else [values])
+        if isinstance(value, str)
+    ]
 
 
 def split_set(text: str) -> tuple[str, list[str]]:
@@ -170,9 +183,7 @@ def _named(values: Iterable[tuple[str, Any]], options: Collection[str]) -> dict[
     for written, value in values:
         name = written.replace("-", "_")
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(sorted(known))}"
-            raise FedclipError(f"no option {written!r} can be varied; {hint}")
+            raise FedclipError(f"{written}: is not an option that varies{suggest(name, known)}")
         if name in named:
             raise _given_twice(name)
         named[name] = value

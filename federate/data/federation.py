@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from ...cache import FeatureCache, FedclipError
-from ..models.full import WholeModel
+from ...cache.common.fields import listed
+from ..models.base import Model
 from ..seeding import generator
-from ..settings import Settings
-from .samples import ROWS_AT_ONCE, Domain, JoinedSamples, Rows, Samples
+from ..settings import ALL_PROMPTS, Settings
+from .samples import Domain, JoinedSamples, Rows, Samples
 
 MIN_ROWS = 5
 MIN_TRAIN = 2  # a batch of one sample has no negatives
@@ -23,11 +24,11 @@ VALIDATION_SHARE = 0.2
 
 TOGETHER = "all-together"
 
-# In place of templates, every one that the cache has.
-ALL_PROMPTS = "all"
-
 # Federations that a pool keeps for the next run that draws the same.
 FEDERATIONS_KEPT = 128
+
+# Rows that are rescaled together: few enough to stay in a CPU's cache.
+ROWS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +51,7 @@ class Federation:
         target: The domain left out, tested whole; None if none is.
         text: (C, D) float32 class texts.
         logit_scale: The encoder's ``exp(logit_scale)``.
-        dropped: Clients that a Dirichlet draw left with too few rows: name and rows.
-        whole: The whole model that is trained; None for an adapter.
+        dropped: Clients that the partition left with too few rows: name and rows.
     """
 
     participants: tuple[Client, ...]
@@ -59,7 +59,6 @@ class Federation:
     text: Tensor
     logit_scale: float
     dropped: tuple[tuple[str, int], ...] = ()
-    whole: WholeModel | None = None
 
     @property
     def clients(self) -> tuple[Client, ...]:
@@ -73,11 +72,6 @@ class Federation:
         nothing = first.train.domain.view(np.arange(0))
         train = JoinedSamples.of([client.train for client in self.participants])
         return Client(TOGETHER, TOGETHER, train, nothing, nothing)
-
-    @property
-    def model_text(self) -> Tensor:
-        """What the model that is trained takes for the classes: texts, or tokens."""
-        return self.text if self.whole is None else self.whole.text
 
     @property
     def embed_dim(self) -> int:
@@ -95,7 +89,7 @@ class FeaturePool:
         feature_norm: L2 norm that each row is rescaled to; None leaves them raw.
         device: Where they are used.
         in_place: Whether the caches' own arrays may be rescaled, to save a copy.
-        whole: A whole model, to be trained on the images behind the features.
+        model: What is trained; says what it takes for a row.
 
     Raises:
         FedclipError: a row of zeros cannot be rescaled.
@@ -108,20 +102,25 @@ class FeaturePool:
         device: torch.device,
         *,
         in_place: bool = False,
-        whole: WholeModel | None = None,
+        model: Model | None = None,
     ) -> None:
         self.device = device
-        self._whole = whole
         self._made = lru_cache(FEDERATIONS_KEPT)(self._make)
         self.domains = tuple(
-            Domain(
-                cache,
-                torch.from_numpy(_rescaled(cache, feature_norm, in_place=in_place)).to(device),
-                torch.from_numpy(cache.labels).to(device).long(),
-                np.argsort(np.array(cache.ids, dtype=object), kind="stable"),
-                whole.inputs(cache) if whole else None,
-            )
+            self._domain(cache, _rescaled(cache, feature_norm, in_place=in_place), model)
             for cache in caches
+        )
+
+    def _domain(
+        self, cache: FeatureCache, rows: npt.NDArray[np.float32], model: Model | None
+    ) -> Domain:
+        features = torch.from_numpy(rows).to(self.device)
+        return Domain(
+            cache,
+            features,
+            torch.from_numpy(cache.labels).to(self.device).long(),
+            np.argsort(np.array(cache.ids, dtype=object), kind="stable"),
+            features if model is None else model.inputs(cache, features),
         )
 
     def federation(self, settings: Settings, target: str | None) -> Federation:
@@ -132,8 +131,7 @@ class FeaturePool:
                 target's name, or a template that is not cached.
         """
         drawn = Settings(
-            clients=settings.clients,
-            alpha=settings.alpha,
+            partition=settings.partition,
             data_fraction=settings.data_fraction,
             prompts=settings.prompts,
             seed=settings.seed,
@@ -141,7 +139,7 @@ class FeaturePool:
         return self._made(drawn, target)
 
     def _make(self, settings: Settings, target: str | None) -> Federation:
-        """Make every domain but `target` a participant, or `settings.clients` of them.
+        """Make every domain but `target` a participant, or split it into several.
 
         The draws depend on the seed and the client alone, so a client's split is the
         same whichever domain is the target.
@@ -151,18 +149,18 @@ class FeaturePool:
         left_out: Client | None = None
         for domain in self.domains:
             if domain.name == target:
-                left_out = _whole(domain)
+                left_out = _target(domain)
                 continue
-            for name, rows in _deal(domain, settings):
+            for name, rows in _split_domain(domain, settings):
                 if len(rows) < MIN_ROWS:
                     dropped.append((name, len(rows)))
                 else:
-                    participants.append(_split(name, domain, rows, settings))
+                    participants.append(_split_rows(name, domain, rows, settings))
         clash = next((each.name for each in participants if each.name == target), None)
         if clash is not None:
             raise FedclipError(
-                f"{clash} would be both the target and a client that --clients deals to; "
-                "choose another --target"
+                f"--target {clash}: --clients makes a client of the same name; choose another "
+                "--target"
             )
         if not participants:
             raise FedclipError(
@@ -177,7 +175,6 @@ class FeaturePool:
             text=torch.from_numpy(class_texts(first, settings.prompts)).to(self.device),
             logit_scale=first.logit_scale,
             dropped=tuple(dropped),
-            whole=self._whole,
         )
 
 
@@ -195,88 +192,62 @@ def build_federation(
     return FeaturePool(caches, settings.feature_norm, device).federation(settings, target)
 
 
-def class_texts(cache: FeatureCache, prompts: Sequence[str]) -> npt.NDArray[np.float32]:
-    """Pick the class texts, (C, D) float32: one template's, or the mean of several or of `all`.
-
-    Of several templates the vectors are normalised before they are averaged
-    (Radford et al. 2021, section 3.1.4).
+def chosen_templates(cache: FeatureCache, prompts: Sequence[str]) -> tuple[str, ...]:
+    """Return the templates of the class texts: those given, all, or the first cached.
 
     Raises:
         FedclipError: a template is not in the cache.
     """
     if list(prompts) == [ALL_PROMPTS]:
-        prompts = cache.templates
+        return cache.templates
     for template in prompts:
         if template not in cache.templates:
             raise FedclipError(
-                f"prompt {template!r} is not cached; there is "
-                f"{', '.join(map(repr, cache.templates))} (or {ALL_PROMPTS}), and extract "
-                "--template adds more"
+                f"--prompt {template!r}: is not cached; choose "
+                f"{listed([*map(repr, cache.templates), ALL_PROMPTS])}, or add it with "
+                "fedclip extract --template"
             )
-    if len(prompts) < 2:
-        column = cache.templates.index(prompts[0]) if prompts else 0
-        return np.ascontiguousarray(cache.text_features[:, column])
-    columns = [cache.templates.index(template) for template in prompts]
+    return tuple(prompts) or cache.templates[:1]
+
+
+def class_texts(cache: FeatureCache, prompts: Sequence[str]) -> npt.NDArray[np.float32]:
+    """Return the class texts, (C, D) float32: of one template, or the mean of several or `all`.
+
+    Of several templates the vectors are normalized before they are averaged
+    (Radford et al. 2021, section 3.1.4).
+
+    Raises:
+        FedclipError: a template is not in the cache.
+    """
+    columns = [cache.templates.index(each) for each in chosen_templates(cache, prompts)]
     texts = cache.text_features[:, columns]
+    if len(prompts) < 2 and list(prompts) != [ALL_PROMPTS]:
+        return np.ascontiguousarray(texts[:, 0])
     texts = texts / np.linalg.norm(texts, axis=2, keepdims=True)
     return np.ascontiguousarray(texts.mean(axis=1))
 
 
-def partition(
-    labels: npt.NDArray[np.int32], clients: int, alpha: float, seed: int, domain: str
-) -> list[Rows]:
-    """Deal a domain's rows to clients, class by class, by a Dirichlet draw.
-
-    Each class's rows, shuffled, are cut in proportions drawn from Dirichlet(alpha)
-    (Hsu et al. 2019, arXiv:1909.06335, dealt by class). Every row goes to one client.
-
-    Args:
-        labels: (N,) the rows' classes.
-        clients: Number of clients K.
-        alpha: Concentration; small is uneven, large is even.
-        seed: The run's seed.
-        domain: The domain's name.
-
-    Returns:
-        K arrays of row indices, each in ascending order.
-    """
-    random = generator("partition", seed, domain)
-    hands: list[list[Rows]] = [[] for _ in range(clients)]
-    for label in np.unique(labels):
-        rows = random.permutation(np.flatnonzero(labels == label))
-        shares = random.dirichlet(np.full(clients, alpha))
-        cuts = np.rint(np.cumsum(shares)[:-1] * len(rows)).astype(np.intp)
-        for hand, dealt in zip(hands, np.split(rows, cuts), strict=True):
-            hand.append(dealt)
-    return [np.sort(np.concatenate(hand)) for hand in hands]
-
-
-def _deal(domain: Domain, settings: Settings) -> list[tuple[str, Rows]]:
+def _split_domain(domain: Domain, settings: Settings) -> list[tuple[str, Rows]]:
     """Give each client of a domain its rows, in the order of their ids."""
-    order, labels = domain.order, domain.cache.labels
+    order, partition = domain.order, settings.partition
     if len(order) < MIN_ROWS:
         raise FedclipError(
             f"{domain.name}: has {len(order)} rows, too few to split into train, "
             f"validation and test; at least {MIN_ROWS} are needed"
         )
-    if settings.clients is None:
+    if partition is None:
         return [(domain.name, order)]
-    if settings.clients > len(order):
+    if partition.clients > len(order):
         raise FedclipError(
-            f"{domain.name}: has {len(order)} rows, too few for {settings.clients} clients; "
-            "give fewer --clients"
+            f"{domain.name}: has {len(order)} rows, too few for {partition.clients} clients; "
+            "choose fewer --clients"
         )
-    hands = partition(
-        labels[order],
-        settings.clients,
-        settings.alpha,
-        settings.seed,
-        domain.name,
-    )
-    return [(f"{domain.name}-{index:03d}", order[hand]) for index, hand in enumerate(hands)]
+    random = generator("partition", settings.seed, domain.name)
+    parts = partition.split(domain.cache.labels[order], random)
+    return [(f"{domain.name}-{index:03d}", order[part]) for index, part in enumerate(parts)]
 
 
-def _split(name: str, domain: Domain, rows: Rows, settings: Settings) -> Client:
+def _split_rows(name: str, domain: Domain, rows: Rows, settings: Settings) -> Client:
     """Split a client's rows, given in the order of their ids, 60/20/20 by a seeded shuffle.
 
     Of the training part the first rows are kept, so that a smaller share is part of a larger.
@@ -289,7 +260,7 @@ def _split(name: str, domain: Domain, rows: Rows, settings: Settings) -> Client:
     return Client(name, domain.name, *(domain.view(part) for part in parts))
 
 
-def _whole(domain: Domain) -> Client:
+def _target(domain: Domain) -> Client:
     """Make a target: tested whole, in the order of its rows."""
     nothing = domain.view(np.arange(0))
     return Client(

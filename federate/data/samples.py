@@ -1,6 +1,6 @@
 """What a model trains on and is tested with: rows of a domain, gathered when asked for."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol, Self
@@ -12,38 +12,33 @@ from torch import Tensor
 
 from ...cache import FeatureCache
 
-# Rows that are worked on together: few enough to be in a cache still for the next operation.
-ROWS_AT_ONCE = 1024
-IMAGES_AT_ONCE = 256
-
 Rows = npt.NDArray[np.intp]
 
 
 class Inputs(Protocol):
-    """A domain's rows as a model takes them, gathered when they are asked for."""
+    """A domain's rows as a network takes them, gathered when asked for."""
 
-    def __getitem__(self, rows: Tensor) -> Tensor:
-        """Gather (b, ...) of them for (b,) int64 row indices, on the device they are used on."""
+    def __getitem__(self, rows: Tensor, /) -> Tensor:
+        """Gather (b, ...) rows for (b,) int64 row indices, on the device where they are used."""
 
 
 @dataclass(frozen=True, eq=False)
 class Domain:
-    """A domain's rows on the device they are used on, shared by all who hold some of them.
+    """A domain's rows on the device where they are used, shared by all who hold some of them.
 
     Attributes:
         cache: Where they come from.
         features: (N, D) float32.
         labels: (N,) int64.
         order: (N,) the rows in the order of their ids.
-        images: The images behind the rows, for a whole model; None where features are
-            trained on.
+        inputs: What the trained model takes for each row: the features, or images.
     """
 
     cache: FeatureCache
     features: Tensor
     labels: Tensor
     order: Rows
-    images: Inputs | None = None
+    inputs: Inputs
 
     @property
     def name(self) -> str:
@@ -72,24 +67,14 @@ class Samples:
         return len(self.rows)
 
     def __getitem__(self, which: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Gather some of them: (b, D) float32 features and (b,) int64 labels.
-
-        For a whole model it is (b, 3, H, W) uint8 pixels in place of features.
-        """
-        rows, images = self.rows[which], self.domain.images
-        if images is None:
-            return self.cached(which)
-        return images[rows], self.domain.labels[rows]
+        """Gather the model's (b, ...) inputs and the (b,) int64 labels of some of them."""
+        rows = self.rows[which]
+        return self.domain.inputs[rows], self.domain.labels[rows]
 
     def cached(self, which: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Gather features, whatever is trained on: (b, D) float32 and (b,) int64 labels."""
         rows = self.rows[which]
         return self.domain.features[rows], self.domain.labels[rows]
-
-    @property
-    def at_once(self) -> int:
-        """Rows that are best gathered together."""
-        return ROWS_AT_ONCE if self.domain.images is None else IMAGES_AT_ONCE
 
     @property
     def features(self) -> Tensor:
@@ -120,16 +105,28 @@ class JoinedSamples(Samples):
         rows = torch.arange(sum(map(len, parts)), device=parts[0].rows.device)
         return cls(parts[0].domain, rows, tuple(parts))
 
+    def __getitem__(self, which: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Gather inputs and labels from the parts."""
+        return self._gathered(which, Samples.__getitem__)
+
     def cached(self, which: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Gather features, (b, D) float32 and (b,) int64 labels, from each of the parts."""
-        rows, some = self.rows[which], self.domain.features
-        features = some.new_empty(len(rows), some.shape[1])
+        """Gather features and labels from the parts."""
+        return self._gathered(which, Samples.cached)
+
+    def _gathered(
+        self,
+        which: Tensor | slice,
+        gather: Callable[[Samples, Tensor | slice], tuple[Tensor, Tensor]],
+    ) -> tuple[Tensor, Tensor]:
+        rows = self.rows[which]
+        inputs, labels = gather(self.parts[0], slice(0))
+        inputs = inputs.new_empty(len(rows), *inputs.shape[1:])
         labels = torch.empty_like(rows)
         firsts = accumulate(map(len, self.parts[:-1]), initial=0)
         for first, part in zip(firsts, self.parts, strict=True):
             mine = (rows >= first) & (rows < first + len(part))
-            features[mine], labels[mine] = part.cached(rows[mine] - first)
-        return features, labels
+            inputs[mine], labels[mine] = gather(part, rows[mine] - first)
+        return inputs, labels
 
     @property
     def features(self) -> Tensor:

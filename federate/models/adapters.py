@@ -1,305 +1,384 @@
 """Adapters: the small networks that are trained and federated.
 
-An adapter is called as ``image, text = adapter(image, text)`` on (B, D) and (C, D)
-tensors; one that leaves a side alone returns it as it came. Its state is its
-parameters and nothing else, and each row is adapted by itself.
+An adapter is a frozen dataclass whose fields are its hyper-parameters. `layers` makes its
+parameters and `forward` uses them; the network built from both is called as
+``image, text = network(image, text)`` on (B, D) and (C, D) tensors. A side that an adapter
+leaves alone is returned as it came. Each row is adapted independently of the others.
+
+Importing this imports no torch: the command line lists adapters before it needs any.
 """
 
+from __future__ import annotations
+
 import inspect
-from collections.abc import Callable, Mapping
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from ...cache.common.fields import check_options, option
+from ..registry import Registry
+from .base import Model
+from .losses import cosine_logits
 
-from ..data.samples import Samples
-from ..settings import RATIOS, AdapterName
-from .losses import Scale, cosine_logits
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-# Tip-Adapter's sharpness, and how many rows it compares with its cache at once.
-SHARPNESS = 5.5
-COMPARED_AT_ONCE = 1024
+    from ...cache import FeatureCache
+    from ..data.samples import Inputs, Samples
+    from .losses import Scale
+    from .network import Network
 
 
-class Adapter(nn.Module):
-    """What all adapters, and the whole models in their place, have besides their `forward`."""
+@dataclass(frozen=True)
+class Adapter(Model):
+    """An adapter over cached features."""
 
-    def remember(self, samples: Samples) -> None:
-        """Take what the adapter keeps of a client's training part; nothing by itself."""
+    kind: ClassVar[str] = "adapter"
+    stackable: ClassVar[bool] = True
+    rows_at_once: ClassVar[int] = 1024
 
-    def logits(self, image: Tensor, text: Tensor, logit_scale: Scale) -> Tensor:
-        """Compare (B, D) images with (C, D) texts, both as they came: (B, C)."""
-        image, text = self(image, text)
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    @abstractmethod
+    def layers(self, text: Tensor) -> Mapping[str, nn.Module | nn.Parameter]:
+        """Make the parameters by name; torch's generator is seeded when this is called.
+
+        Args:
+            text: (C, D) class texts.
+        """
+
+    @abstractmethod
+    def forward(self, layers: Any, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Adapt (B, D) image features and (C, D) class texts.
+
+        Args:
+            layers: Has what `layers` made as attributes.
+            image: (B, D) image features.
+            text: (C, D) class texts.
+        """
+
+    def logits(self, layers: Any, image: Tensor, text: Tensor, logit_scale: Scale) -> Tensor:
+        """Compare (B, D) images with (C, D) texts, neither adapted yet: (B, C) logits."""
+        image, text = self.forward(layers, image, text)
         return cosine_logits(image, text, logit_scale)
 
+    def remember(self, layers: Any, samples: Samples) -> None:
+        """Keep something of a client's training samples; nothing by default."""
 
-class AttentionAdapter(Adapter):
+    @property
+    def title(self) -> str:
+        """The adapter's name and its hyper-parameters."""
+        own = "".join(f" {name} {value:g}" for name, value in vars(self).items())
+        return f"adapter {ADAPTERS.name_of(self)}{own}"
+
+    def make(self, text: Tensor, seed: int) -> Network:
+        """Make the adapter for class texts, (C, D): the same one for equal seeds."""
+        import torch
+
+        from .network import AdapterNetwork
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return AdapterNetwork(self, self.layers(text))
+
+    def inputs(self, cache: FeatureCache, features: Tensor) -> Inputs:
+        """Train on the features themselves."""
+        return features
+
+    def texts(self, text: Tensor) -> Tensor:
+        """Use the class texts themselves."""
+        return text
+
+
+@dataclass(frozen=True)
+class Attention(Adapter):
     """The paper's adapter: image features weighted by attention over their dimensions.
 
     ``I* = softmax(Linear(tanh(Linear(I)))) * I``, both layers D to D (Lu et al. 2023,
     arXiv:2302.13485, section 3.2); for D = 512 these are 525,312 parameters. The
-    input is the raw feature, not a normalised one. Texts are left alone.
-
-    Args:
-        embed_dim: Width of the features, D.
+    input is the raw feature, not a normalized one. Texts are left alone.
     """
 
-    def __init__(self, embed_dim: int) -> None:
-        super().__init__()
-        self.attention = _attention(embed_dim)
+    local_parts: ClassVar[tuple[str, ...]] = ("attention.2.",)  # the second layer, as FedRep's head
 
-    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Weigh (B, D) image features; return them and the (C, D) texts untouched."""
-        return self.attention(image) * image, text
+    def layers(self, text: Tensor) -> Mapping[str, nn.Module]:
+        """Make both linear layers."""
+        return {"attention": _attention(text.shape[1])}
 
-
-class TextAttentionAdapter(Adapter):
-    """The paper's attention, on class texts in place of image features.
-
-    Args:
-        embed_dim: Width of the features, D.
-    """
-
-    def __init__(self, embed_dim: int) -> None:
-        super().__init__()
-        self.attention = _attention(embed_dim)
-
-    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the (B, D) image features untouched, and the weighed (C, D) texts."""
-        return image, self.attention(text) * text
+    def forward(self, layers: Any, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight the image features."""
+        return layers.attention(image) * image, text
 
 
-class BothAttentionAdapter(Adapter):
-    """The paper's attention on both sides, each with parameters of its own.
+@dataclass(frozen=True)
+class TextAttention(Adapter):
+    """The paper's attention, on class texts in place of image features."""
 
-    Args:
-        embed_dim: Width of the features, D.
-    """
+    local_parts: ClassVar[tuple[str, ...]] = ("attention.2.",)
 
-    def __init__(self, embed_dim: int) -> None:
-        super().__init__()
-        self.image_attention = _attention(embed_dim)
-        self.text_attention = _attention(embed_dim)
+    def layers(self, text: Tensor) -> Mapping[str, nn.Module]:
+        """Make both linear layers."""
+        return {"attention": _attention(text.shape[1])}
 
-    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Weigh (B, D) image features and (C, D) texts."""
-        return self.image_attention(image) * image, self.text_attention(text) * text
+    def forward(self, layers: Any, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight the class texts."""
+        return image, layers.attention(text) * text
 
 
-class LinearAdapter(Adapter):
-    """One linear layer on image features, the identity at the start.
+@dataclass(frozen=True)
+class BothAttention(Adapter):
+    """The paper's attention on both sides, each with parameters of its own."""
+
+    local_parts: ClassVar[tuple[str, ...]] = ("text_attention.",)
+
+    def layers(self, text: Tensor) -> Mapping[str, nn.Module]:
+        """Make the image side's layers, then the text side's."""
+        return {
+            "image_attention": _attention(text.shape[1]),
+            "text_attention": _attention(text.shape[1]),
+        }
+
+    def forward(self, layers: Any, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight both sides."""
+        return layers.image_attention(image) * image, layers.text_attention(text) * text
+
+
+@dataclass(frozen=True)
+class Linear(Adapter):
+    """One linear layer on image features, initialized to the identity.
 
     ``I* = W I + b`` with W = 1 and b = 0 at first. A random W would throw away the
-    alignment of images and texts that zero-shot rests on, and a few rounds on a few
+    alignment of images and texts that zero-shot accuracy rests on, and a few rounds on a few
     thousand samples do not learn it again; from the identity the first round starts at
     zero-shot.
-
-    Args:
-        embed_dim: Width of the features, D.
     """
 
-    def __init__(self, embed_dim: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(embed_dim, embed_dim)
-        nn.init.eye_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
+    local_parts: ClassVar[tuple[str, ...]] = ("linear.bias",)
 
-    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Map (B, D) image features; return them and the (C, D) texts untouched."""
-        return self.linear(image), text
+    def layers(self, text: Tensor) -> Mapping[str, nn.Module]:
+        """Make the identity."""
+        from torch import nn
+
+        linear = nn.Linear(text.shape[1], text.shape[1])
+        nn.init.eye_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        return {"linear": linear}
+
+    def forward(self, layers: Any, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Map the image features."""
+        return layers.linear(image), text
 
 
-class ResidualAdapter(Adapter):
-    """CLIP-Adapter: image features blended with what a bottleneck makes of them.
+@dataclass(frozen=True)
+class Residual(Adapter):
+    """CLIP-Adapter: image features blended with the output of a bottleneck.
 
     ``I* = r A(I) + (1 - r) I`` with ``A(I) = relu(W2 relu(W1 I))``, D to D / 4 to D, no
     biases (Gao et al. 2021, arXiv:2110.04544; the bottleneck and r = 0.2 from its code).
-    The layers start at random, as in the source: what keeps the features at first is a
-    small r.
-
-    Args:
-        embed_dim: Width of the features, D.
-        ratio: r, in (0, 1].
+    The layers start at random, as in the source: a small r is what keeps the features at first.
     """
 
-    def __init__(self, embed_dim: int, ratio: float) -> None:
-        super().__init__()
-        self.ratio = ratio
+    local_parts: ClassVar[tuple[str, ...]] = ("bottleneck.2.",)
+    ratio: float = option(
+        0.2,
+        above=0,
+        most=1,
+        help="Share of the bottleneck's output in the adapted feature.",
+        source="Gao et al. 2021, code",
+    )
+
+    def layers(self, text: Tensor) -> Mapping[str, nn.Module]:
+        """Make the bottleneck."""
+        from torch import nn
+
+        embed_dim = text.shape[1]
         width = max(1, embed_dim // 4)
-        self.bottleneck = nn.Sequential(
-            nn.Linear(embed_dim, width, bias=False),
-            nn.ReLU(),
-            nn.Linear(width, embed_dim, bias=False),
-            nn.ReLU(),
-        )
+        return {
+            "bottleneck": nn.Sequential(
+                nn.Linear(embed_dim, width, bias=False),
+                nn.ReLU(),
+                nn.Linear(width, embed_dim, bias=False),
+                nn.ReLU(),
+            )
+        }
 
-    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Blend (B, D) image features; return them and the (C, D) texts untouched."""
-        return self.ratio * self.bottleneck(image) + (1 - self.ratio) * image, text
+    def forward(self, layers: Any, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Blend the image features."""
+        return self.ratio * layers.bottleneck(image) + (1 - self.ratio) * image, text
 
 
-class TaskResidualAdapter(Adapter):
+@dataclass(frozen=True)
+class TaskResidual(Adapter):
     """TaskRes: a learned residual on each class text, zero at the start.
 
-    ``T* = T + a X`` with one row of X for each class (Yu et al. 2023, arXiv:2211.10277;
-    a = 0.5 there by default).
-
-    Args:
-        text: (C, D) class texts, of which only the shape counts.
-        scale: a.
+    ``T* = T + a X`` with one row of X for each class (Yu et al. 2023, arXiv:2211.10277).
     """
 
-    def __init__(self, text: Tensor, scale: float) -> None:
-        super().__init__()
-        self.scale = scale
-        self.residual = nn.Parameter(torch.zeros_like(text))
+    ratio: float = option(
+        0.5, above=0, help="Scale of the residual on the class texts.", source="Yu et al. 2023"
+    )
 
-    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the (B, D) image features untouched, and the (C, D) texts moved."""
-        return image, text + self.scale * self.residual
+    def layers(self, text: Tensor) -> Mapping[str, nn.Parameter]:
+        """Make a residual of zeros."""
+        import torch
+        from torch import nn
+
+        return {"residual": nn.Parameter(torch.zeros_like(text))}
+
+    def forward(self, layers: Any, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Move the class texts."""
+        return image, text + self.ratio * layers.residual
 
 
-class ScaleAdapter(Adapter):
+@dataclass(frozen=True)
+class ScaleFeatures(Adapter):
     """One weight per image feature, all 1 at the start.
 
     ``I* = w * I``, as (IA)^3 rescales activations (Liu et al. 2022, arXiv:2205.05638).
-
-    Args:
-        embed_dim: Width of the features, D.
     """
 
-    def __init__(self, embed_dim: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(embed_dim))
+    def layers(self, text: Tensor) -> Mapping[str, nn.Parameter]:
+        """Make a weight of ones."""
+        import torch
+        from torch import nn
 
-    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Rescale (B, D) image features; return them and the (C, D) texts untouched."""
-        return self.weight * image, text
+        return {"weight": nn.Parameter(torch.ones(text.shape[1]))}
+
+    def forward(self, layers: Any, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Rescale the image features."""
+        return layers.weight * image, text
 
 
+@dataclass(frozen=True)
 class LinearProbe(Adapter):
     """Learned class vectors in place of the texts, which they equal at the start.
 
     The linear probe of Radford et al. 2021 (arXiv:2103.00020) is fitted from nothing.
     Here logits are cosines, which vectors of zeros do not have; a classifier that is
     fine-tuned from the texts is that of Wortsman et al. 2021 (arXiv:2109.01903).
-
-    Args:
-        text: (C, D) class texts.
     """
 
-    def __init__(self, text: Tensor) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(text.clone())
+    def layers(self, text: Tensor) -> Mapping[str, nn.Parameter]:
+        """Copy the class texts."""
+        from torch import nn
 
-    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the (B, D) image features untouched, and (C, D) class vectors for `text`."""
-        return image, self.weight
+        return {"weight": nn.Parameter(text.clone())}
+
+    def forward(self, layers: Any, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Replace the class texts."""
+        return image, layers.weight
 
 
+@dataclass(frozen=True)
 class CacheModel(Adapter):
     """Tip-Adapter: a client's own training samples vote, and nothing is trained.
 
-    ``logits = s I T^t + r exp(-b (1 - I K^t)) V``, I, T and K normalised, K the (n, D)
+    ``logits = s I T^t + r exp(-b (1 - I K^t)) V``, I, T and K normalized, K the (n, D)
     training features of the client and V their (n, C) classes, one-hot (Zhang et al. 2022,
-    arXiv:2111.03930, section 3.1; r = 1 and b = 5.5 there). It never leaves the client.
-    Without samples it is zero-shot.
-
-    Args:
-        ratio: r.
+    arXiv:2111.03930, section 3.1; b = 5.5 there). It never leaves the client. Without samples
+    it is zero-shot.
     """
 
-    def __init__(self, ratio: float) -> None:
-        super().__init__()
-        self.ratio = ratio
-        self._keys: Tensor | None = None
-        self._labels: Tensor | None = None
+    sends: ClassVar[bool] = False
 
-    def remember(self, samples: Samples) -> None:
-        """Take a client's training samples, in place of those before."""
-        self._keys = functional.normalize(samples.features, dim=-1)
-        self._labels = samples.labels
+    # Tip-Adapter's b, and the rows that are compared with the samples at once.
+    sharpness: ClassVar[float] = 5.5
+    compared_at_once: ClassVar[int] = 1024
 
-    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (B, D) image features and (C, D) texts untouched."""
+    ratio: float = option(
+        1.0, above=0, help="Weight of the votes of a client's samples.", source="Zhang et al. 2022"
+    )
+
+    def layers(self, text: Tensor) -> Mapping[str, nn.Module]:
+        """Make nothing: nothing is trained."""
+        return {}
+
+    def remember(self, layers: Any, samples: Samples) -> None:
+        """Keep a client's training samples, in place of those before."""
+        from torch.nn.functional import normalize
+
+        layers.keys, layers.labels = normalize(samples.features, dim=-1), samples.labels
+
+    def forward(self, layers: Any, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Leave both sides alone."""
         return image, text
 
-    def logits(self, image: Tensor, text: Tensor, logit_scale: Scale) -> Tensor:
-        """Add the samples' votes to zero-shot logits, (B, C)."""
-        logits = super().logits(image, text, logit_scale)
-        if self._keys is None or self._labels is None:
+    def logits(self, layers: Any, image: Tensor, text: Tensor, logit_scale: Scale) -> Tensor:
+        """Add the samples' votes to the zero-shot logits."""
+        import torch
+        from torch.nn.functional import normalize, one_hot
+
+        logits = super().logits(layers, image, text, logit_scale)
+        keys = getattr(layers, "keys", None)
+        if keys is None:
             return logits
-        classes = functional.one_hot(self._labels, len(text)).to(image.dtype)
+        classes = one_hot(layers.labels, len(text)).to(image.dtype)
         votes = [
-            (SHARPNESS * (functional.normalize(rows, dim=-1) @ self._keys.T - 1)).exp() @ classes
-            for rows in torch.split(image, COMPARED_AT_ONCE)
+            (self.sharpness * (normalize(rows, dim=-1) @ keys.T - 1)).exp() @ classes
+            for rows in torch.split(image, self.compared_at_once)
         ]
         return logits + self.ratio * torch.cat(votes)
 
 
+@dataclass(frozen=True)
 class NoAdapter(Adapter):
     """Zero-shot: both sides as they came, and nothing to train."""
 
-    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (B, D) image features and (C, D) texts untouched."""
+    def layers(self, text: Tensor) -> Mapping[str, nn.Module]:
+        """Make nothing."""
+        return {}
+
+    def forward(self, layers: Any, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Leave both sides alone."""
         return image, text
 
 
-# Made for (C, D) class texts and a ratio, which is NaN for those that have none.
-ADAPTERS: Mapping[AdapterName, Callable[[Tensor, float], Adapter]] = {
-    "attention": lambda text, _: AttentionAdapter(text.shape[1]),
-    "attention-text": lambda text, _: TextAttentionAdapter(text.shape[1]),
-    "attention-both": lambda text, _: BothAttentionAdapter(text.shape[1]),
-    "linear": lambda text, _: LinearAdapter(text.shape[1]),
-    "residual": lambda text, ratio: ResidualAdapter(text.shape[1], ratio),
-    "taskres": TaskResidualAdapter,
-    "scale": lambda text, _: ScaleAdapter(text.shape[1]),
-    "linear-probe": lambda text, _: LinearProbe(text),
-    "cache-model": lambda _, ratio: CacheModel(ratio),
-    "none": lambda text, _: NoAdapter(),
-}
+ADAPTERS: Registry[Adapter] = Registry(
+    "adapter",
+    Adapter,  # type: ignore[type-abstract]
+    {
+        "attention": Attention,
+        "attention-text": TextAttention,
+        "attention-both": BothAttention,
+        "linear": Linear,
+        "residual": Residual,
+        "taskres": TaskResidual,
+        "scale": ScaleFeatures,
+        "linear-probe": LinearProbe,
+        "cache-model": CacheModel,
+        "none": NoAdapter,
+    },
+    group="fedclip.adapters",
+)
 
 
-def make_adapter(name: AdapterName, text: Tensor, seed: int, ratio: float | None = None) -> Adapter:
-    """Make an adapter for the features that `text` belongs to, the same for equal seeds.
-
-    Args:
-        name: Which one.
-        text: (C, D) class texts.
-        seed: Of what is drawn at random.
-        ratio: CLIP-Adapter's ratio, TaskRes's scale or the weight of Tip-Adapter's cache; None
-            for that of the source.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return ADAPTERS[name](text, RATIOS.get(name, float("nan")) if ratio is None else ratio)
-
-
-def trainable_parameters(adapter: nn.Module) -> int:
-    """Count the numbers that are trained."""
-    return sum(p.numel() for p in adapter.parameters() if p.requires_grad)
-
-
-def describe_adapters(embed_dim: int, classes: int) -> list[tuple[AdapterName, int, str]]:
-    """Give every adapter's name, trainable parameters and what it is in a line.
+def describe_adapters(embed_dim: int, classes: int) -> list[tuple[str, int, str]]:
+    """Return every adapter's name, number of trained parameters and one line on it.
 
     Args:
         embed_dim: Width of the features, D.
         classes: Number of classes, C.
     """
+    import torch
+
+    from .network import trainable_parameters
+
     text = torch.zeros(classes, embed_dim)
-    made = {name: make_adapter(name, text, seed=0) for name in ADAPTERS}
     return [
         (
             name,
-            trainable_parameters(adapter),
-            inspect.cleandoc(adapter.__doc__ or "").split("\n")[0],
+            trainable_parameters(kind().make(text, seed=0)),
+            inspect.cleandoc(kind.__doc__ or "").split("\n")[0],
         )
-        for name, adapter in made.items()
+        for name, kind in ADAPTERS.classes().items()
     ]
 
 
 def _attention(embed_dim: int) -> nn.Sequential:
+    from torch import nn
+
     return nn.Sequential(
         nn.Linear(embed_dim, embed_dim),
         nn.Tanh(),

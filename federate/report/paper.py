@@ -7,13 +7,13 @@ accuracy over all domains: the participants' test parts and the whole of the one
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ...cache import FedclipError
-from ..settings import StrategyName
+from ...cache.common.fields import suggest
+from ..runs.results import RunResult
 
 MEAN = "mean"
 
@@ -23,15 +23,15 @@ class Method:
     """A row of the tables.
 
     Attributes:
-        name: As the paper has it.
-        backbone: The whole model that is trained; None where features are enough.
+        name: As in the paper.
+        backbone: The full model that is trained; None for methods over features.
         strategy: What the server does.
-        adapter: What is trained on features.
+        adapter: The adapter that is trained on features.
     """
 
     name: str
     backbone: str | None = None
-    strategy: StrategyName = "fedavg"
+    strategy: str = "fedavg"
     adapter: str = "none"
 
 
@@ -44,7 +44,7 @@ METHODS: Mapping[str, Method] = {
     "fedclip": Method("FedCLIP", adapter="attention"),
 }
 
-# In percent, with ViT-B/32; what is not here has no source at hand.
+# In percent, with ViT-B/32. Figures without a source that we could read are left out.
 PUBLISHED: Mapping[str, Mapping[str, Mapping[str, float]]] = {
     "pacs": {
         "alexnet-fedavg": {MEAN: 58.69},
@@ -77,20 +77,20 @@ PUBLISHED: Mapping[str, Mapping[str, Mapping[str, float]]] = {
 
 
 def choose_methods(text: str | None) -> list[str]:
-    """Turn a list with commas into keys of `METHODS`, in the paper's order; None is all.
+    """Turn a comma-separated list into keys of `METHODS`, in the paper's order; None is all.
 
     Raises:
-        FedclipError: there is no such method.
+        FedclipError: a method is unknown.
     """
     wanted = list(METHODS) if text is None else [name.strip() for name in text.split(",")]
     for name in wanted:
         if name not in METHODS:
-            raise FedclipError(f"--methods {name}: there is {', '.join(METHODS)}")
+            raise FedclipError(f"--methods {name}: unknown method{suggest(name, METHODS)}")
     return [name for name in METHODS if name in wanted]
 
 
 def paper_table(
-    dataset: str, results: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], weights: str
+    dataset: str, results: Mapping[str, Sequence[Sequence[RunResult]]], weights: str
 ) -> Table:
     """Lay out our figures beside the published ones, in percent.
 
@@ -100,7 +100,9 @@ def paper_table(
         weights: What AlexNet began from.
     """
     targets = list(
-        dict.fromkeys(each["target"] for seeds in results.values() for one in seeds for each in one)
+        dict.fromkeys(
+            str(each.target) for seeds in results.values() for one in seeds for each in one
+        )
     )
     table = Table(
         box=SIMPLE_HEAD,
@@ -125,9 +127,9 @@ def paper_table(
     return table
 
 
-def _percent(results: Sequence[Mapping[str, Any]], target: str) -> float | None:
-    (value,) = (each["mean"] for each in results if each["target"] == target)
-    return None if value is None else 100 * float(value)
+def _percent(results: Sequence[RunResult], target: str) -> float | None:
+    (value,) = (each.mean for each in results if each.target == target)
+    return None if value is None else 100 * value
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ...cache import FedclipError
 from ...cache.common.files import replacing
-from ..server import Round, RunState
-from ..strategies import SERVER
-from ..training.engine import Parameters
+from ..server import Best, Round, ServerState
+from ..simulation import RunState
+from ..strategies.base import SERVER
+from ..training.tasks import Parameters
 
 STRATEGY = "strategy"
 BEST = "best"
@@ -23,7 +24,7 @@ BEST_OWN = "best-own"
 
 
 def round_line(current: Round) -> dict[str, Any]:
-    """Give what there is to record of a round; all but its parameters."""
+    """Return what is recorded of a round."""
     return {
         "round": current.number,
         "seconds": current.seconds,
@@ -38,28 +39,36 @@ def round_line(current: Round) -> dict[str, Any]:
 
 def write_state(path: Path, state: RunState) -> None:
     """Write a state in place of `path`: whole and fsynced, or not at all."""
-    best = state.best
+    best = state.server.best
+    parts = {
+        **state.server.strategy,
+        **{
+            f"{part}/{client}": parameters
+            for client, own in state.clients.items()
+            for part, parameters in own.items()
+        },
+    }
     tensors = {
         f"{STRATEGY}/{part}/{name}": tensor
-        for part, parameters in state.strategy.items()
+        for part, parameters in parts.items()
         for name, tensor in parameters.items()
     }
     if best is not None:
         tensors |= {f"{BEST}/{name}": tensor for name, tensor in best.parameters.items()}
         tensors |= {
             f"{BEST_OWN}/{client}/{name}": tensor
-            for client, parameters in best.own.items()
+            for client, parameters in state.best_own.items()
             for name, tensor in parameters.items()
         }
     # In JSON clients keep their order, as the last bit of a mean depends on it.
     facts = {
-        "round": state.number,
+        "round": state.server.number,
         "zero_shot": {
             client: None if math.isnan(value) else value
             for client, value in state.zero_shot.items()
         },
-        "parts": sorted(state.strategy),
-        "best": round_line(best) if best else None,
+        "parts": sorted(parts),
+        "best": round_line(best.round) if best else None,
     }
     # Copied, as parts may share tensors, which safetensors refuses.
     copies = {
@@ -75,7 +84,7 @@ def read_state(path: Path, like: Parameters) -> RunState:
 
     Args:
         path: Its file.
-        like: The adapter's parameters, whose names, shapes and device it must have.
+        like: The model's parameters, whose names, shapes and device it must have.
 
     Raises:
         FedclipError: the file is damaged, or belongs to another adapter.
@@ -85,15 +94,16 @@ def read_state(path: Path, like: Parameters) -> RunState:
             facts = json.loads(file.metadata()["fedclip"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         state = _state(facts, tensors, next((t.device for t in like.values()), None))
-        kept = [state.strategy[SERVER], *([state.best.parameters] if state.best else [])]
+        best = state.server.best
+        kept = [state.server.strategy[SERVER], *([best.parameters] if best else [])]
     except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise FedclipError(
-            f"{path}: is damaged ({reason}); remove this file, and the run begins anew"
+            f"{path}: is damaged ({reason}); remove it to start the run from the beginning"
         ) from None
     if any(_shapes(parameters) != _shapes(like) for parameters in kept):
         raise FedclipError(
-            f"{path}: belongs to another adapter; remove this file, and the run begins anew"
+            f"{path}: belongs to another adapter; remove it to start the run from the beginning"
         )
     return state
 
@@ -106,7 +116,7 @@ def _state(
     for path, tensor in tensors.items():
         part, _, name = path.rpartition("/")
         parts.setdefault(part, {})[name] = tensor.to(device)
-    strategy, own = (
+    kept, own = (
         {
             part.removeprefix(f"{kind}/"): parameters
             for part, parameters in parts.items()
@@ -114,20 +124,22 @@ def _state(
         }
         for kind in (STRATEGY, BEST_OWN)
     )
+    # A client's part is called `<part>/<client>`, the server's just `<part>`.
+    strategy = {part: parameters for part, parameters in kept.items() if "/" not in part}
+    clients: dict[str, dict[str, Parameters]] = {}
+    for path, parameters in kept.items():
+        part, slash, client = path.partition("/")
+        if slash:
+            clients.setdefault(client, {})[part] = parameters
     line, best = facts["best"], None
     if line is not None:
-        best = Round(
-            number=line["round"],
-            parameters=parts.get(BEST, {}),
-            own=own,
-            finite=True,
-            **{name: value for name, value in line.items() if name != "round"},
-        )
+        described = {name: value for name, value in line.items() if name != "round"}
+        best = Best(Round(number=line["round"], **described), parts.get(BEST, {}))
     zero_shot = {
         client: math.nan if value is None else float(value)
         for client, value in facts["zero_shot"].items()
     }
-    return RunState(int(facts["round"]), strategy, zero_shot, best)
+    return RunState(ServerState(int(facts["round"]), strategy, best), zero_shot, clients, own)
 
 
 def _shapes(parameters: Parameters) -> dict[str, tuple[int, ...]]:

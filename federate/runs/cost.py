@@ -12,15 +12,16 @@ from torch import Tensor
 
 from ...cache import FeatureCache
 from ...cache.schema import DIGEST_SIZE
-from ..data.federation import Client, FeaturePool, Federation, class_texts
+from ..data.federation import FeaturePool, class_texts
 from ..data.samples import Samples
-from ..models.adapters import Adapter, trainable_parameters
-from ..models.full import WholeModel, training_loss
-from ..seeding import generator
-from ..server import Run, make_model
+from ..models.base import Model
+from ..models.network import Network, trainable_parameters
+from ..seeding import generator, seed_of
 from ..settings import Settings
-from ..training.engine import LocalTask, copy_parameters, train_clients
+from ..simulation import Run
+from ..training.engine import train_clients
 from ..training.evaluate import accuracy
+from ..training.tasks import LocalTask, copy_parameters, size_of
 
 # Minibatches are timed for about so long, and at most so many.
 SECONDS_TIMED = 1.0
@@ -40,23 +41,23 @@ class Pace:
     sample: float
 
 
-def measure_pace(model: Adapter, task: LocalTask) -> Pace:
+def measure_pace(network: Network, task: LocalTask) -> Pace:
     """Time a few minibatches of a task, and the evaluation of one.
 
     Args:
-        model: What is trained; its own parameters are overwritten.
+        network: What is trained; its own parameters are overwritten.
         task: Of which the rows of one minibatch are taken.
     """
-    rows = task.client.train.rows[: task.settings.batch_size]
-    part = replace(task.client.train, rows=rows)
-    task = replace(task, client=replace(task.client, train=part))
+    rows = task.samples.rows[: task.settings.batch_size]
+    part = replace(task.samples, rows=rows)
+    task = replace(task, samples=part)
 
     def train(steps: int) -> float:
         settings = replace(task.settings, local_epochs=steps)
-        return _seconds(lambda: train_clients(model, [replace(task, settings=settings)]))
+        return _seconds(lambda: train_clients(network, [replace(task, settings=settings)]))
 
     def evaluate() -> float:
-        return _seconds(lambda: accuracy(model, task.federation, part))
+        return _seconds(lambda: accuracy(network, task.model, part, task.text, task.logit_scale))
 
     train(1)
     evaluate()
@@ -65,31 +66,33 @@ def measure_pace(model: Adapter, task: LocalTask) -> Pace:
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    # What is timed ends by taking a number home, so a GPU has done it by then.
+    # The timed work ends by copying a number to the CPU, so a GPU has finished by then.
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
 def forecast(run: Run, runs: int) -> str:
-    """Say in a line what training a whole model will cost, from a few minibatches.
+    """Forecast in a line what training will cost, from a few minibatches.
 
     Args:
         run: The one that is about to begin.
-        runs: How many like it are to be done, this one among them.
+        runs: Number of runs like it that are to be done, this one included.
     """
     settings, federation = run.settings, run.federation
-    pace = measure_pace(run.adapter, run.tasks()[0])
-    steps = sum(task.steps for task in run.tasks())
+    instructions = run.server.instruct(run.state.server)
+    tasks = [task for name, told in instructions.items() for task in run.tasks(name, told).values()]
+    pace = measure_pace(run.network, tasks[0])
+    steps = sum(task.steps for task in tasks)
     samples = sum(len(each.validation) + len(each.test) for each in federation.clients)
     seconds = pace.step * steps + pace.sample * samples / settings.eval_every
-    rounds = settings.rounds * runs - run.state.number
+    rounds = settings.rounds * runs - run.number
     total = timedelta(seconds=round(seconds * rounds))
     return (
         f"cost       {run.trainable_parameters:,} trainable parameters, "
         f"{decimal(run.bytes_per_client)} per round and client each way; about {seconds:.0f} s a "
         f"round here ({steps} minibatches of {pace.step:.2f} s, {samples} images to evaluate), "
-        f"{rounds} rounds to go: about {total}"
+        f"{rounds} rounds left: about {total}"
     )
 
 
@@ -144,7 +147,7 @@ def measure_cost(
     settings: Settings,
     samples: int,
     device: torch.device,
-    whole: WholeModel | None = None,
+    model: Model | None = None,
 ) -> Cost:
     """Count and measure what a client's round costs.
 
@@ -153,43 +156,44 @@ def measure_cost(
         settings: The adapter, batches, loss and optimizer.
         samples: Of a local epoch; two at least.
         device: Where it is trained.
-        whole: A whole model, to be trained in the adapter's place.
+        model: What is trained; by default the settings' adapter.
     """
-    (domain,) = FeaturePool([cache], None, device, whole=whole).domains
+    model = model or settings.adapter
+    (domain,) = FeaturePool([cache], None, device, model=model).domains
     train = Samples(domain, torch.arange(samples, device=device) % len(cache.labels))
-    client = Client(domain.name, domain.name, train, train, train)
     text = torch.from_numpy(class_texts(cache, settings.prompts)).to(device)
-    federation = Federation((client,), None, text, cache.logit_scale, whole=whole)
-    model = make_model(federation, settings).to(device)
-    task = LocalTask(client, federation, settings, 1, copy_parameters(model))
+    network = model.make(text, seed_of(model.kind, settings.seed)).to(device)
+    classes, start = model.texts(text), copy_parameters(network)
+    task = LocalTask(
+        domain.name, model, train, text, cache.logit_scale, settings.training, 1, start
+    )
 
     def classify(rows: int) -> Tensor:
         inputs, _ = train[:rows]
-        return model.logits(inputs, federation.model_text, federation.logit_scale)
+        return network.logits(inputs, classes, cache.logit_scale)
 
     def learn() -> None:
         inputs, labels = train[: settings.batch_size]
-        scale, name = federation.logit_scale, settings.loss
-        loss = training_loss(model, inputs, federation.model_text, labels, scale, name)
+        loss = network.loss(inputs, classes, labels, cache.logit_scale, settings.loss)
         if loss.requires_grad:
             torch.autograd.backward(loss)
 
-    learnt = min(samples, settings.batch_size)
+    learned = min(samples, settings.batch_size)
     return Cost(
-        parameters=trainable_parameters(model),
-        message=sum(tensor.numel() * tensor.element_size() for tensor in task.start.values()),
+        parameters=trainable_parameters(network),
+        message=size_of(start),
         inference=multiply_adds(lambda: classify(2)) - multiply_adds(lambda: classify(1)),
-        training=multiply_adds(learn) // learnt,
-        epoch=measure_pace(model, task).step * task.steps,
+        training=multiply_adds(learn) // learned,
+        epoch=measure_pace(network, task).step * task.steps,
     )
 
 
 def multiply_adds(work: Callable[[], object]) -> int:
     """Count the multiply-adds of the matrix products and convolutions in `work`."""
-    # Its import loads a compiler: 70 MB that no run over features needs.
+    # Importing it loads a compiler: 70 MB that no run over features needs.
     from torch.utils.flop_counter import FlopCounterMode
 
-    # The fused path of nn.MultiheadAttention is one operation that nobody counts.
+    # The fused path of nn.MultiheadAttention is one operation that the counter does not know.
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

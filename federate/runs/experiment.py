@@ -1,4 +1,4 @@
-"""One command's worth of runs: a cache, settings, and one target or all in turn."""
+"""What one command runs: a cache, settings, and one target or all in turn."""
 
 import hashlib
 import platform
@@ -14,16 +14,20 @@ import torch
 from ... import __version__
 from ...cache import CacheFolder, FeatureCache, FedclipError, load_cache, resolve_cache
 from ...cache.common.device import resolve_device
+from ...cache.common.fields import options_of, suggest
 from ...cache.common.files import check_name
 from ...cache.key import canonical_json
-from ..data.federation import class_texts
-from ..models.full import WholeModel
+from ..data.federation import chosen_templates, class_texts
+from ..models.base import Model
 from ..settings import Settings
 from ..training.engine import AUTO, choose_engine
 from .folder import RunFolder
 
 ALL = "all"
 NONE = "none"
+
+# Version of the facts in the metadata of saved parameters.
+FACTS_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -34,19 +38,20 @@ class Experiment:
         cache: The cache's folder.
         clients: Its content.
         settings: What shapes the numbers.
-        preset: The preset that the settings began from.
+        model: What is trained: the settings' adapter, or a full model.
+        preset: The preset that the settings are based on.
         targets: The domain left out in each run; None where none is.
         device: Where to train.
         runs_dir: Where runs are kept.
         name: The run's folder; None for a name made of the cache, settings and seed.
         overwrite: Whether a run of that name may be replaced.
-        engine: What trains the clients; the numbers do not depend on it but for rounding.
-        whole: The whole model that is trained; None for an adapter.
+        engine: What trains the clients; the numbers depend on it only by rounding.
     """
 
     cache: CacheFolder
     clients: Sequence[FeatureCache]
     settings: Settings
+    model: Model
     preset: str
     targets: tuple[str | None, ...]
     device: torch.device
@@ -54,7 +59,6 @@ class Experiment:
     name: str | None = None
     overwrite: bool = False
     engine: str = AUTO
-    whole: WholeModel | None = None
 
     @property
     def folder(self) -> Path:
@@ -70,8 +74,8 @@ class Experiment:
             "cache": self.cache.name,
             "content": self.content,
         }
-        if self.whole is not None:
-            facts["model"] = self.whole.facts
+        if self.model.facts is not None:
+            facts["model"] = self.model.facts
         digest = hashlib.sha256(canonical_json(facts).encode()).hexdigest()
         return f"{self.clients[0].dataset}-{digest[:8]}-seed{seed}"
 
@@ -104,12 +108,12 @@ class Experiment:
             },
             "preset": self.preset,
             "settings": self.settings.to_json(),
-            "strategy": self.settings.strategy,
-            "adapter": self.settings.adapter,
-            "model": self.whole and {"facts": self.whole.facts, "origin": self.whole.origin},
+            "strategy": self.settings.name_of("strategy"),
+            "adapter": self.settings.name_of("adapter"),
+            "model": self.model.facts and {"facts": self.model.facts, "origin": self.model.origin},
             "target": target or NONE,
             "device": str(self.device),
-            "engine": choose_engine(self.engine, self.device, whole=self.whole is not None),
+            "engine": choose_engine(self.engine, self.device, self.model),
             "seed": self.settings.seed,
         }
 
@@ -117,46 +121,59 @@ class Experiment:
         """Check that the run in the folder is this one.
 
         Raises:
-            FedclipError: its settings, targets or features are others.
+            FedclipError: its settings, targets or features differ.
         """
-        ours = self.config(ALL if len(self.targets) > 1 else self.targets[0])
-        for what in ("settings", "target"):
-            if config.get(what) != ours[what]:
+        try:
+            same = Settings.from_json(config["settings"]) == self.settings
+        except (KeyError, TypeError, ValueError):
+            same = False
+        target = ALL if len(self.targets) > 1 else self.targets[0] or NONE
+        for what, equal in (("settings", same), ("target", config.get("target") == target)):
+            if not equal:
                 raise FedclipError(
-                    f"{self.folder}: is a run with other {what}; move it away, or use another "
-                    "--runs-dir"
+                    f"{self.folder}: is a run with another {what.rstrip('s')}; move it away, or "
+                    "use another --runs-dir"
                 )
         _check_cache(self, config)
         _check_model(self, config)
 
-    def model_facts(self) -> dict[str, Any]:
-        """Say what the adapter, or the whole model, is and belongs to, should it be found alone."""
-        first = self.clients[0]
-        if self.whole is not None:
-            return {"model": self.whole.facts, "class_names": list(first.class_names)}
+    def facts(self) -> dict[str, Any]:
+        """Return what the saved parameters belong to, all that using them needs."""
+        settings, first = self.settings, self.clients[0]
         return {
-            "adapter": self.settings.adapter,
+            "version": FACTS_VERSION,
+            "kind": self.model.kind,
+            "adapter": settings.name_of("adapter"),
+            "options": {
+                name: getattr(settings.adapter, name) for name in options_of(type(settings.adapter))
+            },
+            "model": self.model.facts,
             "embed_dim": first.embed_dim,
             "encoder": dict(first.encoder),
             "key": first.key,
+            "dataset": first.dataset,
+            "class_names": list(first.class_names),
+            "prompts": list(chosen_templates(first, settings.prompts)),
+            "feature_norm": settings.feature_norm,
+            "normalized": first.normalized,
+            "logit_scale": first.logit_scale,
         }
 
 
 def choose_targets(clients: Sequence[FeatureCache], target: str | None) -> tuple[str | None, ...]:
     """Turn what `--target` says into the domains to leave out, one run each.
 
-    Without a word, every domain in turn if there are two or more, else none.
+    By default every domain in turn if there are two or more, else none.
 
     Raises:
-        FedclipError: there is no such domain.
+        FedclipError: the domain is unknown.
     """
     domains = [cache.client for cache in clients]
     if target is None:
         target = ALL if len(domains) > 1 else NONE
     if target not in (ALL, NONE, *domains):
         raise FedclipError(
-            f"there is no target {target!r} in this cache; "
-            f"its domains are {', '.join(domains)} (or {ALL}, or {NONE})"
+            f"--target {target}: unknown domain{suggest(target, [*domains, ALL, NONE])}"
         )
     if target == NONE:
         return (None,)
@@ -167,46 +184,42 @@ def find_run(runs_dir: Path, name: str) -> Path:
     """Find the run's folder that `name` means: a path, or a name below `runs_dir`.
 
     Raises:
-        FedclipError: there is none, or it is one target's part of a run.
+        FedclipError: it does not exist, or is one target's part of a run.
     """
     path = Path(name) if RunFolder(Path(name)).begun else runs_dir / name
     if not RunFolder(path).begun:
         raise FedclipError(
-            f"there is no run {name!r}, as a path or below {runs_dir}; give the folder that has "
-            "its config.json"
+            f"run {name!r} is neither a run's folder nor the name of one in {runs_dir}; pass the "
+            "folder with its config.json"
         )
     if RunFolder(path.resolve().parent).begun:
-        raise FedclipError(
-            f"{path}: is one target's part of a run; resume the whole, {path.resolve().parent}"
-        )
+        raise FedclipError(f"{path}: is one target's part of a run; resume {path.resolve().parent}")
     return path
 
 
-# Makes a whole model of its origin, the clients and the settings, on a device.
-MakeWhole = Callable[
-    [Mapping[str, Any], Sequence[FeatureCache], Settings, torch.device], WholeModel
-]
+# Makes a full model from its origin, the clients and the settings, on a device.
+MakeModel = Callable[[Mapping[str, Any], Sequence[FeatureCache], Settings, torch.device], Model]
 
 
 def load_experiment(
-    path: Path, cache_dir: Path | None, make_whole: MakeWhole | None = None
+    path: Path, cache_dir: Path | None, make_model: MakeModel | None = None
 ) -> Experiment:
-    """Make the experiment again that the run in a folder belongs to.
+    """Recreate the experiment that the run in a folder belongs to.
 
     Args:
         path: The run's folder.
         cache_dir: Where the cache is looked for by its name; None for where it was.
-        make_whole: Makes a whole model from its origin, for a run that trains one; None for
+        make_model: Makes a full model from its origin, for a run that trains one; None for
             one that trains an adapter.
 
     Raises:
-        FedclipError: the config is damaged, or of another version, or the cache is gone or
-            another, or the run is of the other kind.
+        FedclipError: the config is damaged or of another version, the cache is missing or
+            different, or the run is of the other kind.
     """
     config = RunFolder(path).read_config()
     model = config.get("model")
-    if bool(model) != (make_whole is not None):
-        what, command = ("a whole model", "baseline") if model else ("an adapter", "federate")
+    if bool(model) != (make_model is not None):
+        what, command = ("a full model", "baseline") if model else ("an adapter", "federate")
         raise FedclipError(f"{path}: trains {what}; resume it with fedclip {command} --resume")
     try:
         settings = Settings.from_json(config["settings"])
@@ -217,14 +230,14 @@ def load_experiment(
         origin = dict(model["origin"]) if model else {}
     except (KeyError, TypeError, ValueError) as error:
         raise FedclipError(
-            f"{path / 'config.json'}: is damaged, or of another version ({error!r}); "
-            "run it again with --overwrite"
+            f"{path / 'config.json'}: is damaged or of another version ({error!r}); "
+            "start it again with --overwrite"
         ) from None
     if cache_dir is not None:
         folder = resolve_cache(cache_dir, name)
     elif not folder.files:
         raise FedclipError(
-            f"{folder.path}: the cache of this run is gone; say where it is with --cache-dir"
+            f"{folder.path}: the cache of this run is missing; pass its place with --cache-dir"
         )
     clients = load_cache(folder)
     where = resolve_device(device)
@@ -232,13 +245,13 @@ def load_experiment(
         cache=folder,
         clients=clients,
         settings=settings,
+        model=make_model(origin, clients, settings, where) if make_model else settings.adapter,
         preset=preset,
         targets=choose_targets(clients, target),
         device=where,
         runs_dir=path.parent,
         name=path.name,
         engine=engine,
-        whole=make_whole(origin, clients, settings, where) if make_whole else None,
     )
     _check_cache(experiment, config)
     _check_model(experiment, config)
@@ -252,14 +265,14 @@ def _check_cache(experiment: Experiment, config: Mapping[str, Any]) -> None:
         if cache.get(what) != value:
             raise FedclipError(
                 f"{experiment.folder}: the cache {experiment.cache.name} is not the one of this "
-                f"run (its {what} is another); put that one back, or run anew with --overwrite"
+                f"run (its {what} differs); restore that cache, or start again with --overwrite"
             )
 
 
 def _check_model(experiment: Experiment, config: Mapping[str, Any]) -> None:
     facts = (config.get("model") or {}).get("facts")
-    if facts != (experiment.whole and experiment.whole.facts):
+    if facts != experiment.model.facts:
         raise FedclipError(
-            f"{experiment.folder}: trains another model than this one; put its weights back, or "
-            "run anew with --overwrite"
+            f"{experiment.folder}: trains a model other than this one; restore its weights, or "
+            "start again with --overwrite"
         )

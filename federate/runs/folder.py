@@ -1,56 +1,31 @@
-"""A run on disk: config, a line a round, the state, the result, the best adapters."""
+"""A run on disk: config, a line per round, the state, the result, the best parameters."""
 
 import fcntl
 import json
-import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import median
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from ...cache import FedclipError
 from ...cache.common.files import TEMPORARY_PREFIX, replacing, write_json
 from ...cache.key import canonical_json
-from ..server import Round, Run, RunState
-from ..strategies import Strategy
-from ..training.engine import Parameters
-from ..training.evaluate import mean, pooled
+from ..server import Round
+from ..simulation import RunState
+from ..training.tasks import Parameters
 from .checkpoint import read_state, round_line, write_state
-
-Status = Literal["finished", "interrupted", "failed"]
-
-# With one of these there are no rounds left to do.
-OVER: tuple[Status, ...] = ("finished", "failed")
+from .results import OVER, Result, finite_or_null, read_result
 
 CONFIG = "config.json"
 ROUNDS = "rounds.jsonl"
 RESULT = "result.json"
-ADAPTER = "adapter.safetensors"
-MODEL = "model.safetensors"
 PERSONAL = "personal.safetensors"
 STATE = "state.safetensors"
-
-# Averaged over the targets in a summary.
-_AVERAGED = (
-    "generalization",
-    "zero_shot_generalization",
-    "personalization",
-    "zero_shot_personalization",
-    "personal_mean",
-    "zero_shot_personal_mean",
-    "mean",
-    "zero_shot_mean",
-    "pooled",
-    "zero_shot_pooled",
-    "seconds_per_round",
-)
 
 
 class RunFolder:
@@ -72,15 +47,15 @@ class RunFolder:
         """
         if self._occupied():
             if not overwrite:
-                over = (self.read_result() or {}).get("status") in OVER
-                rest = "" if over or not self.begun else f"go on with --resume {self.path}, or "
+                over = self.result_if_over() is not None
+                rest = "" if over or not self.begun else f"resume it with --resume {self.path}, or "
                 raise FedclipError(
-                    f"{self.path}: this run exists; {rest}give --overwrite, or another --name"
+                    f"{self.path}: this run exists; {rest}pass --overwrite or another --name"
                 )
             if self.path.is_symlink() or not self.begun:
                 raise FedclipError(
-                    f"{self.path}: is no run (it has no {CONFIG}), so it is not overwritten; "
-                    "give another --name"
+                    f"{self.path}: is not a run (it has no {CONFIG}), so it is not overwritten; "
+                    "choose another --name"
                 )
             with self.claimed():
                 shutil.rmtree(self.path)
@@ -106,7 +81,7 @@ class RunFolder:
         except BlockingIOError:
             os.close(handle)
             raise FedclipError(
-                f"{self.path}: another process is at this run; wait until it is done"
+                f"{self.path}: another process is working on this run; wait until it is done"
             ) from None
         try:
             yield
@@ -120,7 +95,7 @@ class RunFolder:
             FedclipError: there is no run, or the file is damaged.
         """
         if not self.begun:
-            raise FedclipError(f"{self.path}: there is no run here (no {CONFIG})")
+            raise FedclipError(f"{self.path}: is not a run (it has no {CONFIG})")
         config = _read_json(self.path / CONFIG)
         if config is None:
             raise FedclipError(f"{self.path / CONFIG}: is damaged; run it again with --overwrite")
@@ -151,8 +126,8 @@ class RunFolder:
             seconds = [float(line["seconds"]) for line in lines]
         except (ValueError, TypeError, KeyError):
             raise FedclipError(
-                f"{path}: lacks some of the {number} rounds that are done; remove "
-                f"{self.path / STATE}, and the run begins anew"
+                f"{path}: some of its {number} rounds are missing; remove "
+                f"{self.path / STATE} to start the run from the beginning"
             ) from None
         if kept != content:
             with replacing(path) as temporary:
@@ -180,42 +155,26 @@ class RunFolder:
         for leftover in self.path.glob(f"{TEMPORARY_PREFIX}*"):
             leftover.unlink()
 
-    def read_result(self) -> dict[str, Any] | None:
+    def read_result(self) -> Result | None:
         """Read the result, if there is one."""
-        return _read_json(self.path / RESULT)
+        content = _read_json(self.path / RESULT)
+        return None if content is None else read_result(content)
 
-    def write_result(self, result: Mapping[str, Any]) -> None:
+    def result_if_over(self) -> Result | None:
+        """Read the result of a run that has no rounds left to do; None of any other."""
+        result = self.read_result()
+        return result if result is not None and result.status in OVER else None
+
+    def write_result(self, result: Result) -> None:
         """Write the result, whole or not at all."""
-        write_json(self.path / RESULT, result)
+        write_json(self.path / RESULT, result.to_json())
 
-    def write_parameters(
-        self, name: str, best: Round, strategy: Strategy, facts: Mapping[str, Any]
-    ) -> None:
-        """Write the best round's parameters: the server's, and those of the clients' own models.
-
-        Args:
-            name: What the server's go to: `ADAPTER`, or `MODEL` for a whole model.
-            best: The round.
-            strategy: Says which of them there are.
-            facts: Become the files' one metadata entry, as JSON.
-        """
-        if strategy.shared:
-            self._write_tensors(name, best.parameters, facts)
-        if strategy.personalised:
-            own = {
-                f"{client}/{name}": tensor
-                for client, parameters in best.own.items()
-                for name, tensor in parameters.items()
-            }
-            self._write_tensors(PERSONAL, own, facts)
-
-    def _write_tensors(
-        self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
-    ) -> None:
+    def write_parameters(self, name: str, parameters: Parameters, facts: Mapping[str, Any]) -> None:
+        """Write parameters as safetensors, with `facts` as JSON in the one metadata entry."""
         # Copied, as clients may share tensors, which safetensors refuses.
         copies = {
             name: tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
-            for name, tensor in tensors.items()
+            for name, tensor in parameters.items()
         }
         with replacing(self.path / name) as temporary:
             # Several entries of metadata would be written in random order.
@@ -228,89 +187,3 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def finite_or_null(value: Any) -> Any:
-    """Replace every float that is not finite by None, at any depth."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: finite_or_null(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite_or_null(item) for item in value]
-    return value
-
-
-def result_of(run: Run, status: Status, seconds: Sequence[float]) -> dict[str, Any]:
-    """Sum up a run; accuracies are fractions, those of the best round, null if not finite.
-
-    Args:
-        run: As its last round left it.
-        status: How it ended.
-        seconds: Of each round; the result has their median, as the first one warms up.
-    """
-    federation, best, zero_shot = run.federation, run.state.best, run.state.zero_shot
-    clients = federation.clients
-    accuracy = best.test if best and best.test else dict.fromkeys(zero_shot, math.nan)
-    target = federation.target.name if federation.target else None
-    participants = [client.name for client in federation.participants]
-    validation = best.validation if best else None
-    personal = best.personal if best else None
-    result = {
-        "status": status,
-        "rounds": run.state.number,
-        "target": target,
-        "best_round": best.number if best else None,
-        "validation": validation or dict.fromkeys(participants, math.nan),
-        "zero_shot": zero_shot,
-        "accuracy": accuracy,
-        "generalization": accuracy[target] if target else None,
-        "zero_shot_generalization": zero_shot[target] if target else None,
-        "personalization": mean(accuracy[name] for name in participants),
-        "zero_shot_personalization": mean(zero_shot[name] for name in participants),
-        "personal": personal,
-        "personal_mean": mean(personal.values()) if personal else None,
-        "zero_shot_personal_mean": mean(zero_shot[name] for name in personal) if personal else None,
-        "mean": mean(accuracy.values()),
-        "zero_shot_mean": mean(zero_shot.values()),
-        "pooled": pooled(accuracy, clients),
-        "zero_shot_pooled": pooled(zero_shot, clients),
-        "domains": {client.name: client.domain for client in clients},
-        "test_samples": {client.name: len(client.test) for client in clients},
-        "dropped": dict(federation.dropped),
-        "trainable_parameters": run.trainable_parameters,
-        "bytes_per_round": run.bytes_per_client,
-        "model": run.federation.whole and run.federation.whole.facts,
-        "seconds_per_round": median(seconds) if seconds else math.nan,
-    }
-    return dict(finite_or_null(result))
-
-
-def summary_of(results: Sequence[Mapping[str, Any]], *, complete: bool = True) -> dict[str, Any]:
-    """Sum up the runs over several targets: each target's own accuracy, and the means.
-
-    Args:
-        results: One or more, as `result_of` gives them.
-        complete: Whether there are no more to come.
-    """
-    statuses = {result["status"] for result in results} | (set() if complete else {"interrupted"})
-    # What can go on is not over, whatever else failed.
-    status = next((s for s in ("interrupted", "failed") if s in statuses), "finished")
-    averaged = {name: mean(_number(result[name]) for result in results) for name in _AVERAGED}
-    summary = {
-        "status": status,
-        "target": "all",
-        "targets": [result["target"] for result in results],
-        "best_round": {result["target"]: result["best_round"] for result in results},
-        "zero_shot": {result["target"]: result["zero_shot_generalization"] for result in results},
-        "accuracy": {result["target"]: result["generalization"] for result in results},
-        **averaged,
-        "trainable_parameters": results[0]["trainable_parameters"],
-        "bytes_per_round": results[0]["bytes_per_round"],
-        "model": results[0].get("model"),
-    }
-    return dict(finite_or_null(summary))
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value

@@ -1,22 +1,24 @@
-"""Runs that leave records: begun or taken up in a folder, stepped, saved, closed."""
+"""Runs that are recorded: begun or resumed in a folder, saved, ended."""
 
+import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from ...cache.common.progress import Report, first_of
-from ..data.federation import FeaturePool, Federation
-from ..server import TASKS_AT_ONCE, Round, Run, drive
-from ..training.engine import copy_parameters
+from ...cache.common.progress import Progress, first_of, no_progress
+from ..data.federation import FeaturePool
+from ..server import Round
+from ..simulation import Callback, Run, simulate
 from .cost import forecast
 from .experiment import ALL, NONE, Experiment
-from .folder import ADAPTER, MODEL, OVER, RunFolder, Status, result_of, summary_of
+from .folder import PERSONAL, RunFolder
+from .results import Result, RunResult, Status, result_of, summary_of
 
-Result = dict[str, Any]
+logger = logging.getLogger(__name__)
 
-# The most of a run's time that saving its state may take, and what a save is taken to cost
-# before one was measured, in seconds.
+# The largest share of a run's time that saving its state may take, and what a save is taken to
+# cost before one was measured, in seconds.
 SAVING_SHARE = 0.01
 SAVING_COST = 0.01
 
@@ -27,7 +29,7 @@ class Trial:
     Args:
         experiment: What to run.
         pool: Its cache's features, rescaled as its settings say.
-        resume: Whether to go on with what is there. Else there must be nothing, or
+        resume: Whether to continue with what is there; otherwise there must be nothing, or
             something that may be overwritten.
 
     Raises:
@@ -42,16 +44,16 @@ class Trial:
         self._resume = resume
         self._folder = RunFolder(experiment.folder)
         self._several = len(experiment.targets) > 1
-        self._results: dict[str | None, Result] = {}
+        self._results: dict[str | None, RunResult] = {}
         self._claim = ExitStack()
 
     @property
     def dropped(self) -> dict[str, int]:
-        """Clients that the draw left with too few rows: name and rows."""
+        """Clients that the partition left with too few rows: name and rows."""
         return {name: rows for each in self.federations for name, rows in each.dropped}
 
     @property
-    def results(self) -> list[Result]:
+    def results(self) -> list[RunResult]:
         """Of the runs that have one, in the order of the targets."""
         targets = self.experiment.targets
         return [self._results[target] for target in targets if target in self._results]
@@ -66,17 +68,16 @@ class Trial:
         """The run's, or the sum of those over several targets, if there is one yet."""
         if not self._results:
             return None
-        return self._summary() if self._several else self.results[0]
-
-    def _summary(self) -> Result:
+        if not self._several:
+            return self.results[0]
         return summary_of(self.results, complete=self.complete)
 
-    def runs(self) -> Iterator["RecordedRun"]:
-        """Begin, or take up, the runs that are not over, one by one as they are asked for.
+    def runs(self) -> Iterator[Run]:
+        """Begin or resume the runs that are not over, one by one as they are asked for.
 
         Raises:
-            FedclipError: the folder holds another run, or one that another process is at,
-                or what was saved of a run is damaged.
+            FedclipError: the folder has another run, or one that another process is working
+                on, or what was saved of a run is damaged.
         """
         experiment, folder = self.experiment, self._folder
         if self._resume and folder.begun:
@@ -91,89 +92,99 @@ class Trial:
                 place = RunFolder(folder.path / target)
                 if not place.begun:
                     place.begin(experiment.config(target))
-            result = _result_over(place)
-            if result is not None:
+            result = place.result_if_over()
+            if isinstance(result, RunResult):
                 place.clear()
-                self.put(target, result)
+                self.put(result)
             else:
-                yield RecordedRun(self, federation, place)
+                recorder = Recorder(self, place)
+                settings, engine = experiment.settings, experiment.engine
+                run = Run(federation, settings, experiment.model, engine, [recorder])
+                recorder.restore(run)
+                yield run
 
-    def put(self, target: str | None, result: Result) -> None:
-        """Take a run's result; sum up when there are all, or no more will come."""
-        self._results[target] = result
-        if self.complete or result["status"] == "interrupted":
+    def put(self, result: RunResult) -> None:
+        """Take a run's result; sum up if it is the last, or no more will come."""
+        self._results[result.target] = result
+        if self.complete or result.status == "interrupted":
             if self._several:
-                self._folder.write_result(self._summary())
+                self._folder.write_result(summary_of(self.results, complete=self.complete))
             self.release()
 
     def release(self) -> None:
-        """Let other processes at the folder."""
+        """Allow other processes to use the folder."""
         self._claim.close()
 
 
-class RecordedRun(Run):
-    """A run that is recorded as it goes, and goes on where it was saved last.
+class Recorder(Callback):
+    """Records a run as it goes, and its result when it ends.
 
     Args:
-        trial: What it is part of, and gets its result.
-        federation: Who takes part.
-        folder: Where its records go.
-
-    Raises:
-        FedclipError: what was saved is damaged.
+        trial: What the run is part of, and gets its result.
+        folder: Where the records go.
     """
 
-    def __init__(self, trial: Trial, federation: Federation, folder: RunFolder) -> None:
-        experiment = trial.experiment
-        super().__init__(federation, experiment.settings, engine=experiment.engine)
-        self.trial = trial
-        self.folder = folder
-        self.state = folder.read_state(copy_parameters(self.adapter)) or self.state
-        self.seconds = folder.keep_rounds(self.state.number)
-        self.last_validation: float | None = None
+    def __init__(self, trial: Trial, folder: RunFolder) -> None:
+        self._trial = trial
+        self._folder = folder
+        self._seconds: list[float] = []
 
-    @property
-    def target(self) -> str | None:
-        """The domain left out."""
-        return self.federation.target.name if self.federation.target else None
+    def restore(self, run: Run) -> None:
+        """Continue from the last saved state, if there is one.
 
-    def record(self, current: Round) -> None:
+        Raises:
+            FedclipError: what was saved is damaged.
+        """
+        run.state = self._folder.read_state(run.initial) or run.state
+        self._seconds = self._folder.keep_rounds(run.number)
+
+    def on_round(self, run: Run, current: Round) -> None:
         """Record a round."""
-        self.folder.append_round(current)
-        self.seconds.append(current.seconds)
-        if current.validation:
-            self.last_validation = current.mean_validation
+        self._folder.append_round(current)
+        self._seconds.append(current.seconds)
 
-    def save(self) -> None:
-        """Save the state, for the run to go on from there."""
-        self.folder.save_state(self.state)
+    def save(self, run: Run) -> None:
+        """Save the state, from which the run can be resumed."""
+        self._folder.save_state(run.state)
 
-    def close(self, *, interrupted: bool = False) -> None:
-        """Leave the result and the best round's adapters, and the state if there is more to do."""
-        status: Status = "failed" if self.state.failed else "finished"
+    def on_end(self, run: Run, *, interrupted: bool) -> None:
+        """Write the result and the best parameters, and the state if rounds are left."""
+        status: Status = "failed" if run.state.server.failed else "finished"
         if interrupted:
             status = "interrupted"
-            self.seconds = self.folder.keep_rounds(self.state.number)
-            self.save()
-        experiment, best = self.trial.experiment, self.state.best
-        if best is not None and (experiment.whole is None or experiment.whole.keep):
-            name = ADAPTER if experiment.whole is None else MODEL
-            self.folder.write_parameters(name, best, self.strategy, experiment.model_facts())
-        result = result_of(self, status, self.seconds)
-        self.folder.write_result(result)
+            self._seconds = self._folder.keep_rounds(run.number)
+            self.save(run)
+        self._write_parameters(run)
+        result = result_of(run, status, self._seconds)
+        self._folder.write_result(result)
         if not interrupted:
-            self.folder.clear()
-        self.trial.put(self.target, result)
+            self._folder.clear()
+        self._trial.put(result)
+
+    def _write_parameters(self, run: Run) -> None:
+        best, facts = run.state.server.best, self._trial.experiment.facts()
+        if best is None or not run.model.kept:
+            return
+        if run.settings.strategy.shared:
+            name = f"{run.model.kind}.safetensors"
+            self._folder.write_parameters(name, best.parameters, facts)
+        if run.settings.strategy.personalized:
+            own = {
+                f"{client}/{name}": tensor
+                for client, parameters in run.state.best_own.items()
+                for name, tensor in parameters.items()
+            }
+            self._folder.write_parameters(PERSONAL, own, facts)
 
 
 def result_on_disk(experiment: Experiment) -> Result | None:
     """Read the result of an experiment that is over; None of one that is not.
 
     Raises:
-        FedclipError: there is another run in its folder.
+        FedclipError: its folder has another run.
     """
     folder = RunFolder(experiment.folder)
-    result = _result_over(folder)
+    result = folder.result_if_over()
     if result is not None:
         experiment.check_config(folder.read_config())
     return result
@@ -183,16 +194,11 @@ def unfinished(experiment: Experiment) -> int:
     """Count the runs of an experiment that are not over."""
     below = [experiment.folder / target for target in experiment.targets if target is not None]
     places = below if len(experiment.targets) > 1 else [experiment.folder]
-    return sum(_result_over(RunFolder(place)) is None for place in places)
+    return sum(RunFolder(place).result_if_over() is None for place in places)
 
 
-def _result_over(folder: RunFolder) -> Result | None:
-    result = folder.read_result()
-    return result if result is not None and result.get("status") in OVER else None
-
-
-class Saving:
-    """Decides when the runs in flight are saved.
+class Saving(Callback):
+    """Saves the runs in flight now and then.
 
     Args:
         every: Rounds between two saves; None for as often as takes 1 % of the time.
@@ -203,125 +209,96 @@ class Saving:
         self._cost = SAVING_COST
         self._last = time.perf_counter()
 
-    def after(self, runs: Sequence[RecordedRun]) -> None:
-        """Save those of `runs`, which have all done a round, whose time it is."""
+    def on_step(self, runs: Sequence[Run]) -> None:
+        """Save those of `runs` for which a save is due and which are not over."""
+        due = [run for run in runs if not run.over]
         if self._every is not None:
-            runs = [run for run in runs if run.state.number % self._every == 0]
+            due = [run for run in due if run.number % self._every == 0]
         elif SAVING_SHARE * (time.perf_counter() - self._last) < self._cost:
             return
         start = time.perf_counter()
-        for run in runs:
-            run.save()
+        for run in due:
+            for callback in run.callbacks:
+                if isinstance(callback, Recorder):
+                    callback.save(run)
         self._last = time.perf_counter()
         self._cost = self._last - start
-
-
-def carry_out(
-    runs: Iterable[RecordedRun],
-    progress: Callable[[RecordedRun], None],
-    save_every: int | None = None,
-    tasks_at_once: int = TASKS_AT_ONCE,
-) -> bool:
-    """Do runs, and record and save them.
-
-    A run whose loss or parameters stop being finite ends as failed; an interrupt (Ctrl-C)
-    ends those in flight cleanly, to be resumed, and begins no other.
-
-    Args:
-        runs: In the order in which they are begun; asked for when there is place for them.
-        progress: Called with a run when it is begun and after each of its rounds.
-        save_every: Rounds between two saves; None for as often as takes 1 % of the time.
-        tasks_at_once: As `drive` has it; 1 does one run after the other.
-
-    Returns:
-        Whether all were done; False after an interrupt.
-    """
-    flying: list[RecordedRun] = []
-    saving = Saving(save_every)
-
-    def openings() -> Iterator[RecordedRun]:
-        for run in runs:
-            progress(run)
-            if run.over:  # it was interrupted after its last round
-                run.close()
-                continue
-            flying.append(run)
-            yield run
-
-    try:
-        for stepped in drive(openings(), tasks_at_once):
-            for run, _ in stepped:
-                progress(run)
-                if run.over:
-                    run.close()
-                    flying.remove(run)
-            saving.after(flying)
-    except KeyboardInterrupt:
-        for run in flying:
-            run.close(interrupted=not run.over)
-        return False
-    return True
 
 
 class Outcome(NamedTuple):
     """What came of an experiment.
 
     Attributes:
-        results: In the targets' order; those that an interrupt left unbegun have none.
+        results: In the order of the targets; those that an interrupt left out have none.
         interrupted: Whether it was ended by an interrupt.
     """
 
-    results: list[Result]
+    results: list[RunResult]
     interrupted: bool
+
+
+class _Shown(Callback):
+    """Shows the progress of an experiment, and first what a full model will cost."""
+
+    def __init__(self, experiment: Experiment, progress: Progress) -> None:
+        self._experiment = experiment
+        self._progress = progress
+        self._validation = ""
+        self.begun = False
+
+    def on_begin(self, run: Run) -> None:
+        """Show where the run starts."""
+        if not self.begun and run.model.facts is not None:
+            logger.info("%s", forecast(run, unfinished(self._experiment)))
+        self.begun, self._validation = True, ""
+        self.on_step([run])
+
+    def on_step(self, runs: Sequence[Run]) -> None:
+        """Show how far the run is."""
+        for run in runs:
+            target = run.federation.target.name if run.federation.target else NONE
+            best = run.last.mean_validation if run.last and run.last.validation else None
+            self._validation = self._validation if best is None else f"validation {best:.2%}"
+            rounds = run.settings.rounds
+            self._progress(f"target {target}", run.number, rounds, "rounds", self._validation)
 
 
 def run_experiment(
     experiment: Experiment,
-    report: Report,
+    progress: Progress = no_progress,
     *,
     resume: bool = False,
     save_every: int | None = None,
 ) -> Outcome:
     """Run every target and record it.
 
-    The features of the experiment's caches are rescaled in place.
+    The features of the experiment's caches are rescaled in place. A run that diverges ends as
+    failed; an interrupt (Ctrl-C) ends the one in flight cleanly, to be resumed.
 
     Args:
         experiment: What to run.
-        report: Takes what there is to tell.
-        resume: Whether to go on with what is there.
-        save_every: As `carry_out` has it.
+        progress: Called with the rounds done of each target.
+        resume: Whether to continue with what is there.
+        save_every: Rounds between two saves; None for as often as takes 1 % of the time.
 
     Raises:
         FedclipError: the input makes no sense; nothing was written then.
     """
-    norm, whole = experiment.settings.feature_norm, experiment.whole
-    pool = FeaturePool(experiment.clients, norm, experiment.device, in_place=True, whole=whole)
+    norm, model = experiment.settings.feature_norm, experiment.model
+    pool = FeaturePool(experiment.clients, norm, experiment.device, in_place=True, model=model)
     trial = Trial(experiment, pool, resume=resume)
     dropped = [
-        f"{name} was dealt only {rows} rows and is left out"
+        f"client {name} got only {rows} rows and is left out"
         for name, rows in sorted(trial.dropped.items())
     ]
-    rest = "{} more clients were dealt too few rows and are left out; result.json has them all"
+    rest = "{} more clients got too few rows and are left out; result.json lists them all"
     for line in first_of(dropped, rest):
-        report.warn(line)
-
-    begun = False
-
-    def progress(run: RecordedRun) -> None:
-        nonlocal begun
-        if whole is not None and not begun:
-            report.note(forecast(run, unfinished(experiment)))
-        begun = True
-        best = run.last_validation
-        detail = "" if best is None else f"validation {best:.2%}"
-        task = f"target {run.target or NONE}"
-        report.progress(task, run.state.number, run.settings.rounds, "rounds", detail)
-
+        logger.warning("%s", line)
+    shown = _Shown(experiment, progress)
     try:
-        done = carry_out(trial.runs(), progress, save_every, tasks_at_once=1)
+        done = simulate(trial.runs(), [shown, Saving(save_every)], tasks_at_once=1)
     finally:
         trial.release()
-    if done and not begun:
-        report.note(f"{experiment.folder}: is finished")
+    if done and not shown.begun:
+        logger.info("%s: is finished", experiment.folder)
     return Outcome(trial.results, interrupted=not done)

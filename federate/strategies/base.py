@@ -1,128 +1,167 @@
-"""What an algorithm is: pure functions over a state of named parameters."""
+"""What an algorithm is: a server's half and a client's half, both pure functions.
+
+A strategy is a frozen dataclass whose fields are its hyper-parameters. It holds no data and
+changes nothing: what there is to remember is a server's `State` or a client's `ClientState`,
+both nothing but named parameters, so that a run can be saved after any round (the manner of Ro
+et al. 2021, "FedJAX", arXiv:2108.02117).
+
+Importing this imports no torch: the command line lists strategies before it needs any.
+"""
+
+from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
-import torch
-from torch import Tensor
+from ...cache.common.fields import check_options
+from .aggregate import weighted_sum
 
-from ..data.federation import Client, Federation
-from ..settings import Settings, Weighting
-from ..training.tasks import ClientUpdate, LocalTask, Parameters
+if TYPE_CHECKING:
+    from ..models.base import Model
+    from ..training.tasks import ClientState, LocalTask, Parameters, Trained, Update
 
-# What a strategy keeps between rounds, part by part: `SERVER`, which the clients start from
-# and which is evaluated, and whatever else it needs, such as moments or a part a client.
-State = Mapping[str, Parameters]
+Weighting = Literal["samples", "uniform"]
+
+
+# What the server keeps between rounds, part by part: `SERVER`, the parameters that clients start
+# from and that are evaluated, and whatever else its strategy needs, such as moments.
+State: TypeAlias = "Mapping[str, Parameters]"
 
 SERVER = "server"
+
+# The part of a client's state with parameters of its own.
 PERSONAL = "personal"
 
+# The task whose model is shared, and the one whose model a client keeps.
+SHARED = "shared"
+OWN = "own"
 
-@dataclass(frozen=True, eq=False)
-class Strategy(ABC):
-    """One algorithm, for one federation.
 
-    Its methods change nothing: all that there is to remember is in the state, which can be
-    saved after any round as it is. A part for a client is there once that client has trained.
+@dataclass(frozen=True)
+class Cohort:
+    """What a server knows of its clients: names and sample counts.
 
     Attributes:
-        federation: Who takes part.
-        settings: What else it is told.
-        personalised: Whether it is for models of the clients' own (`personal`), and not for
-            the server's.
-        shared: Whether the server has a model that is trained.
-        keeps_clients: Whether the state comes to hold a part for each client.
+        samples: Training samples of every participant, also those not drawn for a round.
+        weighting: Whether clients count by their training samples or equally.
     """
 
-    federation: Federation
-    settings: Settings
-    personalised: ClassVar[bool] = False
-    shared: ClassVar[bool] = True
-    keeps_clients: ClassVar[bool] = False
+    samples: Mapping[str, int]
+    weighting: Weighting
 
-    def init(self, parameters: Parameters) -> State:
-        """Make the state before the first round of the adapter's first parameters."""
-        return {SERVER: parameters}
+    def weights(self, updates: Sequence[Update]) -> list[float]:
+        """Weight the updates of a round; the weights sum to 1."""
+        sizes = [update.samples if self.weighting == "samples" else 1 for update in updates]
+        return [size / sum(sizes) for size in sizes]
 
-    def tasks(self, state: State, clients: Sequence[Client], number: int) -> list[LocalTask]:
-        """Say what the clients drawn for a round are to do: first a task for each, in order.
+    def share(self, update: Update) -> float:
+        """Return a client's weight among all participants, drawn or not."""
+        if self.weighting == "uniform":
+            return 1 / len(self.samples)
+        return update.samples / sum(self.samples.values())
+
+    def average(self, updates: Sequence[Update]) -> Parameters:
+        """Average the clients' parameters, and whatever else is in their networks' state.
 
         Args:
-            state: After the round before.
-            clients: Those drawn, in alphabetical order.
-            number: The round's, counted from 1.
+            updates: At least one.
         """
-        return [self.task(each, number, self.personal(state, each.name)) for each in clients]
+        return weighted_sum(self.weights(updates), [update.parameters for update in updates])
 
-    def task(self, client: Client, number: int, start: Parameters) -> LocalTask:
-        """Let a client train from `start`."""
-        return LocalTask(client, self.federation, self.settings, number, start)
+
+@dataclass(frozen=True)
+class Strategy(ABC):
+    """One algorithm.
+
+    Attributes:
+        personalized: Whether each client has a model of its own, which is what counts.
+        shared: Whether the server has a model that is trained.
+        pooled: Whether all training samples are brought to one place, which no network of sites
+            can do.
+        keeps_state: Whether each client comes to keep something from round to round.
+        splits: Whether it needs an adapter with a part that stays with the client.
+        optimizer: The only optimizer it works with; None for any.
+    """
+
+    personalized: ClassVar[bool] = False
+    shared: ClassVar[bool] = True
+    pooled: ClassVar[bool] = False
+    keeps_state: ClassVar[bool] = False
+    splits: ClassVar[bool] = False
+    optimizer: ClassVar[str | None] = None
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    # At the server.
+
+    def init(self, parameters: Parameters) -> State:
+        """Make the state before the first round from the model's initial parameters."""
+        return {SERVER: parameters}
+
+    def send(self, state: State, model: Model) -> tuple[Parameters, Mapping[str, Parameters]]:
+        """Return what every client of a round is sent: parameters, and extras by name."""
+        return state[SERVER], {}
 
     @abstractmethod
-    def apply(self, state: State, updates: Sequence[ClientUpdate]) -> State:
+    def aggregate(self, state: State, updates: Sequence[Update], cohort: Cohort) -> State:
         """Make the state after a round.
 
         Args:
             state: After the round before.
-            updates: At least one, in the order of `tasks`.
+            updates: At least one, in alphabetical order of the clients.
+            cohort: Who takes part.
         """
 
-    def personal(self, state: State, client: str) -> Parameters:
-        """Give the parameters of a client's model: its own, the server's where it has none."""
-        return {**state[SERVER], **state.get(personal_part(client), {})}
+    # At a client.
 
-    def bytes_per_client(self, parameters: Parameters) -> int:
-        """Count what crosses the network for a client in a round, in each direction.
+    def tasks(
+        self, task: LocalTask, extra: Mapping[str, Parameters], state: ClientState
+    ) -> dict[str, LocalTask]:
+        """Return what a client trains in a round, by name.
 
         Args:
-            parameters: The adapter's.
+            task: Starts from the server's parameters.
+            extra: What the server added.
+            state: What the client has kept.
         """
-        return size_of(parameters.values())
+        return {SHARED: task}
+
+    def report(
+        self,
+        task: LocalTask,
+        extra: Mapping[str, Parameters],
+        state: ClientState,
+        trained: Mapping[str, Trained],
+    ) -> Report:
+        """Return what a client sends back and what it keeps.
+
+        Args:
+            task: As `tasks` got it.
+            extra: What the server added.
+            state: What the client had kept.
+            trained: What came of each task.
+        """
+        return Report(trained[SHARED].parameters, state=state)
 
 
-def personal_part(client: str) -> str:
-    """Name the part of the state that belongs to a client's model."""
-    return f"{PERSONAL}/{client}"
+def personal(parameters: Parameters, state: ClientState) -> Parameters:
+    """Return a client's model: the server's parameters with the client's own put over them."""
+    return {**parameters, **state.get(PERSONAL, {})}
 
 
-def size_of(tensors: Iterable[Tensor]) -> int:
-    """Count the tensors' bytes."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+@dataclass(frozen=True, eq=False)
+class Report:
+    """The client's half of a round.
 
-
-def client_weights(updates: Sequence[ClientUpdate], weighting: Weighting) -> list[float]:
-    """Weigh the updates; the weights sum to 1."""
-    sizes = [update.samples if weighting == "samples" else 1 for update in updates]
-    return [size / sum(sizes) for size in sizes]
-
-
-def average(updates: Sequence[ClientUpdate], weighting: Weighting) -> Parameters:
-    """Average the clients' parameters, and what else is in their state (running statistics).
-
-    Args:
-        updates: At least one.
-        weighting: Whether clients count by their training samples or equally.
+    Attributes:
+        parameters: Sent to the server.
+        extra: Sent to the server too.
+        state: Kept by the client, in place of what it had.
     """
-    weights = client_weights(updates, weighting)
-    return weighted_sum(weights, [update.parameters for update in updates])
 
-
-def weighted_sum(weights: Sequence[float], several: Sequence[Parameters]) -> Parameters:
-    """Add parameters up, name by name."""
-    return {
-        name: sum(
-            (
-                weight * parameters[name]
-                for weight, parameters in zip(weights, several, strict=True)
-            ),
-            start=torch.zeros_like(tensor),
-        ).to(tensor.dtype)  # batch normalisation counts its batches
-        for name, tensor in several[0].items()
-    }
-
-
-def zeros_like(parameters: Parameters) -> Parameters:
-    """Make zeros of the same names and shapes."""
-    return {name: torch.zeros_like(tensor) for name, tensor in parameters.items()}
+    parameters: Parameters
+    state: ClientState
+    extra: Mapping[str, Parameters] = field(default_factory=dict)

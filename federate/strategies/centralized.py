@@ -1,30 +1,30 @@
 """Centralized: all participants' training samples in one place.
 
-The upper bound that federation is measured against: one client that holds the union of the
+The upper bound that federation is measured against: one client has the union of the
 participants' training parts, and trains on it for as many epochs a round; ``w = argmin sum_i
 n_i / n F_i(w)`` without the constraint that samples stay where they are. No parameters cross the
 network, as the samples themselves were brought together. Validation and test stay by client.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-from ..data.federation import Client
-from ..training.tasks import ClientUpdate, LocalTask, Parameters
-from .base import SERVER, State, Strategy
+from .base import SERVER, Cohort, State, Strategy
+
+if TYPE_CHECKING:
+    from ..training.tasks import Update
 
 
+@dataclass(frozen=True)
 class Centralized(Strategy):
-    """One client trains on everybody's samples."""
+    """One model trained on everybody's samples: the upper bound."""
 
-    def tasks(self, state: State, clients: Sequence[Client], number: int) -> list[LocalTask]:
-        """Let one client train on all there is."""
-        return [self.task(self.federation.together, number, state[SERVER])]
+    pooled: ClassVar[bool] = True
 
-    def apply(self, state: State, updates: Sequence[ClientUpdate]) -> State:
-        """Take what it trained."""
+    def aggregate(self, state: State, updates: Sequence[Update], cohort: Cohort) -> State:
+        """Take what the only client trained."""
         (update,) = updates
         return {**state, SERVER: update.parameters}
-
-    def bytes_per_client(self, parameters: Parameters) -> int:
-        """No parameters are sent."""
-        return 0

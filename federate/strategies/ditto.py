@@ -3,36 +3,59 @@
 Li et al. 2021, "Ditto: Fair and Robust Federated Learning Through Personalization"
 (arXiv:2012.04221, algorithm 1).
 
-Client i minimises ``F_i(v_i) + lambda / 2 * ||v_i - w_t||^2``, w_t the server's parameters at the
-start of the round, as long as it trains w, and sends back w alone. lambda = 1 is what the paper
-sets where there is too little data to choose it by.
+Client i minimizes ``F_i(v_i) + lambda / 2 * ||v_i - w_t||^2``, w_t the server's parameters at the
+start of the round, for as many epochs as it trains w, and sends back w alone. lambda = 1 is what
+the paper uses where there is too little data to choose it by.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import ClassVar
+from __future__ import annotations
 
-from ..data.federation import Client
-from ..training.tasks import ClientUpdate, LocalTask, Proximal
-from .base import SERVER, State, personal_part
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+from ...cache.common.fields import option
+from .base import OWN, PERSONAL, SHARED, Report, personal
 from .fedavg import FedAvg
 
+if TYPE_CHECKING:
+    from ..training.tasks import ClientState, LocalTask, Parameters, Trained
 
+
+@dataclass(frozen=True)
 class Ditto(FedAvg):
-    """Li et al. 2021."""
+    """FedAvg, and a model per client held near the server's (Li et al. 2021)."""
 
-    personalised: ClassVar[bool] = True
-    keeps_clients: ClassVar[bool] = True
+    personalized: ClassVar[bool] = True
+    keeps_state: ClassVar[bool] = True
 
-    def tasks(self, state: State, clients: Sequence[Client], number: int) -> list[LocalTask]:
-        """Let each client train the shared model; then, each its own."""
-        pull = Proximal(self.settings.option("ditto_lambda"), state[SERVER])
-        shared = [self.task(client, number, state[SERVER]) for client in clients]
-        own = [replace(task, proximal=pull) for task in super().tasks(state, clients, number)]
-        return [*shared, *own]
+    ditto_lambda: float = option(
+        1.0,
+        least=0,
+        flags=("--lambda", "--ditto-lambda"),
+        help="Strength of the pull of a client's own model towards the server's.",
+        source="Li et al. 2021",
+    )
 
-    def apply(self, state: State, updates: Sequence[ClientUpdate]) -> State:
-        """Average the shared models, and leave each client its own."""
-        half = len(updates) // 2
-        own = {personal_part(update.client): update.parameters for update in updates[half:]}
-        return {**super().apply(state, updates[:half]), **own}
+    def tasks(
+        self, task: LocalTask, extra: Mapping[str, Parameters], state: ClientState
+    ) -> dict[str, LocalTask]:
+        """Train the shared model, and the client's own from where it was."""
+        from ..training.tasks import Proximal
+
+        own = replace(
+            task,
+            start=personal(task.start, state),
+            proximal=Proximal(self.ditto_lambda, task.start),
+        )
+        return {SHARED: task, OWN: own}
+
+    def report(
+        self,
+        task: LocalTask,
+        extra: Mapping[str, Parameters],
+        state: ClientState,
+        trained: Mapping[str, Trained],
+    ) -> Report:
+        """Send the shared model, keep the client's own."""
+        return Report(trained[SHARED].parameters, state={PERSONAL: trained[OWN].parameters})

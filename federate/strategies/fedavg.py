@@ -8,15 +8,22 @@ arXiv:2302.13485, algorithm 1).
 n_i equal, as the public FedCLIP script has it.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ..training.tasks import ClientUpdate
-from .base import SERVER, State, Strategy, average
+from .base import SERVER, Cohort, State, Strategy
+
+if TYPE_CHECKING:
+    from ..training.tasks import Update
 
 
+@dataclass(frozen=True)
 class FedAvg(Strategy):
-    """McMahan et al. 2017."""
+    """Weighted mean of the clients' parameters (McMahan et al. 2017)."""
 
-    def apply(self, state: State, updates: Sequence[ClientUpdate]) -> State:
-        """Put the mean of the clients' parameters in the server's place."""
-        return {**state, SERVER: average(updates, self.settings.weighting)}
+    def aggregate(self, state: State, updates: Sequence[Update], cohort: Cohort) -> State:
+        """Replace the server's parameters by the mean of the clients'."""
+        return {**state, SERVER: cohort.average(updates)}

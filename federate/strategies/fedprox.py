@@ -3,21 +3,39 @@
 Li et al. 2020, "Federated Optimization in Heterogeneous Networks" (arXiv:1812.06127,
 algorithm 2).
 
-Client i minimises ``F_i(w) + mu / 2 * ||w - w_t||^2``, w_t the server's parameters at the start
+Client i minimizes ``F_i(w) + mu / 2 * ||w - w_t||^2``, w_t the server's parameters at the start
 of the round. The server averages as FedAvg does.
 """
 
-from dataclasses import replace
+from __future__ import annotations
 
-from ..data.federation import Client
-from ..training.tasks import LocalTask, Parameters, Proximal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ...cache.common.fields import option
+from .base import SHARED
 from .fedavg import FedAvg
 
+if TYPE_CHECKING:
+    from ..training.tasks import ClientState, LocalTask, Parameters
 
+
+@dataclass(frozen=True)
 class FedProx(FedAvg):
-    """Li et al. 2020."""
+    """FedAvg with a pull towards the server's parameters (Li et al. 2020)."""
 
-    def task(self, client: Client, number: int, start: Parameters) -> LocalTask:
-        """Let a client train from `start`, and pull it back there."""
-        pull = Proximal(self.settings.option("mu"), start)
-        return replace(super().task(client, number, start), proximal=pull)
+    mu: float = option(
+        1e-3,
+        least=0,
+        help="Strength of the pull towards the server's parameters.",
+        source="Li et al. 2020, the smallest value tried",
+    )
+
+    def tasks(
+        self, task: LocalTask, extra: Mapping[str, Parameters], state: ClientState
+    ) -> dict[str, LocalTask]:
+        """Pull the client back to where it starts."""
+        from ..training.tasks import Proximal
+
+        return {SHARED: replace(task, proximal=Proximal(self.mu, task.start))}

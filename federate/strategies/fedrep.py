@@ -6,40 +6,62 @@ Collins et al. 2021, "Exploiting Shared Representations for Personalized Federat
 
 FedRep trains v_i first and then u. Here a client trains both at once, as in FedPer (Arivazhagan
 et al. 2019, arXiv:1912.00818) and FedSim (Pillutla et al. 2022, arXiv:2204.03809, who compare the
-two ways), so that a round takes as many steps as that of any other strategy. `LOCAL_PARTS` in the
-settings has which parts of which adapter stay local. The server's v stays as it was at first: that
-is what a client begins with, and what a domain left out is tested with.
+two ways), so that a round takes as many steps as one of any other strategy. An adapter's
+`local_parts` name what stays with the client. The server's v keeps its initial values: a client
+starts from these, and a domain left out is tested with them.
 """
 
-from collections.abc import Sequence
-from typing import ClassVar
+from __future__ import annotations
 
-from ..settings import LOCAL_PARTS
-from ..training.tasks import ClientUpdate, Parameters
-from .base import SERVER, State, Strategy, average, personal_part, size_of
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+from .base import PERSONAL, SERVER, SHARED, Cohort, Report, State, Strategy, personal
+
+if TYPE_CHECKING:
+    from ..models.base import Model
+    from ..training.tasks import ClientState, LocalTask, Parameters, Trained, Update
 
 
+@dataclass(frozen=True)
 class FedRep(Strategy):
-    """Collins et al. 2021, with both parts trained at once."""
+    """Share one part of the adapter and keep the other (Collins et al. 2021, trained at once)."""
 
-    personalised: ClassVar[bool] = True
-    keeps_clients: ClassVar[bool] = True
+    personalized: ClassVar[bool] = True
+    keeps_state: ClassVar[bool] = True
+    splits: ClassVar[bool] = True
 
-    def apply(self, state: State, updates: Sequence[ClientUpdate]) -> State:
-        """Average what is shared, and leave each client the rest."""
-        mean = average(updates, self.settings.weighting)
-        server = {name: w if self._local(name) else mean[name] for name, w in state[SERVER].items()}
-        own = {
-            personal_part(update.client): {
-                name: w for name, w in update.parameters.items() if self._local(name)
-            }
-            for update in updates
-        }
-        return {**state, **own, SERVER: server}
+    def send(self, state: State, model: Model) -> tuple[Parameters, Mapping[str, Parameters]]:
+        """Send the shared part."""
+        return _part(state[SERVER], model, local=False), {}
 
-    def bytes_per_client(self, parameters: Parameters) -> int:
-        """Count the shared part."""
-        return size_of(w for name, w in parameters.items() if not self._local(name))
+    def aggregate(self, state: State, updates: Sequence[Update], cohort: Cohort) -> State:
+        """Average the shared part, leave the other as it was."""
+        return {**state, SERVER: {**state[SERVER], **cohort.average(updates)}}
 
-    def _local(self, name: str) -> bool:
-        return name.startswith(LOCAL_PARTS[self.settings.adapter])
+    def tasks(
+        self, task: LocalTask, extra: Mapping[str, Parameters], state: ClientState
+    ) -> dict[str, LocalTask]:
+        """Train both parts, the client's own from where it was."""
+        return {SHARED: replace(task, start=personal(task.start, state))}
+
+    def report(
+        self,
+        task: LocalTask,
+        extra: Mapping[str, Parameters],
+        state: ClientState,
+        trained: Mapping[str, Trained],
+    ) -> Report:
+        """Send the shared part, keep the other."""
+        parameters = trained[SHARED].parameters
+        own = _part(parameters, task.model, local=True)
+        return Report(_part(parameters, task.model, local=False), state={PERSONAL: own})
+
+
+def _part(parameters: Parameters, model: Model, *, local: bool) -> Parameters:
+    return {
+        name: tensor
+        for name, tensor in parameters.items()
+        if name.startswith(model.local_parts) == local
+    }

@@ -1,29 +1,52 @@
 """Local: every client trains by itself, and nothing crosses the network.
 
-The lower bound that federation is to beat, as McMahan et al. 2017 (arXiv:1602.05629) and every
-paper on personalisation since have it. Client i minimises F_i from the common first parameters,
-and goes on where it was. There is no server's model; a domain left out is tested with every
+The lower bound that federation has to beat, as in McMahan et al. 2017 (arXiv:1602.05629) and
+every paper on personalization since. Client i minimizes F_i from the common initial parameters,
+and continues where it was. The server has no model; a domain left out is tested with every
 client's model, and the mean of their accuracies is what a client of that kind may expect.
 """
 
-from collections.abc import Sequence
-from typing import ClassVar
+from __future__ import annotations
 
-from ..training.tasks import ClientUpdate, Parameters
-from .base import State, Strategy, personal_part
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+from .base import OWN, PERSONAL, Cohort, Report, State, Strategy, personal
+
+if TYPE_CHECKING:
+    from ..models.base import Model
+    from ..training.tasks import ClientState, LocalTask, Parameters, Trained, Update
 
 
+@dataclass(frozen=True)
 class Local(Strategy):
-    """Nothing is shared."""
+    """Every client trains alone: the lower bound."""
 
-    personalised: ClassVar[bool] = True
-    keeps_clients: ClassVar[bool] = True
+    personalized: ClassVar[bool] = True
+    keeps_state: ClassVar[bool] = True
     shared: ClassVar[bool] = False
 
-    def apply(self, state: State, updates: Sequence[ClientUpdate]) -> State:
-        """Leave each client its own model."""
-        return {**state, **{personal_part(each.client): each.parameters for each in updates}}
+    def send(self, state: State, model: Model) -> tuple[Parameters, Mapping[str, Parameters]]:
+        """Send nothing."""
+        return {}, {}
 
-    def bytes_per_client(self, parameters: Parameters) -> int:
-        """Nothing is sent."""
-        return 0
+    def aggregate(self, state: State, updates: Sequence[Update], cohort: Cohort) -> State:
+        """Change nothing."""
+        return state
+
+    def tasks(
+        self, task: LocalTask, extra: Mapping[str, Parameters], state: ClientState
+    ) -> dict[str, LocalTask]:
+        """Continue with the client's own model."""
+        return {OWN: replace(task, start=personal(task.start, state))}
+
+    def report(
+        self,
+        task: LocalTask,
+        extra: Mapping[str, Parameters],
+        state: ClientState,
+        trained: Mapping[str, Trained],
+    ) -> Report:
+        """Keep the model, send nothing."""
+        return Report({}, state={PERSONAL: trained[OWN].parameters})

@@ -8,81 +8,72 @@ Client i steps by SGD, ``y = y - lr (g_i(y) - c_i + c)``, K times from the serve
 ``c = c + sum_i p_i (c_i' - c_i)`` over the round's clients. In the paper all p_i are 1 / N, N the
 number of all clients; where clients count by their samples, p_i is client i's share of all
 training samples, so that c stays the mean of the c_i that the clients' objective asks for.
-Both w and c travel, in both directions.
+w and c travel to the clients, y and c_i' - c_i back.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import ClassVar
+from __future__ import annotations
 
-from ..data.federation import Client
-from ..training.tasks import ClientUpdate, LocalTask, Parameters
-from .base import SERVER, State, Strategy, average, size_of, weighted_sum, zeros_like
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+from .aggregate import difference, weighted_sum, zeros_like
+from .base import SERVER, SHARED, Cohort, Report, State, Strategy
+
+if TYPE_CHECKING:
+    from ..models.base import Model
+    from ..training.tasks import ClientState, LocalTask, Parameters, Trained, Update
 
 CONTROL = "control"
 
 
+@dataclass(frozen=True)
 class Scaffold(Strategy):
-    """Karimireddy et al. 2020, option II; a client's optimizer must be plain SGD."""
+    """Control variates against client drift (Karimireddy et al. 2020; clients use SGD)."""
 
-    keeps_clients: ClassVar[bool] = True
+    optimizer: ClassVar[str | None] = "sgd"
+    keeps_state: ClassVar[bool] = True
 
     def init(self, parameters: Parameters) -> State:
-        """Begin with a server's control of 0; a client's is 0 until it has trained."""
+        """Start with a server's control of 0; a client's is 0 until it has trained."""
         return {SERVER: parameters, CONTROL: zeros_like(parameters)}
 
-    def tasks(self, state: State, clients: Sequence[Client], number: int) -> list[LocalTask]:
-        """Let each client correct its gradients by the server's control less its own."""
-        return [
-            replace(
-                self.task(client, number, state[SERVER]),
-                correction=_difference(state[CONTROL], _own(state, client.name)),
-            )
-            for client in clients
-        ]
+    def send(self, state: State, model: Model) -> tuple[Parameters, Mapping[str, Parameters]]:
+        """Send the server's control too."""
+        return state[SERVER], {CONTROL: state[CONTROL]}
 
-    def apply(self, state: State, updates: Sequence[ClientUpdate]) -> State:
-        """Average the parameters, and renew the controls of those who trained."""
-        server, control, rate = state[SERVER], state[CONTROL], self.settings.lr
-        renewed: dict[str, Parameters] = {}
-        changes: list[Parameters] = []
-        for update in updates:
-            own = _own(state, update.client)
-            moved = _difference(server, update.parameters)
-            change = {
-                name: moved[name] / (update.steps * rate) - tensor
-                for name, tensor in control.items()
-            }
-            changes.append(change)
-            renewed[_part(update.client)] = {name: own[name] + change[name] for name in own}
-        shares = [self._share(update) for update in updates]
-        drift = weighted_sum(shares, changes)
+    def aggregate(self, state: State, updates: Sequence[Update], cohort: Cohort) -> State:
+        """Average the parameters, and move the server's control by the clients' changes."""
+        shares = [cohort.share(update) for update in updates]
+        drift = weighted_sum(shares, [update.extra[CONTROL] for update in updates])
         return {
             **state,
-            **renewed,
-            SERVER: average(updates, self.settings.weighting),
-            CONTROL: {name: tensor + drift[name] for name, tensor in control.items()},
+            SERVER: cohort.average(updates),
+            CONTROL: {name: tensor + drift[name] for name, tensor in state[CONTROL].items()},
         }
 
-    def bytes_per_client(self, parameters: Parameters) -> int:
-        """Count the parameters and as many numbers of control."""
-        return 2 * size_of(parameters.values())
+    def tasks(
+        self, task: LocalTask, extra: Mapping[str, Parameters], state: ClientState
+    ) -> dict[str, LocalTask]:
+        """Correct the gradients by the server's control minus the client's own."""
+        control = extra[CONTROL]
+        own = state.get(CONTROL) or zeros_like(control)
+        return {SHARED: replace(task, correction=difference(control, own))}
 
-    def _share(self, update: ClientUpdate) -> float:
-        """Give a client's weight among all, not among the round's alone."""
-        everyone = self.federation.participants
-        if self.settings.weighting == "uniform":
-            return 1 / len(everyone)
-        return update.samples / sum(len(client.train) for client in everyone)
-
-
-def _part(client: str) -> str:
-    return f"{CONTROL}/{client}"
-
-
-def _own(state: State, client: str) -> Parameters:
-    return state.get(_part(client)) or zeros_like(state[CONTROL])
-
-
-def _difference(one: Parameters, other: Parameters) -> Parameters:
-    return {name: tensor - other[name] for name, tensor in one.items()}
+    def report(
+        self,
+        task: LocalTask,
+        extra: Mapping[str, Parameters],
+        state: ClientState,
+        trained: Mapping[str, Trained],
+    ) -> Report:
+        """Renew the client's control, and send by how much it changed."""
+        control, after = extra[CONTROL], trained[SHARED]
+        own = state.get(CONTROL) or zeros_like(control)
+        moved = difference(task.start, after.parameters)
+        change = {
+            name: moved[name] / (after.steps * task.settings.lr) - tensor
+            for name, tensor in control.items()
+        }
+        renewed = {name: own[name] + change[name] for name in own}
+        return Report(after.parameters, extra={CONTROL: change}, state={CONTROL: renewed})

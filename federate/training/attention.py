@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..settings import LossName
-from .batches import Batch
+from ..models.losses import Batch, ClassLoss, ClipLoss, Loss
 
 _SMALLEST_NORM = 1e-12  # functional.normalize's
 
@@ -25,7 +24,7 @@ class AttentionGradients:
     Args:
         weights: The adapter's parameters by name, each (K, ...).
         gradients: Where their gradients go, likewise.
-        loss: Which loss.
+        loss: A key of `LOSS_GRADIENTS` is its class.
         features: (N, D) that the batches' rows are of.
         text: (K, C, D) class texts.
         logit_scale: (K,).
@@ -36,7 +35,7 @@ class AttentionGradients:
         self,
         weights: Mapping[str, Tensor],
         gradients: Mapping[str, Tensor],
-        loss: LossName,
+        loss: Loss,
         features: Tensor,
         text: Tensor,
         logit_scale: Tensor,
@@ -58,9 +57,8 @@ class AttentionGradients:
         self._image_rows = self._image.flatten(0, 1)
         self._d_unit_t, self._scratch_t = self._d_unit.mT, self._scratch.mT
         self._norm = features.new_empty(tasks, rows, 1)
-        loss_class = ClipLoss if loss == "clip" else ClassLoss
         scaled = functional.normalize(text, dim=-1) * logit_scale[:, None, None]
-        self._loss = loss_class(scaled, self._unit, self._d_unit)
+        self._loss = LOSS_GRADIENTS[type(loss)](scaled, self._unit, self._d_unit)
 
     def __call__(self, batch: Batch) -> None:
         """Write the gradients of a batch, and count its losses."""
@@ -91,7 +89,7 @@ class AttentionGradients:
         return self._loss.total()
 
 
-class ClipLoss:
+class ClipGradient:
     """CLIP's loss in each task's batch, and its gradient by the normalised image features.
 
     Args:
@@ -138,7 +136,7 @@ class ClipLoss:
         return self._log_likelihood.sum(dim=1) / -2
 
 
-class ClassLoss:
+class ClassGradient:
     """Cross-entropy over all class texts, and its gradient by the normalised image features.
 
     Args:
@@ -168,3 +166,10 @@ class ClassLoss:
     def total(self) -> Tensor:
         """Sum the losses of all samples so far, (K,)."""
         return -self._log_likelihood.sum(dim=(1, 2))
+
+
+# The losses whose gradients are worked out here; others are left to autograd.
+LOSS_GRADIENTS: Mapping[type[Loss], type[ClipGradient] | type[ClassGradient]] = {
+    ClipLoss: ClipGradient,
+    ClassLoss: ClassGradient,
+}

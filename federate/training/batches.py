@@ -1,37 +1,17 @@
 """The minibatches of several tasks, step by step, padded to one shape."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..data.samples import Samples
+from ..models.losses import Batch
 from .tasks import LocalTask
 
 # Added to the logits of padding: small enough for exp() to make it 0, and finite.
 _NEVER = -1e30
-
-
-class Batch(NamedTuple):
-    """One minibatch of each of K tasks, all padded to B samples; every tensor is (K, B).
-
-    Attributes:
-        rows: int64, the samples as rows of `Batches.features`; padding repeats some row.
-        labels: int64, their classes.
-        texts: int64, their class texts as rows of the tasks' texts one below the other.
-        mask: float32, 1 for a sample and 0 for padding.
-        weight: float32, the mask over the number of samples, so that a task's sum to 1.
-        bias: float32, 0 for a sample; for padding what makes a softmax leave it out.
-    """
-
-    rows: Tensor
-    labels: Tensor
-    texts: Tensor
-    mask: Tensor
-    weight: Tensor
-    bias: Tensor
 
 
 class Batches:
@@ -52,7 +32,7 @@ class Batches:
         self.steps = [len(batches) for batches in drawn]
         self.samples = [sum(map(len, batches)) for batches in drawn]
         self.longest = max((len(batch) for batches in drawn for batch in batches), default=0)
-        parts = dict.fromkeys(task.client.train for task in tasks)
+        parts = dict.fromkeys(task.samples for task in tasks)
         self.features = _joined([part.features for part in parts])
         labels = _joined([part.labels for part in parts])
         rows = torch.zeros(max(self.steps), len(tasks), self.longest, dtype=torch.int64)
@@ -62,12 +42,12 @@ class Batches:
             if batches:
                 padded = pad_sequence(batches, batch_first=True)
                 rows[: len(batches), k, : padded.shape[1]] = padded
-                rows[:, k] += first_rows[task.client.train]
+                rows[:, k] += first_rows[task.samples]
                 sizes[: len(batches), k, 0] = torch.tensor([len(batch) for batch in batches])
         mask = (torch.arange(self.longest) < sizes).float()
         rows = rows.to(labels.device)
         classes = labels[rows]
-        first_texts = torch.arange(len(tasks), device=labels.device) * len(tasks[0].federation.text)
+        first_texts = torch.arange(len(tasks), device=labels.device) * len(tasks[0].text)
         self._steps = Batch(
             rows=rows,
             labels=classes,

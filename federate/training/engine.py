@@ -1,85 +1,75 @@
-"""Trains many clients' adapters, by the back end that is fastest on their device."""
+"""Trains many clients with the engine that is fastest on their device."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
-from torch import nn
 
 from ...cache import FedclipError
+from ...cache.common.fields import suggest
+from ..models.base import Model
+from ..models.network import Network
 from . import batched, plain, threads
-from .tasks import ClientUpdate, LocalTask, Parameters, Proximal, copy_parameters, draw_batches
-
-__all__ = [
-    "AUTO",
-    "ClientUpdate",
-    "EngineName",
-    "LocalTask",
-    "Parameters",
-    "Proximal",
-    "choose_engine",
-    "copy_parameters",
-    "draw_batches",
-    "train_clients",
-]
+from .tasks import LocalTask, Trained
 
 EngineName = Literal["plain", "threads", "batched"]
 AUTO = "auto"
 
-_ENGINES: Mapping[EngineName, Callable[[nn.Module, Sequence[LocalTask]], list[ClientUpdate]]] = {
+_ENGINES: Mapping[EngineName, Callable[[Network, Sequence[LocalTask]], list[Trained]]] = {
     "plain": plain.train,
     "threads": threads.train,
     "batched": batched.train,
 }
 
 
-def choose_engine(name: str, device: torch.device, *, whole: bool = False) -> EngineName:
-    """Turn ``auto`` or a back end's name into a back end that works on `device`.
+def choose_engine(name: str, device: torch.device, model: Model) -> EngineName:
+    """Turn ``auto`` or an engine's name into an engine that works on `device`.
 
-    On 2 cores `threads` takes half the time of `plain`, as `batched` does within a tenth
+    On 2 cores `threads` takes half the time of `plain`, as does `batched` within a tenth
     (benchmarks/RESULTS.md), and its bits do not depend on what else is trained. On a GPU a
     step of one task is over before the next is launched, which is what `batched` is for.
-    A whole model is for `plain`, as its inputs are decoded batch by batch.
 
     Args:
-        name: As the user gives it.
+        name: What the user chose.
         device: Where clients train.
-        whole: Whether a whole model is trained, in an adapter's place.
+        model: What is trained; one that is not stackable is for `plain`.
 
     Raises:
-        FedclipError: there is no such back end, or not on this device, or not for this model.
+        FedclipError: the engine is unknown, or does not work on this device or with this model.
     """
-    if name == AUTO and whole:
-        return "plain"
     if name == AUTO:
+        if not model.stackable:
+            return "plain"
         return "threads" if device.type == "cpu" else "batched"
     engine = next((engine for engine in _ENGINES if engine == name), None)
     if engine is None:
-        raise FedclipError(f"there is no engine {name!r}; there is {AUTO}, {', '.join(_ENGINES)}")
-    if whole and engine != "plain":
-        raise FedclipError(f"the engine {engine} is for adapters; for a whole model use plain")
+        raise FedclipError(f"unknown engine {name!r}{suggest(name, [AUTO, *_ENGINES])}")
+    if engine != "plain" and not model.stackable:
+        raise FedclipError(f"--engine {engine}: trains adapters; for {model.title} choose plain")
     if engine == "threads" and device.type != "cpu":
-        raise FedclipError(f"the engine threads is for the CPU; on {device} use batched, or plain")
+        raise FedclipError(
+            f"--engine threads: works on the CPU only; on {device} choose batched or plain"
+        )
     return engine
 
 
 def train_clients(
-    adapter: nn.Module, tasks: Sequence[LocalTask], engine: str = AUTO
-) -> list[ClientUpdate]:
-    """Do each task, and return the updates in their order.
+    network: Network, tasks: Sequence[LocalTask], engine: str = AUTO
+) -> list[Trained]:
+    """Do each task, and return what came of them in the same order.
 
-    All back ends give the same numbers but for rounding; `plain` and `threads` give the
+    All engines give the same numbers but for rounding; `plain` and `threads` give the
     same bits whatever other tasks there are.
 
     Args:
-        adapter: The adapter's architecture; its own parameters may be overwritten.
-        tasks: Of any clients, settings and rounds, of one adapter and device.
-        engine: A back end's name, or ``auto``.
+        network: The architecture; its own parameters may be overwritten.
+        tasks: Of any clients, settings and rounds, of one model and device.
+        engine: An engine's name, or ``auto``.
 
     Raises:
-        FedclipError: there is no such back end, or not on this device.
+        FedclipError: as `choose_engine`.
     """
     if not tasks:
         return []
-    device, whole = tasks[0].client.train.labels.device, tasks[0].federation.whole is not None
-    return _ENGINES[choose_engine(engine, device, whole=whole)](adapter, tasks)
+    device, model = tasks[0].samples.rows.device, tasks[0].model
+    return _ENGINES[choose_engine(engine, device, model)](network, tasks)

@@ -1,58 +1,63 @@
-"""How often the right class wins."""
+"""How often the right class wins: evaluation on a client's own samples."""
 
 from collections.abc import Iterable, Mapping
 
 import torch
+from torch import Tensor
 
-from ..data.federation import Client, Federation
 from ..data.samples import Samples
-from ..models.adapters import Adapter
+from ..models.base import Model
 from ..models.losses import cosine_logits
+from ..models.network import Network
+
+# Rows that zero-shot evaluation compares at once: few enough to stay in a CPU's cache.
+_ROWS_AT_ONCE = 1024
 
 
 @torch.inference_mode()
-def accuracy(adapter: Adapter | None, federation: Federation, samples: Samples) -> float:
-    """Share of samples whose own class has the highest logit; NaN where there are none.
+def accuracy(
+    network: Network, model: Model, samples: Samples, text: Tensor, logit_scale: float
+) -> float:
+    """Return the share of samples whose own class has the highest logit; NaN without samples.
 
-    Without an adapter this is zero-shot accuracy.
+    Args:
+        network: What classifies.
+        model: What it is a network of.
+        samples: The client's.
+        text: (C, D) class texts of the cache.
+        logit_scale: The encoder's ``exp(logit_scale)``.
     """
-    if not len(samples):
-        return float("nan")
-    right = 0
-    for start in range(0, len(samples), samples.at_once):
-        some, scale = slice(start, start + samples.at_once), federation.logit_scale
-        if adapter is None:
-            image, labels = samples.cached(some)
-            logits = cosine_logits(image, federation.text, scale)
-        else:
-            image, labels = samples[some]
-            logits = adapter.eval().logits(image, federation.model_text, scale)
+    network.eval()
+    classes, right = model.texts(text), 0
+    for start in range(0, len(samples), model.rows_at_once):
+        inputs, labels = samples[start : start + model.rows_at_once]
+        logits = network.logits(inputs, classes, logit_scale)
         right += int((logits.argmax(dim=1) == labels).sum())
-    return right / len(samples)
+    return right / len(samples) if len(samples) else float("nan")
 
 
-def test_accuracy(adapter: Adapter | None, federation: Federation) -> dict[str, float]:
-    """Accuracy by client on the participants' test parts and on the whole target."""
-    return {
-        client.name: accuracy(adapter, federation, client.test) for client in federation.clients
-    }
-
-
-def validation_accuracy(adapter: Adapter, federation: Federation) -> dict[str, float]:
-    """Accuracy by client on the participants' validation parts."""
-    return {
-        client.name: accuracy(adapter, federation, client.validation)
-        for client in federation.participants
-    }
+@torch.inference_mode()
+def zero_shot_accuracy(samples: Samples, text: Tensor, logit_scale: float) -> float:
+    """Return the accuracy of the cached features themselves; NaN without samples."""
+    right = 0
+    for start in range(0, len(samples), _ROWS_AT_ONCE):
+        features, labels = samples.cached(slice(start, start + _ROWS_AT_ONCE))
+        logits = cosine_logits(features, text, logit_scale)
+        right += int((logits.argmax(dim=1) == labels).sum())
+    return right / len(samples) if len(samples) else float("nan")
 
 
 def mean(values: Iterable[float]) -> float:
-    """Unweighted mean; NaN of nothing."""
+    """Return the unweighted mean; NaN of nothing."""
     listed = list(values)
     return sum(listed) / len(listed) if listed else float("nan")
 
 
-def pooled(by_client: Mapping[str, float], clients: Iterable[Client]) -> float:
-    """Accuracy over all test samples together."""
-    sizes = {client.name: len(client.test) for client in clients}
-    return sum(by_client[name] * size for name, size in sizes.items()) / sum(sizes.values())
+def pooled(by_client: Mapping[str, float], samples: Mapping[str, int]) -> float:
+    """Return the accuracy over all test samples together.
+
+    Args:
+        by_client: Accuracy of each client.
+        samples: Test samples of each client.
+    """
+    return sum(by_client[name] * size for name, size in samples.items()) / sum(samples.values())

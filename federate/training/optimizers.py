@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..settings import Settings
+from .settings import TrainingSettings
 
 
 class Optimizer(Protocol):
@@ -30,7 +30,9 @@ class Adam:
         settings: Of each row.
     """
 
-    def __init__(self, weights: Tensor, gradients: Tensor, settings: Sequence[Settings]) -> None:
+    def __init__(
+        self, weights: Tensor, gradients: Tensor, settings: Sequence[TrainingSettings]
+    ) -> None:
         groups = defaultdict(list)
         for row, s in enumerate(settings):
             groups[s.lr, s.betas, s.eps, s.weight_decay].append(row)
@@ -74,7 +76,9 @@ class Sgd:
         settings: Of each row.
     """
 
-    def __init__(self, weights: Tensor, gradients: Tensor, settings: Sequence[Settings]) -> None:
+    def __init__(
+        self, weights: Tensor, gradients: Tensor, settings: Sequence[TrainingSettings]
+    ) -> None:
         self._weights, self._gradients = weights, gradients
         self._steps = weights.new_tensor([[-s.lr] for s in settings])
         self._decay = weights.new_tensor([[s.weight_decay] for s in settings])
@@ -86,7 +90,9 @@ class Sgd:
         weights.addcmul_(gradients, self._steps[:active])
 
 
-def make_optimizer(weights: Tensor, gradients: Tensor, settings: Sequence[Settings]) -> Optimizer:
+def make_optimizer(
+    weights: Tensor, gradients: Tensor, settings: Sequence[TrainingSettings]
+) -> Optimizer:
     """Make the optimizer that the rows' settings, alike in this, name."""
     kind = Sgd if settings[0].optimizer == "sgd" else Adam
     return kind(weights, gradients, settings)

@@ -4,66 +4,66 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...cache.common.device import repeatable_cudnn
-from ..models.full import training_loss
+from ..models.network import Network
 from ..seeding import seed_of
-from ..settings import Settings
-from .tasks import ClientUpdate, LocalTask, copy_parameters
+from .settings import TrainingSettings
+from .tasks import LocalTask, Trained, copy_parameters
 
 
-def train(adapter: nn.Module, tasks: Sequence[LocalTask]) -> list[ClientUpdate]:
-    """Do each task with `adapter`, whose parameters are overwritten."""
-    # Convolutions, of whole models, must come out alike each time on a GPU too.
+def train(network: Network, tasks: Sequence[LocalTask]) -> list[Trained]:
+    """Do each task with `network`, whose parameters are overwritten."""
+    # Convolutions, which full models have, must give the same result each time on a GPU too.
     with repeatable_cudnn():
-        return [_train(adapter, task) for task in tasks]
+        return [_train(network, task) for task in tasks]
 
 
-def _train(adapter: nn.Module, task: LocalTask) -> ClientUpdate:
-    """Run a client's local epochs, with an optimizer made anew."""
-    client, settings = task.client, task.settings
-    adapter.load_state_dict(task.start)
-    adapter.train()
-    optimizer = _optimizer(adapter, settings)
-    device = client.train.rows.device
+def _train(network: Network, task: LocalTask) -> Trained:
+    """Run a client's local epochs with a new optimizer."""
+    settings, device = task.settings, task.samples.rows.device
+    network.load_state_dict(task.start)
+    network.train()
+    optimizer = _optimizer(network, settings)
     total, rows = torch.zeros((), device=device), 0
     batches = task.batches()
+    text = task.model.texts(task.text)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        # Of dropout, which a whole model may have.
-        torch.manual_seed(seed_of("dropout", settings.seed, task.round_number, client.name))
+        # For dropout, which a full model may have.
+        torch.manual_seed(seed_of("dropout", settings.seed, task.round_number, task.client))
         for batch in batches:
-            loss = _step(adapter, optimizer, task, batch.to(device))
+            loss = _step(network, optimizer, task, text, batch.to(device))
             total += loss * len(batch)
             rows += len(batch)
-    return ClientUpdate(
-        client=client.name,
-        parameters=copy_parameters(adapter),
-        samples=len(client.train),
+    return Trained(
+        parameters=copy_parameters(network),
         loss=total.item() / rows if rows else math.nan,
         steps=len(batches),
     )
 
 
 def _step(
-    adapter: nn.Module, optimizer: torch.optim.Optimizer | None, task: LocalTask, batch: Tensor
+    network: Network,
+    optimizer: torch.optim.Optimizer | None,
+    task: LocalTask,
+    text: Tensor,
+    batch: Tensor,
 ) -> Tensor:
     """Train on one minibatch, given by its rows; return the loss."""
-    federation = task.federation
-    inputs, labels = task.client.train[batch]
-    scale, name = federation.logit_scale, task.settings.loss
-    loss = training_loss(adapter, inputs, federation.model_text, labels, scale, name)
+    inputs, labels = task.samples[batch]
+    loss = network.loss(inputs, text, labels, task.logit_scale, task.settings.loss)
     if optimizer is not None:
         optimizer.zero_grad()
         torch.autograd.backward(loss)
-        _adjust_gradients(adapter, task)
+        _adjust_gradients(network, task)
         optimizer.step()
     return loss.detach()
 
 
-def _optimizer(adapter: nn.Module, settings: Settings) -> torch.optim.Optimizer | None:
-    """Make the optimizer; None where there is nothing to train."""
-    parameters = list(adapter.parameters())
+def _optimizer(network: Network, settings: TrainingSettings) -> torch.optim.Optimizer | None:
+    """Make the optimizer; None if there is nothing to train."""
+    parameters = list(network.parameters())
     if not parameters:
         return None
     if settings.optimizer == "sgd":
@@ -78,10 +78,10 @@ def _optimizer(adapter: nn.Module, settings: Settings) -> torch.optim.Optimizer 
     )
 
 
-def _adjust_gradients(adapter: nn.Module, task: LocalTask) -> None:
-    """Add what the task's strategy adds to the gradients."""
-    for name, parameter in adapter.named_parameters():
-        if parameter.grad is None:  # a part of a whole model that the loss does not use
+def _adjust_gradients(network: Network, task: LocalTask) -> None:
+    """Add to the gradients what the task's strategy adds."""
+    for name, parameter in network.named_parameters():
+        if parameter.grad is None:  # a part of a full model that the loss does not use
             continue
         if task.proximal is not None:
             away = parameter.detach() - task.proximal.anchor[name]

@@ -2,26 +2,25 @@
 
 The parameters of each task, their gradients and the optimizer's state are a row of a
 (K, P) matrix, and the adapter's parameters are views of it. The tasks with the most
-steps come first, so that those at work in a step are always the first rows.
+steps come first, so that those still training are always the first rows.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..models.adapters import AttentionAdapter
-from .attention import AttentionGradients
+from ..models.adapters import Attention
+from ..models.losses import Batch
+from ..models.network import AdapterNetwork, Network
+from .attention import LOSS_GRADIENTS, AttentionGradients
 from .autograd import AutogradGradients, VmapGradients
-from .batches import Batch, Batches
+from .batches import Batches
 from .optimizers import make_optimizer
-from .tasks import ClientUpdate, LocalTask, Parameters
-
-# Steps of one shape from which capturing them in a CUDA graph is worth it.
-_WORTH_A_GRAPH = 16
+from .tasks import LocalTask, Parameters, Trained
 
 
 class Gradients(Protocol):
@@ -38,24 +37,22 @@ class Stack:
     """Tasks that are trained as one. Gradients are expected to be off.
 
     Args:
-        adapter: The adapter's architecture.
+        network: The architecture.
         tasks: Of one loss, optimizer, width, number of classes and device, those with
             the most steps first.
     """
 
-    def __init__(self, adapter: nn.Module, tasks: Sequence[LocalTask]) -> None:
-        self._adapter, self._tasks = adapter, tasks
+    def __init__(self, network: AdapterNetwork, tasks: Sequence[LocalTask]) -> None:
+        self._network, self._tasks = network, tasks
         self._batches = Batches(tasks)
-        self._shapes = {name: tensor.shape for name, tensor in adapter.named_parameters()}
+        self._shapes = {name: tensor.shape for name, tensor in network.named_parameters()}
         self._weights = self._matrix([task.start for task in tasks])
         self._gradients = torch.empty_like(self._weights)
         settings = [task.settings for task in tasks]
         self._optimizer = make_optimizer(self._weights, self._gradients, settings)
         self._losses = self._weights.new_zeros(len(tasks))
-        self._text = torch.stack([task.federation.text for task in tasks])
-        self._logit_scale = self._weights.new_tensor(
-            [task.federation.logit_scale for task in tasks]
-        )
+        self._text = torch.stack([task.text for task in tasks])
+        self._logit_scale = self._weights.new_tensor([task.logit_scale for task in tasks])
         self._away = self._correction = None
         if any(task.proximal for task in tasks):
             pulls = [task.proximal for task in tasks]
@@ -71,54 +68,43 @@ class Stack:
             active = sum(steps > first for steps in self._batches.steps)
             gradients = self._make_gradients(active)
 
-            def step(batch: Batch, gradients: Gradients = gradients, active: int = active) -> None:
+            for batch in self._batches(first, last, active):
                 gradients(batch)
                 self._adjust(active)
                 if self._shapes:
                     self._optimizer.step(active)
-
-            batches = self._batches(first, last, active)
-            graph = self._weights.is_cuda and last - first >= _WORTH_A_GRAPH
-            yield from (_by_graph if graph else _eagerly)(step, batches)
+                yield
             self._losses[:active] += gradients.total_loss()
 
-    def updates(self) -> list[ClientUpdate]:
-        """Give the tasks' updates in their order."""
+    def trained(self) -> list[Trained]:
+        """Return what came of the tasks, in their order."""
         views = self._views(self._weights)
         return [
-            ClientUpdate(
-                client=task.client.name,
+            Trained(
                 parameters={name: view[row].clone() for name, view in views.items()},
-                samples=len(task.client.train),
                 loss=loss / samples if samples else math.nan,
                 steps=steps,
             )
-            for row, (task, loss, samples, steps) in enumerate(
-                zip(
-                    self._tasks,
-                    self._losses.tolist(),
-                    self._batches.samples,
-                    self._batches.steps,
-                    strict=True,
-                )
+            for row, (loss, samples, steps) in enumerate(
+                zip(self._losses.tolist(), self._batches.samples, self._batches.steps, strict=True)
             )
         ]
 
     def _make_gradients(self, active: int) -> Gradients:
         """Make what computes the gradients of the first tasks."""
-        adapter, loss = self._adapter, self._tasks[0].settings.loss
+        network, loss = self._network, self._tasks[0].settings.loss
         features, text = self._batches.features, self._text[:active]
         scale = self._logit_scale[:active]
         weights = self._views(self._weights[:active])
         gradients = self._views(self._gradients[:active])
-        if type(adapter) is AttentionAdapter:
+        if type(network.adapter) is Attention and type(loss) in LOSS_GRADIENTS:
             rows = self._batches.longest
             return AttentionGradients(weights, gradients, loss, features, text, scale, rows)
-        if active == 1 and not features.is_cuda:
+        if (active == 1 and not features.is_cuda) or not loss.maskable:
             return AutogradGradients(
-                adapter, weights, self._gradients[:1], loss, features, text, scale.item()
+                network, weights, self._gradients[:1], loss, features, text, scale.item()
             )
-        return VmapGradients(adapter, weights, gradients, loss, features, text, scale)
+        return VmapGradients(network, weights, gradients, loss, features, text, scale)
 
     def _adjust(self, active: int) -> None:
         """Add what the tasks' strategies add to the gradients."""
@@ -150,23 +136,8 @@ class Stack:
         }
 
 
-def _eagerly(step: Callable[[Batch], None], batches: Iterator[Batch]) -> Iterator[None]:
-    """Do `step` for each batch."""
-    for batch in batches:
-        step(batch)
-        yield
-
-
-def _by_graph(step: Callable[[Batch], None], batches: Iterator[Batch]) -> Iterator[None]:
-    """Do `step` for each batch, launched at once as a CUDA graph but for the first time."""
-    fixed = Batch(*(table.clone() for table in next(batches)))
-    step(fixed)  # Also what CUDA wants to have run once before it captures.
-    yield
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step(fixed)
-    for batch in batches:
-        for target, source in zip(fixed, batch, strict=True):
-            target.copy_(source)
-        graph.replay()
-        yield
+def stackable(network: Network) -> AdapterNetwork:
+    """Return `network` as what can be stacked; `choose_engine` lets no other come here."""
+    if not isinstance(network, AdapterNetwork):
+        raise TypeError(f"{type(network).__name__} cannot be stacked")
+    return network

@@ -12,21 +12,21 @@ from dataclasses import dataclass
 from itertools import islice
 
 import torch
-from torch import nn
 
-from .stack import Stack
-from .tasks import ClientUpdate, LocalTask
+from ..models.network import AdapterNetwork, Network
+from .stack import Stack, stackable
+from .tasks import LocalTask, Trained
 
 # Steps after which a worker looks for a task that needs it more.
 _SLICE = 4
 
 
 def train(
-    adapter: nn.Module, tasks: Sequence[LocalTask], workers: int | None = None
-) -> list[ClientUpdate]:
+    network: Network, tasks: Sequence[LocalTask], workers: int | None = None
+) -> list[Trained]:
     """Do each task; `workers` at a time, by default as many as PyTorch would use threads."""
     workers = min(workers or torch.get_num_threads(), len(tasks))
-    queue = _Queue(copy.deepcopy(adapter).to("meta"), tasks, workers)
+    queue = _Queue(copy.deepcopy(stackable(network)).to("meta"), tasks, workers)
     with ThreadPoolExecutor(workers) as pool:
         running = [pool.submit(_work, queue) for _ in range(workers)]
         try:
@@ -36,7 +36,7 @@ def train(
             queue.close()
     # Threads yet to come take their number of threads from whoever set one last.
     torch.set_num_threads(torch.get_num_threads())
-    return [queue.updates[index] for index in range(len(tasks))]
+    return [queue.trained[index] for index in range(len(tasks))]
 
 
 @dataclass(eq=False)
@@ -55,13 +55,13 @@ class _Queue:
     So that they end together; but no more are begun than that takes, each holding memory.
     """
 
-    def __init__(self, adapter: nn.Module, tasks: Sequence[LocalTask], workers: int) -> None:
-        self._adapter, self._tasks = adapter, tasks
+    def __init__(self, network: AdapterNetwork, tasks: Sequence[LocalTask], workers: int) -> None:
+        self._network, self._tasks = network, tasks
         self._waiting = sorted(range(len(tasks)), key=lambda index: tasks[index].steps)
         self._begun: list[_Job] = []
         self._may_begin = 2 * workers - 1
         self._lock = threading.Lock()
-        self.updates: dict[int, ClientUpdate] = {}
+        self.trained: dict[int, Trained] = {}
 
     def take(self) -> _Job | None:
         """Give a task to work on; None if there is none."""
@@ -73,7 +73,7 @@ class _Queue:
             index = self._waiting.pop()
         task = self._tasks[index]
         # A copy, as a module is not to be called from two threads with different parameters.
-        stack = Stack(copy.deepcopy(self._adapter), [task])
+        stack = Stack(copy.deepcopy(self._network), [task])
         return _Job(index, stack, stack.run(), task.steps)
 
     def give_back(self, job: _Job) -> None:
@@ -83,7 +83,7 @@ class _Queue:
 
     def finish(self, job: _Job) -> None:
         """Take a finished task."""
-        self.updates[job.index] = job.stack.updates()[0]
+        self.trained[job.index] = job.stack.trained()[0]
         with self._lock:
             self._may_begin += 1
 

@@ -1,0 +1,132 @@
+"""Methods by name: those of the package, of entry points, and `module:Class`.
+
+A method is a frozen dataclass: a strategy, an adapter, a loss or a partition. Its fields,
+declared with `option`, are its hyper-parameters; options of the command line, checks, settings
+as JSON and the tables of the docs are made from them.
+"""
+
+import hashlib
+import inspect
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from functools import cached_property
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from ..cache import FedclipError
+from ..cache.common.errors import first_line
+from ..cache.common.fields import suggest
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """The methods of one kind.
+
+    Args:
+        kind: What they are, such as "strategy"; also the name of the option that chooses one.
+        base: The class that all of them extend.
+        builtin: Those of the package by name.
+        group: Entry point group from which installed packages add methods; None for none.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        base: type[T],
+        builtin: Mapping[str, type[T]],
+        group: str | None = None,
+    ) -> None:
+        self.kind = kind
+        self._base = base
+        self._builtin = builtin
+        self._group = group
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names."""
+        return iter([*self._builtin, *self._installed])
+
+    @cached_property
+    def _installed(self) -> dict[str, str]:
+        """Entry points by name, as ``module:Class``; one may not take a built-in name."""
+        found = entry_points(group=self._group) if self._group else ()
+        return {point.name: point.value for point in found if point.name not in self._builtin}
+
+    def get(self, name: str) -> type[T]:
+        """Find the class behind a name or ``module:Class``.
+
+        A module is looked for in the working directory too.
+
+        Raises:
+            FedclipError: the name is unknown, or its module cannot be imported.
+        """
+        if name in self._builtin:
+            return self._builtin[name]
+        place = self._installed.get(name, name)
+        if ":" not in place:
+            raise FedclipError(f"unknown {self.kind} {name!r}{suggest(name, list(self))}")
+        found = _import(place, self.kind)
+        if not (isinstance(found, type) and issubclass(found, self._base)):
+            raise FedclipError(
+                f"--{self.kind} {name}: is not a subclass of {self._base.__module__}."
+                f"{self._base.__qualname__}; see docs/extend.md"
+            )
+        return found
+
+    def name_of(self, method: T) -> str:
+        """Return the name by which `get` finds the class of a method."""
+        kind = type(method)
+        for name, known in self._builtin.items():
+            if known is kind:
+                return name
+        place = f"{kind.__module__}:{kind.__qualname__}"
+        return next((name for name, value in self._installed.items() if value == place), place)
+
+    def make(self, name: str, options: Mapping[str, Any]) -> T:
+        """Make a method from those of `options` that it has; the others are for other methods."""
+        kind = self.get(name)
+        known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+        return kind(**{key: value for key, value in options.items() if key in known})
+
+    def classes(self) -> dict[str, type[T]]:
+        """Return every class by name; installed ones that cannot be imported are left out."""
+        found = dict(self._builtin)
+        for name in self._installed:
+            try:
+                found[name] = self.get(name)
+            except FedclipError:
+                continue
+        return found
+
+    def source_hash(self, method: T) -> str | None:
+        """Return the SHA-256 of the source of a method from outside the package, else None.
+
+        It is part of a run's identity, so that a changed method does not pass for the old one.
+        """
+        if type(method) in self._builtin.values():
+            return None
+        try:
+            source = inspect.getsource(sys.modules[type(method).__module__])
+        except (OSError, TypeError):
+            return None
+        return hashlib.sha256(source.encode()).hexdigest()
+
+
+def _import(place: str, kind: str) -> Any:
+    module, _, attribute = place.partition(":")
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        found = import_module(module)
+    except Exception as error:  # a user's module may raise anything
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise FedclipError(f"--{kind} {place}: cannot import {module} ({reason})") from None
+    finally:
+        sys.path.remove(here)
+    try:
+        return getattr(found, attribute)
+    except AttributeError:
+        raise FedclipError(f"--{kind} {place}: {module} has no class {attribute!r}") from None

@@ -1,0 +1,247 @@
+"""What comes of a run: `result.json` as typed objects."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from statistics import median
+from typing import Any, ClassVar, Literal
+
+from ...cache import FedclipError
+from ..simulation import Run
+from ..training.evaluate import mean, pooled
+
+Status = Literal["finished", "interrupted", "failed"]
+
+# With one of these no rounds are left to do.
+OVER: tuple[Status, ...] = ("finished", "failed")
+
+# Version 1 had no version; its fields are the same.
+VERSION = 2
+
+# The accuracies that a table has a column for.
+FIGURES = ("generalization", "personalization", "personal_mean", "mean", "pooled")
+
+ByClient = Mapping[str, float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What one run, or the runs over several targets, came to.
+
+    Accuracies are fractions, those of the best round; None if not finite or not measured.
+
+    Attributes:
+        status: How it ended.
+        trainable_parameters: Size of what is trained.
+        bytes_per_round: What crosses the network per client and direction.
+        model: What identifies a full model; None for an adapter.
+        seconds_per_round: Median of the rounds, as the first one warms up.
+        generalization: Accuracy on the target; None without one.
+        personalization: Mean over the participants.
+        personal_mean: Mean over the participants of their own models; None without these.
+        mean: Mean over all clients.
+        pooled: Over all test samples together.
+        version: Of the format.
+    """
+
+    status: Status
+    trainable_parameters: int
+    bytes_per_round: int
+    model: Mapping[str, Any] | None = None
+    seconds_per_round: float | None = None
+    generalization: float | None = None
+    zero_shot_generalization: float | None = None
+    personalization: float | None = None
+    zero_shot_personalization: float | None = None
+    personal_mean: float | None = None
+    zero_shot_personal_mean: float | None = None
+    mean: float | None = None
+    zero_shot_mean: float | None = None
+    pooled: float | None = None
+    zero_shot_pooled: float | None = None
+    version: int = VERSION
+
+    def figure(self, name: str) -> tuple[float | None, float | None]:
+        """Return zero-shot and adapted accuracy of one of `FIGURES`."""
+        return getattr(self, f"zero_shot_{name}"), getattr(self, name)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values; what is not finite is null."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return dict(finite_or_null(values))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult(Result):
+    """What one run came to.
+
+    Attributes:
+        rounds: Rounds done.
+        target: The domain left out.
+        best_round: The round with the best mean validation accuracy.
+        validation: Accuracy by participant in that round.
+        zero_shot: Test accuracy by client without an adapter.
+        accuracy: Test accuracy by client.
+        personal: Test accuracy by participant of its own model; None without these.
+        domains: Domain of each client.
+        test_samples: Number of test samples of each client.
+        dropped: Clients that the partition left with too few rows, and how many.
+    """
+
+    rounds: int
+    target: str | None
+    best_round: int | None
+    validation: ByClient
+    zero_shot: ByClient
+    accuracy: ByClient
+    personal: ByClient | None = None
+    domains: Mapping[str, str]
+    test_samples: Mapping[str, int]
+    dropped: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetsResult(Result):
+    """What the runs over several targets came to: each target's own accuracy, and the means.
+
+    Attributes:
+        targets: The domains that were left out in turn.
+        best_round: By target.
+        zero_shot: Accuracy by target without an adapter.
+        accuracy: Accuracy by target.
+    """
+
+    target: ClassVar[str] = "all"
+
+    targets: Sequence[str | None]
+    best_round: Mapping[str, int | None]
+    zero_shot: ByClient
+    accuracy: ByClient
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values, the target among them."""
+        return {**super().to_json(), "target": self.target}
+
+
+def read_result(content: Mapping[str, Any]) -> Result | None:
+    """Make a result of the content of `result.json`; None if it is not one.
+
+    Raises:
+        FedclipError: a later version of fedclip wrote it.
+    """
+    version = content.get("version", 1)
+    if not isinstance(version, int) or version > VERSION:
+        raise FedclipError(
+            f"result.json has format version {version!r}, this fedclip reads up to {VERSION}; "
+            "update fedclip"
+        )
+    kind = TargetsResult if content.get("target") == "all" else RunResult
+    names = {each.name for each in fields(kind)}
+    try:
+        return kind(**{name: value for name, value in content.items() if name in names})
+    except TypeError:
+        return None
+
+
+def finite_or_null(value: Any) -> Any:
+    """Replace every float that is not finite by None, at any depth."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite_or_null(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_or_null(item) for item in value]
+    return value
+
+
+def result_of(run: Run, status: Status, seconds: Sequence[float]) -> RunResult:
+    """Sum up a run.
+
+    Args:
+        run: As its last round left it.
+        status: How it ended.
+        seconds: Of each round.
+    """
+    federation, zero_shot = run.federation, run.state.zero_shot
+    best = run.state.server.best.round if run.state.server.best else None
+    accuracy = best.test if best and best.test else dict.fromkeys(zero_shot, math.nan)
+    target = federation.target.name if federation.target else None
+    participants = [client.name for client in federation.participants]
+    personal = best.personal if best else None
+    samples = {client.name: len(client.test) for client in federation.clients}
+    validation = (best and best.validation) or dict.fromkeys(participants, math.nan)
+    return RunResult(
+        status=status,
+        rounds=run.number,
+        target=target,
+        best_round=best.number if best else None,
+        validation=_finite(validation),
+        zero_shot=_finite(zero_shot),
+        accuracy=_finite(accuracy),
+        generalization=_number(accuracy[target]) if target else None,
+        zero_shot_generalization=_number(zero_shot[target]) if target else None,
+        personalization=_mean(accuracy[name] for name in participants),
+        zero_shot_personalization=_mean(zero_shot[name] for name in participants),
+        personal=_finite(personal) if personal is not None else None,
+        personal_mean=_mean(personal.values()) if personal else None,
+        zero_shot_personal_mean=_mean(zero_shot[name] for name in personal) if personal else None,
+        mean=_mean(accuracy.values()),
+        zero_shot_mean=_mean(zero_shot.values()),
+        pooled=_number(pooled(accuracy, samples)),
+        zero_shot_pooled=_number(pooled(zero_shot, samples)),
+        domains={client.name: client.domain for client in federation.clients},
+        test_samples=samples,
+        dropped=dict(federation.dropped),
+        trainable_parameters=run.trainable_parameters,
+        bytes_per_round=run.bytes_per_client,
+        model=run.model.facts,
+        seconds_per_round=_number(median(seconds)) if seconds else None,
+    )
+
+
+def summary_of(results: Sequence[RunResult], *, complete: bool = True) -> TargetsResult:
+    """Sum up the runs over several targets.
+
+    Args:
+        results: One or more.
+        complete: Whether no more are to come.
+    """
+    statuses = {result.status for result in results} | (set() if complete else {"interrupted"})
+    status: Status = "finished"
+    if "interrupted" in statuses:  # it can be resumed, whatever else failed
+        status = "interrupted"
+    elif "failed" in statuses:
+        status = "failed"
+    means: dict[str, Any] = {
+        name: _mean(_nan(getattr(result, name)) for result in results)
+        for name in ("seconds_per_round", *FIGURES, *(f"zero_shot_{name}" for name in FIGURES))
+    }
+    return TargetsResult(
+        status=status,
+        targets=[result.target for result in results],
+        best_round={str(result.target): result.best_round for result in results},
+        zero_shot={str(result.target): result.zero_shot_generalization for result in results},
+        accuracy={str(result.target): result.generalization for result in results},
+        trainable_parameters=results[0].trainable_parameters,
+        bytes_per_round=results[0].bytes_per_round,
+        model=results[0].model,
+        **means,
+    )
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    return _number(mean(values))
+
+
+def _finite(values: Mapping[str, float]) -> ByClient:
+    return {name: _number(value) for name, value in values.items()}
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _nan(value: float | None) -> float:
+    return math.nan if value is None else value

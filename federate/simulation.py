@@ -1,0 +1,331 @@
+"""Clients in this process: many runs side by side, their clients trained in one call.
+
+`simulate` is the loop, `step` is one round. Recording, saving and progress are callbacks.
+"""
+
+import math
+import time
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from .data.federation import Client, Federation
+from .models.base import Model
+from .models.network import trainable_parameters
+from .seeding import seed_of
+from .server import Pending, Round, Server, ServerState
+from .settings import Settings
+from .strategies.base import personal
+from .training.engine import AUTO, train_clients
+from .training.evaluate import accuracy, mean, zero_shot_accuracy
+from .training.tasks import (
+    ClientState,
+    Instruction,
+    LocalTask,
+    Parameters,
+    Trained,
+    Update,
+    all_finite,
+    copy_parameters,
+)
+
+# Enough to keep a device busy, and about 300 MB of adapters for ViT-B/32.
+TASKS_AT_ONCE = 128
+
+
+@dataclass(frozen=True, eq=False)
+class RunState:
+    """A run after some round: all that the next one depends on.
+
+    Attributes:
+        server: What the server keeps.
+        zero_shot: Test accuracy by client without an adapter.
+        clients: What each client keeps; one that has not trained yet is missing.
+        best_own: The participants' own models after the best round, if they have any.
+    """
+
+    server: ServerState
+    zero_shot: Mapping[str, float]
+    clients: Mapping[str, ClientState] = field(default_factory=dict)
+    best_own: Mapping[str, Parameters] = field(default_factory=dict)
+
+
+class Callback:
+    """What happens besides training; each method does nothing by default."""
+
+    def on_begin(self, run: "Run") -> None:
+        """Called when a run is begun or resumed."""
+
+    def on_round(self, run: "Run", current: Round) -> None:
+        """Called after a round, before the run's state moves on to it."""
+
+    def on_step(self, runs: "Sequence[Run]") -> None:
+        """Called when all runs in flight have done a round."""
+
+    def on_end(self, run: "Run", *, interrupted: bool) -> None:
+        """Called when a run is over or interrupted."""
+
+
+class Run:
+    """A run in flight: a server, and clients with their samples and state.
+
+    Args:
+        federation: Who takes part.
+        settings: What to do.
+        model: What is trained; by default the settings' adapter.
+        engine: What trains the clients.
+        callbacks: What happens besides.
+
+    Attributes:
+        state: After the last round; set it to continue from another one.
+        last: The last round done, if one was.
+    """
+
+    def __init__(
+        self,
+        federation: Federation,
+        settings: Settings,
+        model: Model | None = None,
+        engine: str = AUTO,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        self.federation = federation
+        self.settings = settings
+        self.model = model or settings.adapter
+        self.engine = engine
+        self.callbacks = callbacks
+        self.last: Round | None = None
+        seed = seed_of(self.model.kind, settings.seed)
+        self.network = self.model.make(federation.text, seed).to(federation.text.device)
+        self.initial = copy_parameters(self.network)
+        trainers = (federation.together,) if settings.strategy.pooled else federation.participants
+        self._trainers = {client.name: client for client in trainers}
+        samples = {name: len(client.train) for name, client in self._trainers.items()}
+        self.server = Server(settings, self.model, samples)
+        self.state = RunState(self.server.begin(self.initial), _zero_shot(federation, self.model))
+
+    @property
+    def number(self) -> int:
+        """Rounds done."""
+        return self.state.server.number
+
+    @property
+    def over(self) -> bool:
+        """Whether no round is left to do."""
+        return self.server.over(self.state.server)
+
+    @property
+    def architecture(self) -> Hashable:
+        """What runs must share for their clients to be trained in one call."""
+        return self.engine, self.model, tuple(self.federation.text.shape)
+
+    @property
+    def clients_held(self) -> int:
+        """Number of clients whose parameters come to be held at once."""
+        everyone, drawn = len(self._trainers), self.server.clients_per_round
+        return everyone if self.settings.strategy.keeps_state else drawn
+
+    @property
+    def trainable_parameters(self) -> int:
+        """Size of the adapter."""
+        return trainable_parameters(self.network)
+
+    @property
+    def bytes_per_client(self) -> int:
+        """What crosses the network per client and direction in a round."""
+        return self.server.bytes_per_client(self.state.server)
+
+    # What a client does.
+
+    def task(self, client: str, instruction: Instruction) -> LocalTask:
+        """Turn an instruction into a training on a client's samples."""
+        return LocalTask(
+            client=client,
+            model=self.model,
+            samples=self._trainers[client].train,
+            text=self.federation.text,
+            logit_scale=self.federation.logit_scale,
+            settings=instruction.settings,
+            round_number=instruction.round_number,
+            start={**self.initial, **instruction.parameters},
+        )
+
+    def tasks(self, client: str, instruction: Instruction) -> dict[str, LocalTask]:
+        """Return what a client trains in a round, by name."""
+        own = self.state.clients.get(client, {})
+        task = self.task(client, instruction)
+        return self.settings.strategy.tasks(task, instruction.extra, own)
+
+    def report(
+        self, client: str, instruction: Instruction, trained: Mapping[str, Trained]
+    ) -> tuple[Update, ClientState]:
+        """Return what a client sends back, and what it keeps."""
+        task = self.task(client, instruction)
+        own = self.state.clients.get(client, {})
+        report = self.settings.strategy.report(task, instruction.extra, own, trained)
+        update = Update(
+            client=client,
+            parameters=report.parameters,
+            samples=len(task.samples),
+            loss=next(iter(trained.values())).loss,
+            extra=report.extra,
+            finite=all_finite(report.state.values()),
+        )
+        return update, report.state
+
+    def accuracy(self, client: Client, part: str, parameters: Parameters) -> float:
+        """Return the accuracy of a model on a client's `validation` or `test` part."""
+        self.network.load_state_dict(parameters)
+        samples = getattr(client, part)
+        text, scale = self.federation.text, self.federation.logit_scale
+        return accuracy(self.network, self.model, samples, text, scale)
+
+    # What all clients together answer.
+
+    def own_models(
+        self, pending: Pending, clients: Mapping[str, ClientState]
+    ) -> Iterator[tuple[Client, Parameters]]:
+        """Yield each participant with its own model; the network remembers its samples."""
+        if self.settings.strategy.personalized:
+            for client in self.federation.participants:
+                self.network.remember(client.train)
+                yield client, personal(pending.parameters, clients.get(client.name, {}))
+
+    def validation(self, pending: Pending, clients: Mapping[str, ClientState]) -> dict[str, float]:
+        """Return the accuracy by participant on its validation part."""
+        if self.settings.strategy.personalized:
+            return {
+                client.name: self.accuracy(client, "validation", own)
+                for client, own in self.own_models(pending, clients)
+            }
+        return {
+            client.name: self.accuracy(client, "validation", pending.parameters)
+            for client in self.federation.participants
+        }
+
+    def test(
+        self, pending: Pending, clients: Mapping[str, ClientState]
+    ) -> tuple[dict[str, float], dict[str, float] | None]:
+        """Return the accuracy by client on its test part, and that of the models of its own."""
+        target, strategy = self.federation.target, self.settings.strategy
+        own: dict[str, float] = {}
+        on_target: list[float] = []
+        for client, parameters in self.own_models(pending, clients):
+            own[client.name] = self.accuracy(client, "test", parameters)
+            if target is not None and not strategy.shared:
+                on_target.append(self.accuracy(target, "test", parameters))
+        if not strategy.shared:
+            return {**own, **({target.name: mean(on_target)} if target else {})}, own
+        test = {
+            client.name: self.accuracy(client, "test", pending.parameters)
+            for client in self.federation.clients
+        }
+        return test, own if strategy.personalized else None
+
+
+def simulate(
+    runs: Iterable[Run],
+    callbacks: Sequence[Callback] = (),
+    tasks_at_once: int = TASKS_AT_ONCE,
+) -> bool:
+    """Do runs side by side until all are over.
+
+    Another run is begun as long as the parameters of fewer than `tasks_at_once` clients are
+    held, and taken from `runs` no sooner, which so may be a generator that opens them. An
+    interrupt (Ctrl-C) ends those in flight, to be resumed, and begins no other.
+
+    Args:
+        runs: In the order in which they are begun.
+        callbacks: Of all runs, besides each run's own.
+        tasks_at_once: Bounds the memory; 1 does one run after the other.
+
+    Returns:
+        Whether all were done; False after an interrupt.
+    """
+    waiting, flying = iter(runs), list[Run]()
+    try:
+        while True:
+            while sum(run.clients_held for run in flying) < tasks_at_once:
+                coming = next(waiting, None)
+                if coming is None:
+                    break
+                flying.append(coming)
+                for each in (*coming.callbacks, *callbacks):
+                    each.on_begin(coming)
+                _end_those_over(flying, callbacks)
+            if not flying:
+                return True
+            alike: dict[Hashable, list[Run]] = {}
+            for run in flying:
+                alike.setdefault(run.architecture, []).append(run)
+            for together in alike.values():
+                step(together)
+            for each in callbacks:
+                each.on_step(flying)
+            _end_those_over(flying, callbacks)
+    except KeyboardInterrupt:
+        for run in flying:
+            for each in (*run.callbacks, *callbacks):
+                each.on_end(run, interrupted=not run.over)
+        return False
+
+
+def _end_those_over(flying: list[Run], callbacks: Sequence[Callback]) -> None:
+    for run in [run for run in flying if run.over]:
+        for each in (*run.callbacks, *callbacks):
+            each.on_end(run, interrupted=False)
+        flying.remove(run)
+
+
+def step(runs: Sequence[Run]) -> list[Round]:
+    """Do one round of each of several runs of one architecture.
+
+    Returns:
+        The rounds, in the order of the runs.
+    """
+    start = time.perf_counter()
+    instructed = [run.server.instruct(run.state.server) for run in runs]
+    tasks = [
+        {client: run.tasks(client, told) for client, told in instructions.items()}
+        for run, instructions in zip(runs, instructed, strict=True)
+    ]
+    everything = [task for own in tasks for named in own.values() for task in named.values()]
+    results = dict(
+        zip(everything, train_clients(runs[0].network, everything, runs[0].engine), strict=True)
+    )
+    seconds = time.perf_counter() - start
+
+    rounds = []
+    for run, instructions, own in zip(runs, instructed, tasks, strict=True):
+        start = time.perf_counter()
+        updates, kept = {}, {}
+        for client, instruction in instructions.items():
+            trained = {name: results[task] for name, task in own[client].items()}
+            updates[client], kept[client] = run.report(client, instruction, trained)
+        clients = {**run.state.clients, **{name: each for name, each in kept.items() if each}}
+        pending = run.server.aggregate(run.state.server, instructions, updates)
+        if run.server.validates(pending):
+            pending = run.server.validate(pending, run.validation(pending, clients))
+        test, personal_test = None, None
+        if pending.better or run.settings.eval_every == 1:
+            test, personal_test = run.test(pending, clients)
+        share = seconds * sum(map(len, own.values())) / len(everything)
+        spent = share + time.perf_counter() - start
+        current, server = run.server.close(pending, spent, test, personal_test)
+        best_own = run.state.best_own
+        if pending.better:
+            best_own = {each.name: model for each, model in run.own_models(pending, clients)}
+        for callback in run.callbacks:
+            callback.on_round(run, current)
+        run.last = current
+        run.state = RunState(server, run.state.zero_shot, clients, best_own)
+        rounds.append(current)
+    return rounds
+
+
+def _zero_shot(federation: Federation, model: Model) -> dict[str, float]:
+    """Return the test accuracy of the cached features; NaN if the model has other ones."""
+    text, scale = federation.text, federation.logit_scale
+    return {
+        client.name: zero_shot_accuracy(client.test, text, scale) if model.zero_shot else math.nan
+        for client in federation.clients
+    }

@@ -1,0 +1,45 @@
+"""The settings of local training: what a client is told besides parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from ...cache.common.fields import check_options, option
+from ..models.losses import ClipLoss, Loss
+
+OptimizerName = Literal["adam", "sgd"]
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a client trains in a round.
+
+    Attributes:
+        betas: Adam's decay rates.
+        eps: Adam's epsilon.
+        loss: What is minimized.
+    """
+
+    PANEL: ClassVar[str] = "Local training"
+
+    local_epochs: int = option(
+        1, least=1, help="Passes over its training part that a client makes in a round."
+    )
+    batch_size: int = option(
+        32, least=2, help="Samples in a minibatch; a last one of a single sample is skipped."
+    )
+    optimizer: OptimizerName = option("adam", help="Optimizer of the clients; sgd has no momentum.")
+    lr: float = option(5e-5, above=0, help="Learning rate of the clients.")
+    weight_decay: float = option(
+        0.2,
+        least=0,
+        help="L2 penalty, added to the gradient (Adam's, not AdamW's).",
+    )
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-6
+    loss: Loss = ClipLoss()
+    seed: int = option(0, least=0, panel="Output", help="Seed of every random draw.")
+
+    def __post_init__(self) -> None:
+        check_options(self)
