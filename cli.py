@@ -9,55 +9,58 @@ import errno
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
 from . import __version__
 from .cache.commands import app as cache_app
 from .cache.common.console import FAILED, INTERRUPTED, complain, show_table
-from .cache.common.fields import suggest
+from .cache.common.fields import Option, option, options_of, suggest
 from .cache.common.options import (
-    CacheDir,
+    Also,
+    CacheOptions,
+    Chosen,
     Command,
+    DeviceOptions,
     Group,
     flag,
     given,
     with_options,
-    with_options_of,
 )
 from .extract.commands import datasets, extract
 from .extract.options import DataOptions, ModelOptions
 from .federate.commands.ablate import ablate
-from .federate.commands.federate import (
+from .federate.commands.federate import adapters, carry_out, federate, strategies
+from .federate.commands.options import (
+    PresetOptions,
+    RunOptions,
     RunsDir,
-    adapters,
-    carry_out,
-    federate,
+    SaveOptions,
+    TargetOptions,
+    all_settings,
     resumed,
     settings_of,
 )
+from .federate.data.partition import PARTITIONS
+from .federate.settings import Methods, Settings
+from .federate.strategies import STRATEGIES
 
 if TYPE_CHECKING:
     import torch
 
     from .cache import CacheFolder, FeatureCache
     from .extract.encoders.spec import EncoderName
-    from .federate.models.full import WholeModel
-    from .federate.settings import Settings
+    from .federate.models.base import Model
+    from .federate.models.full import FullModel
 
-# Options of federate that shape a whole model's run too.
-BASELINE_SETTINGS = (
-    *("rounds", "clients", "alpha", "preset", "participation", "eval_every", "data_fraction"),
-    *("local_epochs", "batch_size", "mu", "optimizer", "lr", "weight_decay", "weighting"),
-    *("loss", "seed"),
-)
+# Settings that have no effect on a full model, or that its command sets itself.
+_NOT_OF_FULL_MODELS = frozenset({"adapter", "feature_norm", "prompts", "partition"})
 
-# What a whole model can be federated by.
-WHOLE_STRATEGIES = ("fedavg", "fedprox")
+# What a full model can be federated with.
+FULL_STRATEGIES = ("fedavg", "fedprox")
 
 # Errors of a disk that is full, or of a user's quota that is.
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -74,16 +77,88 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cache_app, name="cache")
-for command in (extract, datasets, federate, ablate, adapters):
+for command in (extract, datasets, federate, ablate, adapters, strategies):
     app.command(cls=Command)(command)
 
-AlexnetWeights = Annotated[
-    str,
-    typer.Option(
-        help="What AlexNet begins from: imagenet, torchvision's weights, which are downloaded; "
-        "random; or a file of a state_dict."
-    ),
-]
+
+@dataclass(frozen=True)
+class WeightsOptions:
+    """What an AlexNet starts from."""
+
+    PANEL: ClassVar[str] = "Model"
+
+    alexnet_weights: str = option(
+        "imagenet",
+        choices=("imagenet", "random"),
+        closed=False,
+        metavar="imagenet|random|FILE",
+        help="What AlexNet starts from: torchvision's ImageNet weights, which are downloaded, "
+        "random ones, or a state_dict in a file.",
+    )
+
+
+@dataclass(frozen=True)
+class BackboneOptions(WeightsOptions):
+    """The full model, and the images that it is trained on."""
+
+    dataset: str | None = option(
+        None, panel="Dataset", metavar="DATASET", help="A dataset, as extract takes it."
+    )
+    backbone: str = option(
+        "clip",
+        choices=("clip", "alexnet"),
+        help="What is trained, every parameter of it: clip with CLIP's loss, or alexnet, a "
+        "classifier, with cross-entropy.",
+    )
+    template: str | None = option(
+        None,
+        flags=("--prompt",),
+        metavar="TEMPLATE",
+        shown="a picture of a {}",
+        help="Template of the class prompts.",
+    )
+    keep_model: bool = option(
+        False, panel="Output", help="Write the parameters of the best round into the run."
+    )
+
+
+@dataclass(frozen=True)
+class CostOptions(DeviceOptions):
+    """What is measured."""
+
+    PANEL: ClassVar[str] = "Measurement"
+
+    model: str = option(
+        "ViT-B-32", metavar="MODEL", help="An open_clip architecture, or local-dir:FOLDER."
+    )
+    adapter: str = option(
+        "attention", metavar="ADAPTER", help="What is trained; 'fedclip adapters' lists them."
+    )
+    classes: int = option(65, least=2, most=100_000, help="Number of classes.")
+    samples: int = option(
+        1000, least=2, most=10_000_000, help="Samples in the local epoch that is timed."
+    )
+    rounds: int = option(200, least=1, help="Rounds of a training.")
+    clients: int = option(3, least=1, help="Clients that train in a round.")
+
+
+@dataclass(frozen=True)
+class TableOptions(WeightsOptions):
+    """Which rows of a paper's table to fill, and how."""
+
+    PANEL: ClassVar[str] = "Table"
+
+    methods: str | None = option(
+        None,
+        metavar="NAME,NAME",
+        shown="all",
+        help="Rows: alexnet-fedavg, alexnet-fedprox, clip-fedavg, clip-fedprox, zero-shot, "
+        "fedclip.",
+    )
+    seeds: int = option(3, least=1, help="Number of seeds, starting at --seed.")
+    seed: int = option(0, least=0, help="First seed.")
+    rounds: int = option(200, least=1, help="Rounds of federation.")
+    mu: float | None = option(None, least=0, help="FedProx's pull to the server's parameters.")
 
 
 def main() -> None:
@@ -138,133 +213,117 @@ def _top(
         print(context.get_help())
 
 
+def _baseline_settings(arguments: Sequence[str]) -> list[Option]:
+    """List the settings that shape a full model's run: federate's, with less of a choice."""
+    known = {name for strategy in FULL_STRATEGIES for name in options_of(STRATEGIES.get(strategy))}
+    for partition in PARTITIONS.classes().values():
+        known |= options_of(partition).keys()
+    kept = {*known, *options_of(Settings), *options_of(Methods)} - _NOT_OF_FULL_MODELS
+    return [
+        replace(each, choices=FULL_STRATEGIES, closed=True) if each.name == "strategy" else each
+        for each in all_settings(arguments)
+        if each.name in kept
+    ]
+
+
 @app.command(cls=Command)
-@with_options
-@with_options_of(
-    (federate, (*BASELINE_SETTINGS, "target", "device", "name", "overwrite")),
-    (federate, ("resume", "save_every", "runs_dir", "cache_dir")),
+@with_options(
+    examples=[
+        "fedclip baseline --dataset pacs --strategy fedprox --rounds 50",
+        "fedclip baseline --dataset pacs --backbone alexnet",
+    ]
 )
 def baseline(
     context: typer.Context,
-    data: DataOptions,
+    images: DataOptions,
     encoder_options: ModelOptions,
-    dataset: Annotated[
-        str | None,
-        typer.Option(help="A data set, as extract takes it.", show_default=False),
-    ] = None,
-    backbone: Annotated[
-        str,
-        typer.Option(
-            help="What is trained, every parameter of it: clip, with CLIP's loss, or alexnet, a "
-            "classifier, with cross-entropy."
-        ),
-    ] = "clip",
-    strategy: Annotated[str, typer.Option(help="fedavg or fedprox.")] = "fedavg",
-    prompt: Annotated[
-        str | None,
-        typer.Option(
-            help="The template of the class prompts. By default 'a picture of a {}'.",
-            show_default=False,
-        ),
-    ] = None,
-    alexnet_weights: AlexnetWeights = "imagenet",
-    keep_model: Annotated[
-        bool, typer.Option("--keep-model", help="Leave the best round's model in the run.")
-    ] = False,
-    **options: Any,
+    backbone: BackboneOptions,
+    data: TargetOptions,
+    chosen: Annotated[Chosen[PresetOptions], Also(_baseline_settings)],
+    compute: DeviceOptions,
+    run: RunOptions,
+    caches: CacheOptions,
 ) -> None:
-    """Train and federate a whole model on the images: what FedCLIP is measured against.
+    """Train and federate a full model on the images: what FedCLIP is measured against.
 
-    Clients, splits, seeds, records and table are those of federate over the data set's cache,
-    which is extracted first if it is not there.
+    Clients, splits, seeds, records and table are those of federate over the dataset's cache,
+    which is extracted first if it is missing.
     """
     from .extract.encoders.prompts import DEFAULT_TEMPLATE
 
-    make_whole, resume = partial(_whole, keep=keep_model), options["resume"]
-    if resume is not None:
-        experiment = resumed(context, resume, options["runs_dir"], options["cache_dir"], make_whole)
-    elif dataset is None:
-        raise typer.BadParameter("--dataset is missing; say what to train on")
+    def make_model(
+        origin: Mapping[str, Any],
+        clients: Sequence[FeatureCache],
+        settings: Settings,
+        device: torch.device,
+    ) -> FullModel:
+        return _full_model(origin, clients, settings, device, kept=backbone.keep_model)
+
+    if run.resume is not None:
+        experiment = resumed(context, run.resume, run.runs_dir, caches.cache_dir, make_model)
+    elif backbone.dataset is None:
+        raise typer.BadParameter("Missing option '--dataset'")
     else:
         from .cache.common.device import resolve_device
         from .extract.finetune.source import Origin, check_backbone
         from .federate.runs.experiment import Experiment, choose_targets
 
-        if strategy not in WHOLE_STRATEGIES:
+        if backbone.backbone != "alexnet" and "alexnet_weights" in given(context):
             raise typer.BadParameter(
-                f"--strategy {strategy}: of whole models there is {' and '.join(WHOLE_STRATEGIES)}"
+                f"--alexnet-weights {backbone.alexnet_weights}: needs --backbone alexnet"
             )
-        if backbone != "alexnet" and "alexnet_weights" in given(context):
-            raise typer.BadParameter(
-                f"--alexnet-weights {alexnet_weights} needs --backbone alexnet"
-            )
-        template = prompt or DEFAULT_TEMPLATE
-        settings = settings_of(
-            **{name: options[name] for name in BASELINE_SETTINGS if name != "loss"},
-            **_whole_settings(backbone, template, options["loss"]),
-            strategy=strategy,
-        )
-        check_backbone(backbone, alexnet_weights)
+        template = backbone.template or DEFAULT_TEMPLATE
+        settings = settings_of({**chosen, **_fixed(backbone.backbone, template, chosen)})
+        check_backbone(backbone.backbone, backbone.alexnet_weights)
         encoder, folder, clients = _extracted(
-            dataset, template, {**options, **vars(data), **vars(encoder_options)}
+            backbone.dataset, template, images, encoder_options, compute, caches
         )
-        origin = Origin.of(backbone, alexnet_weights, encoder, dataset, folder).to_json()
-        device = resolve_device(options["device"])
+        origin = Origin.of(
+            backbone.backbone, backbone.alexnet_weights, encoder, backbone.dataset, folder
+        ).to_json()
+        device = resolve_device(compute.device)
         experiment = Experiment(
             cache=folder,
             clients=clients,
             settings=settings,
-            preset=options["preset"],
-            targets=choose_targets(clients, options["target"]),
+            model=make_model(origin, clients, settings, device),
+            preset=str(chosen.get("preset", "paper")),
+            targets=choose_targets(clients, data.target),
             device=device,
-            runs_dir=options["runs_dir"],
-            name=options["name"],
-            overwrite=options["overwrite"],
-            whole=make_whole(origin, clients, settings, device),
+            runs_dir=run.runs_dir,
+            name=run.name,
+            overwrite=run.overwrite,
         )
     print(f"cache      {experiment.cache.name}")
-    carry_out(experiment, resume=resume is not None, save_every=options["save_every"])
+    carry_out(experiment, resume=run.resume is not None, save_every=run.save_every)
 
 
-@app.command()
-def cost(
-    model: Annotated[
-        str, typer.Option(help="An open_clip architecture, or local-dir:FOLDER.")
-    ] = "ViT-B-32",
-    adapter: Annotated[
-        str, typer.Option(help="What is trained; 'fedclip adapters' lists them.")
-    ] = "attention",
-    classes: Annotated[int, typer.Option(min=2, max=100_000, help="Number of classes.")] = 65,
-    samples: Annotated[
-        int, typer.Option(min=2, max=10_000_000, help="Samples of the local epoch that is timed.")
-    ] = 1000,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of a training.")] = 200,
-    clients: Annotated[int, typer.Option(min=1, help="Clients that train in a round.")] = 3,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-) -> None:
-    """Count what an adapter and the whole model cost, and time both on this machine.
+@app.command(cls=Command)
+@with_options(examples=["fedclip cost", "fedclip cost --model ViT-L-14 --adapter linear"])
+def cost(measured: CostOptions) -> None:
+    """Count what an adapter and the full model cost, and time both on this machine.
 
     The architecture is the real one with random weights, so nothing is downloaded.
     """
     import torch
 
     from .cache.common.device import resolve_device
-    from .cache.common.progress import open_report
+    from .cache.common.progress import show_progress
     from .extract.encoders.openclip import load_encoder
     from .extract.encoders.prompts import DEFAULT_TEMPLATE, prompt
     from .extract.encoders.spec import RANDOM, EncoderName
     from .extract.finetune.backbones import clip_backbone
-    from .federate.models.full import WholeClip, WholeModel
+    from .federate.models.full import FullClip, FullModel
     from .federate.report.terminal import cost_table
     from .federate.runs.cost import drawn_cache, measure_cost, multiply_adds
-    from .federate.settings import Settings
 
-    if adapter == "cache-model":
+    model, classes, samples = measured.model, measured.classes, measured.samples
+    settings = settings_of({"adapter": measured.adapter, "strategy": "local"})
+    if not settings.adapter.sends:
         raise typer.BadParameter(
-            "--adapter cache-model: nothing of it is trained or sent; choose one that is"
+            f"--adapter {measured.adapter}: has nothing to train or send; choose one that does"
         )
-    where = resolve_device(device)
-    settings = Settings.preset("paper", adapter=adapter)
+    where = resolve_device(measured.device)
     encoder = load_encoder(EncoderName.of(model, RANDOM), torch.device("cpu"))
     backbone = clip_backbone(encoder)
     image = torch.zeros(1, *encoder.pixel_shape)
@@ -272,157 +331,137 @@ def cost(
     width = encoder.encode_images(image).shape[1]
     pixels = torch.randint(256, (settings.batch_size, *encoder.pixel_shape), dtype=torch.uint8)
     prompts = [prompt(DEFAULT_TEMPLATE, f"class {index}") for index in range(classes)]
-    whole = WholeModel(
+    full = FullModel(
         facts=backbone.facts,
         origin={},
-        make=lambda seed: WholeClip(backbone.network(seed), backbone.mean, backbone.std),
-        inputs=lambda cache: pixels.to(where),
-        text=encoder.tokenizer(prompts).to(where),
+        network=lambda seed: FullClip(backbone.network(seed), backbone.mean, backbone.std),
+        images=lambda cache: pixels.to(where),
+        tokens=encoder.tokenizer(prompts).to(where),
         zero_shot=False,
     )
     cache = drawn_cache(width, classes, settings.batch_size)
     costs = []
-    with open_report() as report:
-        for what, each in (("the adapter", None), (f"the whole of {model}", whole)):
-            report.note(f"counting and timing {what}; minibatches of {settings.batch_size}")
+    with show_progress() as progress:
+        for done, each in enumerate((settings.adapter, full)):
+            progress("measuring", done, 2, "models", each.title)
             costs.append(measure_cost(cache, settings, samples, where, each))
+        progress("measuring", 2, 2, "models")
     small, large = costs
-    show_table(cost_table(small, large, encoding, samples, rounds * clients * 2))
+    show_table(cost_table(small, large, encoding, samples, measured.rounds * measured.clients * 2))
     print(
-        f"training   {rounds} rounds of {clients} clients, both ways; minibatches of "
-        f"{settings.batch_size}, {classes} classes, timed on {where}"
+        f"training   {measured.rounds} rounds of {measured.clients} clients, both ways; "
+        f"minibatches of {settings.batch_size}, {classes} classes, timed on {where}"
     )
     if small.parameters:
         times = large.parameters / small.parameters
         print(f"counted    {large.parameters:,} / {small.parameters:,} = {times:.0f}")
-    if (model, adapter) == ("ViT-B-32", "attention"):
-        print("paper      1.5e8 / 5.3e5 = 283, rounded before it was divided (Lu et al. 2023)")
+    if (model, measured.adapter) == ("ViT-B-32", "attention"):
+        print("paper      1.5e8 / 5.3e5 = 283, rounded before the division (Lu et al. 2023)")
 
 
 @app.command(cls=Command)
-@with_options
-@with_options_of(
-    (federate, ("mu", "device", "seed", "save_every", "runs_dir", "cache_dir")),
+@with_options(
+    examples=["fedclip paper pacs", "fedclip paper pacs --methods zero-shot,fedclip --seeds 5"]
 )
 def paper(
     context: typer.Context,
-    data: DataOptions,
+    images: DataOptions,
     encoder_options: ModelOptions,
+    table: TableOptions,
+    compute: DeviceOptions,
+    save: SaveOptions,
+    caches: CacheOptions,
     dataset: Annotated[str, typer.Argument(metavar="pacs|vlcs|office-home", help="The table.")],
-    methods: Annotated[
-        str | None,
-        typer.Option(
-            help="Rows, with commas: alexnet-fedavg, alexnet-fedprox, clip-fedavg, clip-fedprox, "
-            "zero-shot, fedclip. By default all.",
-            show_default=False,
-        ),
-    ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="So many seeds, from --seed on.")] = 3,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of federation.")] = 200,
-    alexnet_weights: AlexnetWeights = "imagenet",
-    **options: Any,
 ) -> None:
     """Fill one of the paper's tables: its methods and settings, every domain left out in turn.
 
-    What is missing of the features is extracted first. Runs are those of federate and
-    baseline: a finished one is not repeated, and a killed or interrupted one goes on.
+    Missing features are extracted first. Runs are those of federate and baseline: a finished
+    one is not repeated, and a killed or interrupted one is resumed.
     """
     from .cache import FedclipError
     from .cache.common.device import resolve_device
-    from .cache.common.progress import open_report
+    from .cache.common.progress import show_progress
     from .extract.encoders.prompts import DEFAULT_TEMPLATE
     from .extract.finetune.source import Origin, check_backbone
     from .federate.report.paper import METHODS, PUBLISHED, choose_methods, paper_table
     from .federate.runs.experiment import Experiment, choose_targets
-    from .federate.runs.runner import Result, run_experiment
+    from .federate.runs.results import RunResult
+    from .federate.runs.runner import run_experiment
 
     if dataset not in PUBLISHED:
-        raise FedclipError(f"the paper has no table {dataset!r}; give {', '.join(PUBLISHED)}")
-    rows = choose_methods(methods)
+        raise FedclipError(f"the paper has no table {dataset!r}{suggest(dataset, PUBLISHED)}")
+    rows = choose_methods(table.methods)
     useful = {
         "mu": any(METHODS[row].strategy == "fedprox" for row in rows),
         "alexnet_weights": any(METHODS[row].backbone == "alexnet" for row in rows),
     }
     for name in sorted(given(context) & {name for name, used in useful.items() if not used}):
-        raise typer.BadParameter(f"{flag(name)} is for methods that --methods leaves out")
+        raise typer.BadParameter(f"{flag(name)}: has no effect on the methods that are chosen")
     for backbone in filter(None, {METHODS[row].backbone for row in rows}):
-        check_backbone(backbone, alexnet_weights)
+        check_backbone(backbone, table.alexnet_weights)
     encoder, folder, clients = _extracted(
-        dataset, DEFAULT_TEMPLATE, {**options, **vars(data), **vars(encoder_options)}
+        dataset, DEFAULT_TEMPLATE, images, encoder_options, compute, caches
     )
-    device = resolve_device(options["device"])
-    results: dict[str, list[list[Result]]] = {row: [] for row in rows}
-    for row, seed in product(rows, range(options["seed"], options["seed"] + seeds)):
+    device = resolve_device(compute.device)
+    results: dict[str, list[list[RunResult]]] = {row: [] for row in rows}
+    for row, seed in product(rows, range(table.seed, table.seed + table.seeds)):
         method = METHODS[row]
-        fixed: dict[str, Any] = {
+        values: dict[str, Any] = {
+            "rounds": table.rounds if row != "zero-shot" else 1,
+            "seed": seed,
+            "strategy": method.strategy,
+            "mu": table.mu if method.strategy == "fedprox" else None,
             "adapter": method.adapter,
-            "feature_norm": "raw",
-            "prompt": [DEFAULT_TEMPLATE],
+            "prompts": (DEFAULT_TEMPLATE,),
         }
         if method.backbone is not None:
-            fixed = _whole_settings(method.backbone, DEFAULT_TEMPLATE)
-        settings = settings_of(
-            preset="paper",
-            rounds=rounds if row != "zero-shot" else 1,
-            seed=seed,
-            strategy=method.strategy,
-            mu=options["mu"] if method.strategy == "fedprox" else None,
-            participation=None,
-            clients=None,
-            alpha=None,
-            **fixed,
-        )
-        whole = None
+            values |= _fixed(method.backbone, DEFAULT_TEMPLATE, {})
+        settings = settings_of(values)
+        model: Model = settings.adapter
         if method.backbone is not None:
-            origin = Origin.of(method.backbone, alexnet_weights, encoder, dataset, folder).to_json()
-            whole = _whole(origin, clients, settings, device)
+            origin = Origin.of(method.backbone, table.alexnet_weights, encoder, dataset, folder)
+            model = _full_model(origin.to_json(), clients, settings, device)
         experiment = Experiment(
             cache=folder,
             clients=clients,
             settings=settings,
+            model=model,
             preset="paper",
             targets=choose_targets(clients, "all"),
             device=device,
-            runs_dir=options["runs_dir"],
-            whole=whole,
+            runs_dir=save.runs_dir,
         )
         print(f"run        {method.name}, seed {seed}: {experiment.folder}", flush=True)
-        with open_report() as report:
-            outcome = run_experiment(
-                experiment, report, resume=True, save_every=options["save_every"]
-            )
+        with show_progress() as progress:
+            outcome = run_experiment(experiment, progress, resume=True, save_every=save.save_every)
         if outcome.interrupted:
             raise typer.Exit(INTERRUPTED)
         results[row].append(outcome.results)
-    show_table(paper_table(dataset, results, f"{alexnet_weights} weights"))
-    images = sum(len(client.labels) for client in clients)
+    show_table(paper_table(dataset, results, f"{table.alexnet_weights} weights"))
+    count = sum(len(client.labels) for client in clients)
     print(
-        f"ours       {' '.join(encoder.shown)}, {rounds} rounds, {seeds} seeds from "
-        f"{options['seed']} on, {images:,} images; the paper's are ViT-B/32's of 200 rounds"
+        f"ours       {' '.join(encoder.shown)}, {table.rounds} rounds, {table.seeds} seeds from "
+        f"{table.seed} on, {count:,} images; the paper's are ViT-B/32's of 200 rounds"
     )
-    if any(r["status"] == "failed" for runs in results.values() for done in runs for r in done):
-        complain("training left the finite numbers in some of the runs")
+    if any(each.status == "failed" for runs in results.values() for done in runs for each in done):
+        complain("training diverged (NaN or Inf) in some of the runs")
         raise typer.Exit(FAILED)
 
 
-@app.command()
-def demo(
-    data_dir: Annotated[
-        Path, typer.Option(envvar="FEDCLIP_DATA_DIR", help="Where the data set is drawn.")
-    ] = Path("data"),
-    runs_dir: RunsDir = Path("runs"),
-    cache_dir: CacheDir = Path("caches"),
-) -> None:
-    """See it work in a minute: a drawn data set, a tiny CLIP, no download.
+@app.command(cls=Command)
+@with_options(examples=["fedclip demo"])
+def demo(images: DataOptions, runs: RunsDir, caches: CacheOptions) -> None:
+    """See it work in a minute: a drawn dataset, a tiny CLIP, no download.
 
     Runs two ordinary commands one after the other, and shows them.
     """
-    # The learning rate and the decay were chosen on other draws of the data set: docs/demo.md.
+    # The learning rate and the decay were chosen on other draws of the dataset: docs/demo.md.
     settings = ["--rounds", "40", "--lr", "3e-4", "--weight-decay", "0", "--overwrite"]
-    caches = ["--cache-dir", str(cache_dir)]
+    data_dir, runs_dir = str(images.data_dir), str(runs.runs_dir)
+    cached = ["--cache-dir", str(caches.cache_dir)]
     commands = (
-        ["extract", "--dataset", "demo", "--data-dir", str(data_dir), *caches],
-        ["federate", *settings, "--runs-dir", str(runs_dir), *caches],
+        ["extract", "--dataset", "demo", "--data-dir", data_dir, *cached],
+        ["federate", *settings, "--runs-dir", runs_dir, *cached],
     )
     for command in commands:
         print(f"\n$ fedclip {shlex.join(command)}", flush=True)
@@ -432,9 +471,14 @@ def demo(
 
 
 def _extracted(
-    dataset: str, template: str, options: Mapping[str, Any]
+    dataset: str,
+    template: str,
+    images: DataOptions,
+    encoder_options: ModelOptions,
+    compute: DeviceOptions,
+    caches: CacheOptions,
 ) -> tuple[EncoderName, CacheFolder, list[FeatureCache]]:
-    """Bring the cache of a data set up to date, and load it."""
+    """Bring the cache of a dataset up to date, and load it."""
     from .cache import load_cache
     from .cache.common.progress import show_progress
     from .extract.encoders.prompts import check_templates
@@ -442,53 +486,55 @@ def _extracted(
     from .extract.pipeline import extract as extract_features
     from .extract.request import Request
 
-    encoder = EncoderName.of(options["model"] or default_model(dataset), options["pretrained"])
+    model = encoder_options.model or default_model(dataset)
+    encoder = EncoderName.of(model, encoder_options.pretrained)
     request = Request(
         dataset=dataset,
         encoder=encoder,
         templates=check_templates([template]),
-        data_dir=options["data_dir"],
-        cache_dir=options["cache_dir"],
-        device=options["device"],
+        data_dir=images.data_dir,
+        cache_dir=caches.cache_dir,
+        device=compute.device,
     )
     with show_progress() as progress:
         folder = extract_features(request, progress).folder
     return encoder, folder, load_cache(folder)
 
 
-def _whole_settings(backbone: str, template: str, loss: str | None = None) -> dict[str, Any]:
-    """Give the settings that a whole model leaves no choice in."""
+def _fixed(backbone: str, template: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings in which a full model leaves no choice."""
+    fixed: dict[str, Any] = {"adapter": "none", "prompts": (template,)}
     if backbone == "alexnet":
-        if loss == "clip":
-            raise typer.BadParameter("--loss clip needs texts, and alexnet has no text side")
-        loss = "class"
-    return {"adapter": "none", "feature_norm": "raw", "prompt": [template], "loss": loss}
+        if chosen.get("loss") == "clip":
+            raise typer.BadParameter("--loss clip: needs texts, and alexnet has no text side")
+        fixed["loss"] = "class"
+    return fixed
 
 
-def _whole(
+def _full_model(
     origin: Mapping[str, Any],
     clients: Sequence[FeatureCache],
     settings: Settings,
     device: torch.device,
     *,
-    keep: bool = False,
-) -> WholeModel:
-    """Make a whole model for stage two of what stage one lends."""
+    kept: bool = False,
+) -> FullModel:
+    """Make a full model from the network and images that stage one loads."""
     from .cache.common.progress import show_progress
     from .extract.finetune.source import CLIP, Origin, lend
-    from .federate.models.full import Classifier, WholeClip, WholeModel
+    from .federate.models.full import Classifier, FullClip, FullModel
 
     with show_progress() as progress:
         loan = lend(Origin(**origin), clients, settings.prompts[0], device, progress)
     backbone = loan.backbone
     is_clip = origin["backbone"] == CLIP
-    wrapper = WholeClip if is_clip else Classifier
-    return WholeModel(
+    wrapper = FullClip if is_clip else Classifier
+    return FullModel(
         facts=backbone.facts,
         origin=origin,
-        make=lambda seed: wrapper(backbone.network(seed), backbone.mean, backbone.std),
-        inputs=lambda cache: loan.images[cache.client],
-        text=loan.tokens,
+        network=lambda seed: wrapper(backbone.network(seed), backbone.mean, backbone.std),
+        images=lambda cache: loan.images[cache.client],
+        tokens=loan.tokens,
         zero_shot=is_clip,
-        keep=keep,
+        kept=kept,
     )

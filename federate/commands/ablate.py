@@ -5,124 +5,156 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
 
 from ...cache.common.console import FAILED, INTERRUPTED, complain, show_table
-from ...cache.common.options import given, options_but, with_options_of
+from ...cache.common.fields import Option, option, options_of
+from ...cache.common.options import Also, CacheOptions, Chosen, declared, with_options
 from ..ablations.grids import NAMES as GRIDS
-from .federate import federate, load, settings_of
+from .options import (
+    ComputeOptions,
+    DataOptions,
+    PresetOptions,
+    SaveOptions,
+    all_settings,
+    load,
+    settings_of,
+)
 
 # An ablation asks before it makes more runs than this.
 MANY_RUNS = 1000
 
-# Options of federate that do not shape a run, so that an ablation does not vary them.
-SHARED_BY_RUNS = {"device", "engine", "save_every", "runs_dir", "cache_dir"}
+
+@dataclass(frozen=True)
+class GridOptions:
+    """What varies, and where the table goes."""
+
+    PANEL: ClassVar[str] = "Ablation"
+
+    vary: tuple[str, ...] = option(
+        (),
+        flags=("--set",),
+        metavar="NAME=VALUE,VALUE",
+        help="Option to vary and its values; may be repeated.",
+    )
+    seeds: int | None = option(None, least=1, help="Number of seeds, starting at --seed.")
+    table: Path | None = option(
+        None,
+        flags=("--csv",),
+        shown="beside the runs, named by the dataset and a hash of the runs",
+        help="CSV file with one row per run.",
+    )
+    yes: bool = option(False, help=f"Do not ask before more than {MANY_RUNS} runs.")
 
 
-@with_options_of((federate, options_but(federate, ("context", "name", "overwrite", "resume"))))
+def _settings(arguments: Sequence[str]) -> list[Option]:
+    """List all settings, also of methods that a grid's file names."""
+    from ..ablations.grid import methods_in, read_toml
+
+    named = [*arguments]
+    for word in arguments:
+        if word.endswith(".toml") and Path(word).is_file():
+            named += methods_in(read_toml(Path(word)))
+    return all_settings(named)
+
+
+@with_options(
+    examples=[
+        "fedclip ablate --set lr=5e-5,1e-4,5e-4 --seeds 3",
+        "fedclip ablate strategies --preset tuned",
+        "fedclip ablate grid.toml --rounds 30",
+    ]
+)
 def ablate(
     context: typer.Context,
+    data: DataOptions,
+    chosen: Annotated[Chosen[PresetOptions], Also(_settings)],
+    compute: ComputeOptions,
+    grid_options: GridOptions,
+    save: SaveOptions,
+    caches: CacheOptions,
     grid: Annotated[
         str | None,
         typer.Argument(
             metavar="GRID",
-            help="Lists of values for options, by their names: a TOML file (docs/formats.md has "
-            f"an example), or one that comes with the package: {', '.join(GRIDS)}.",
+            help="TOML file with lists of values for options, by their names (docs/formats.md has "
+            f"an example), or a grid of the package: {', '.join(GRIDS)}.",
             show_default=False,
         ),
     ] = None,
-    vary: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE,VALUE",
-            help="Vary one of the options below over these values; may be given several times.",
-            show_default=False,
-        ),
-    ] = None,
-    seeds: Annotated[
-        int | None,
-        typer.Option(min=1, help="So many seeds, from --seed on.", show_default=False),
-    ] = None,
-    table: Annotated[
-        Path | None,
-        typer.Option(
-            "--csv",
-            help="Where a line a run goes. By default beside the runs, named by the data set and "
-            "a hash of them.",
-            show_default=False,
-        ),
-    ] = None,
-    yes: Annotated[
-        bool, typer.Option("--yes", help=f"Do not ask before more than {MANY_RUNS} runs.")
-    ] = False,
-    **options: Any,
 ) -> None:
     """Run federate over every combination of values, and compare.
 
-    The runs are those of federate, side by side: a finished one is not repeated, and a killed
-    ablation goes on where it was. An option below holds for all runs.
+    The runs are those of federate, side by side. A finished run is not repeated, and a killed
+    ablation is resumed. The options below apply to all runs; each of them can be varied.
     """
     from ..ablations.grid import make_grid, read_toml, split_set
     from ..ablations.grids import grid_file
 
-    can_vary, said = set(options) - SHARED_BY_RUNS, given(context)
-    sets: list[tuple[str, Sequence[Any]]] = [split_set(text) for text in vary or ()]
-    if seeds is not None:
-        sets.append(("seeds", [seeds]))
+    options = _varied(declared(context))
+    sets: list[tuple[str, Sequence[Any]]] = [split_set(text) for text in grid_options.vary]
+    if grid_options.seeds is not None:
+        sets.append(("seeds", [grid_options.seeds]))
+    own = {"cache": data.cache, "target": data.target}
+    plain = {**chosen, **{name: value for name, value in own.items() if value is not None}}
     combinations = make_grid(
         read_toml(grid_file(grid)) if grid else {},
         sets,
-        {name: value for name, value in options.items() if name in said & can_vary},
-        can_vary,
-        partial(_parse, context),
+        {label: plain[each.name] for label, each in options.items() if each.name in plain},
+        options,
+        lambda name, value: _parse(options[name], value),
     )
-    _confirm(combinations.count, yes)
-    if table is not None:
-        _check_table(table)
+    _confirm(combinations.count, yes=grid_options.yes)
+    if grid_options.table is not None:
+        _check_table(grid_options.table)
 
     from ...cache.common.device import resolve_device
-    from ...cache.common.progress import open_report
-    from ..ablations.runner import Entry, failures, own_name, run_ablation, summarise, write_csv
+    from ...cache.common.progress import show_progress
+    from ..ablations.runner import Entry, failures, own_name, run_ablation, write_csv
+    from ..ablations.summary import summarize
     from ..report.terminal import ablation_table
     from ..runs.experiment import Experiment, choose_targets
 
-    device = resolve_device(options["device"])
-    cached = functools.cache(lambda name: load(name, options["cache_dir"]))
+    device = resolve_device(compute.device)
+    cached = functools.cache(lambda name: load(name, caches.cache_dir))
     entries: dict[Path, Entry] = {}
     for values in combinations:
-        chosen = {**options, **combinations.fixed, **values}
-        folder, loaded = cached(chosen["cache"])
+        every = {**combinations.fixed, **values}
+        settings_values = {options[label].name: value for label, value in every.items()}
+        folder, loaded = cached(settings_values.pop("cache", None))
+        target = settings_values.pop("target", None)
+        settings = settings_of(settings_values)
         experiment = Experiment(
             cache=folder,
             clients=loaded,
-            settings=settings_of(**{name: chosen[name] for name in can_vary - {"cache", "target"}}),
-            preset=chosen["preset"],
-            targets=choose_targets(loaded, chosen["target"]),
+            settings=settings,
+            model=settings.adapter,
+            preset=str(settings_values.get("preset", "paper")),
+            targets=choose_targets(loaded, target),
             device=device,
-            runs_dir=options["runs_dir"],
-            engine=options["engine"],
+            runs_dir=save.runs_dir,
+            engine=compute.engine,
         )
         entries.setdefault(experiment.folder, Entry(values, experiment))
     runs = list(entries.values())
-    caches = ", ".join(dict.fromkeys(entry.experiment.cache.name for entry in runs))
+    names = ", ".join(dict.fromkeys(entry.experiment.cache.name for entry in runs))
     latest = "cache" not in {*combinations.names, *combinations.fixed}
-    print(f"cache      {caches}{' (the one extracted last)' if latest else ''}")
+    print(f"cache      {names}{' (the one extracted last)' if latest else ''}")
     print(f"ablation   {len(runs)} runs: {combinations.describe()}", flush=True)
     if len(runs) < combinations.count:
         print(
-            f"           ({combinations.count} combinations, some of which come to the same run)",
+            f"           ({combinations.count} combinations, some of which are the same run)",
             flush=True,
         )
-    table = table or options["runs_dir"] / f"{own_name(runs)}.csv"
+    table = grid_options.table or save.runs_dir / f"{own_name(runs)}.csv"
     table.parent.mkdir(parents=True, exist_ok=True)
-    with open_report() as report:
-        done = run_ablation(runs, report, options["save_every"])
-    show_table(ablation_table(summarise(runs, combinations.names)))
+    with show_progress() as progress:
+        done = run_ablation(runs, progress, save.save_every)
+    show_table(ablation_table(summarize(runs, combinations.names)))
     write_csv(table, runs, combinations.names)
     print("runs      ", table)
     for line in failures(runs):
@@ -133,32 +165,44 @@ def ablate(
         raise typer.Exit(FAILED)
 
 
-def _confirm(runs: int, yes: bool) -> None:
-    """Ask before a great many runs; where nobody can answer, refuse."""
+def _varied(options: dict[str, Option]) -> dict[str, Option]:
+    """List the options that shape a run by the names that a grid has for them."""
+    others = {
+        name
+        for group in (ComputeOptions, GridOptions, SaveOptions, CacheOptions)
+        for name in options_of(group)
+    }
+    varied = {name: each for name, each in options.items() if name not in others}
+    return {
+        each.flags[0].removeprefix("--") if len(each.flags) == 1 else name: each
+        for name, each in varied.items()
+    }
+
+
+def _confirm(runs: int, *, yes: bool) -> None:
+    """Ask before very many runs; if nobody can answer, refuse."""
     from ...cache import FedclipError
 
     if runs <= MANY_RUNS or yes:
         return
     if not sys.stdin.isatty():
-        raise FedclipError(f"this grid makes {runs:,} runs; give --yes to go on")
-    typer.confirm(f"This grid makes {runs:,} runs. Go on?", abort=True)
+        raise FedclipError(f"this grid has {runs:,} runs; pass --yes to start them")
+    typer.confirm(f"This grid has {runs:,} runs. Start them?", abort=True)
 
 
 def _check_table(path: Path) -> None:
-    """Refuse to write a table where there is something else."""
+    """Refuse to overwrite anything but a table of runs."""
     from ..ablations.runner import is_table
 
     if not path.name or path.is_dir():
-        raise typer.BadParameter(f"--csv {path}: is a folder; give a file")
+        raise typer.BadParameter(f"--csv {path}: is a folder; choose a file")
     if path.exists() and not is_table(path):
         raise typer.BadParameter(
-            f"--csv {path}: is no table of runs, so it is not overwritten; give another"
+            f"--csv {path}: is not a table of runs, so it is not overwritten; choose another"
         )
 
 
-def _parse(context: typer.Context, name: str, value: Any) -> Any:
-    """Parse a value as the option of that name does; a list is one given several times."""
-    option: Any = next(each for each in context.command.params if each.name == name)
-    listed = value if isinstance(value, list) else [value]
-    text = [str(each) for each in listed]
-    return option.process_value(context, text if option.multiple else " ".join(text))
+def _parse(option: Option, value: Any) -> Any:
+    """Parse a value as the option does; a list is one given several times."""
+    listed = [str(each) for each in (value if isinstance(value, list) else [value])]
+    return option.read(listed if option.multiple else " ".join(listed))

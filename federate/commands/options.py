@@ -1,0 +1,178 @@
+"""The options that the commands of stage two share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import typer
+
+from ...cache.common.fields import Option, option
+from ...cache.common.options import Also, Chosen, DeviceOptions, flag, given
+from ..settings import PAPER, PRESETS, REGISTRIES, Settings, method_options, settings_options
+
+if TYPE_CHECKING:
+    from ...cache import CacheFolder, FeatureCache
+    from ..runs.experiment import Experiment, MakeModel
+
+# Options that --resume leaves a choice in.
+_WITH_RESUME = frozenset({"resume", "save_every", "runs_dir", "cache_dir", "keep_model"})
+
+
+@dataclass(frozen=True)
+class TargetOptions:
+    """Which domain is left out."""
+
+    PANEL: ClassVar[str] = "Data"
+
+    target: str | None = option(
+        None,
+        metavar="DOMAIN",
+        shown="all with two or more domains, else none",
+        help="Domain to leave out, all (each in turn) or none.",
+    )
+
+
+@dataclass(frozen=True)
+class DataOptions(TargetOptions):
+    """What is trained on."""
+
+    cache: str | None = option(
+        None,
+        metavar="CACHE",
+        shown="the one extracted last",
+        help="Cache as 'fedclip cache ls' names it, or its dataset.",
+    )
+
+
+@dataclass(frozen=True)
+class ComputeOptions(DeviceOptions):
+    """Where and by what clients are trained."""
+
+    PANEL: ClassVar[str] = "Computation"
+
+    engine: str = option(
+        "auto",
+        choices=("auto", "plain", "threads", "batched"),
+        help="What trains the clients. All give the same numbers but for rounding; auto takes the "
+        "fastest.",
+    )
+
+
+@dataclass(frozen=True)
+class RunsDir:
+    """Where runs are."""
+
+    PANEL: ClassVar[str] = "Output"
+
+    runs_dir: Path = option(Path("runs"), envvar="FEDCLIP_RUNS_DIR", help="Folder of the runs.")
+
+
+@dataclass(frozen=True)
+class SaveOptions(RunsDir):
+    """How a run is saved."""
+
+    save_every: int | None = option(
+        None,
+        least=1,
+        shown="as often as takes 1 % of the time",
+        help="Rounds between two saves of what a run is resumed from.",
+    )
+
+
+@dataclass(frozen=True)
+class RunOptions(SaveOptions):
+    """How a run is recorded."""
+
+    name: str | None = option(
+        None,
+        shown="made of dataset, settings and seed",
+        help="Name of the run.",
+    )
+    overwrite: bool = option(False, help="Replace a run of this name.")
+    resume: str | None = option(
+        None,
+        metavar="RUN",
+        help="Run to resume, by name or folder; it keeps the settings that it was started with.",
+    )
+
+
+@dataclass(frozen=True)
+class PresetOptions:
+    """The settings that a run is based on."""
+
+    PANEL: ClassVar[str] = "Method"
+
+    preset: str = option(
+        PAPER,
+        choices=lambda: [*PRESETS],
+        help="Settings to start from: paper, to the letter, or tuned, which gains more on real "
+        "features. Other options override it.",
+    )
+
+
+def all_settings(arguments: Sequence[str]) -> list[Option]:
+    """List every setting and every method's hyper-parameters.
+
+    Args:
+        arguments: Of the command line. Those that name a method from outside of the package
+            add its hyper-parameters.
+    """
+    settings, methods = settings_options(), method_options(methods_named(arguments))
+    before = [each for each in settings if each.panel in ("Data", "Method")]
+    return [*before, *methods, *(each for each in settings if each not in before)]
+
+
+def methods_named(arguments: Iterable[str]) -> dict[str, list[str]]:
+    """Find the methods from outside of the package in raw arguments, by kind."""
+    found: dict[str, list[str]] = {kind: [] for kind in REGISTRIES}
+    words = [*arguments]
+    for kind, names in found.items():
+        for word, following in zip(words, [*words[1:], ""], strict=True):
+            name, equals, value = word.removeprefix("--set=").partition("=")
+            if name == flag(kind):
+                names += [value if equals else following]
+            elif name == kind and equals:  # of --set
+                names += value.split(",")
+        found[kind] = [name.strip() for name in names if ":" in name]
+    return found
+
+
+# The settings that the user gave.
+Given = Annotated[Chosen[PresetOptions], Also(all_settings)]
+
+
+def settings_of(values: Mapping[str, Any]) -> Settings:
+    """Make settings of what the user gave: `preset`, settings, methods and their options."""
+    chosen = {name: value for name, value in values.items() if name != "preset"}
+    return Settings.preset(values.get("preset", PAPER), chosen)
+
+
+def load(cache: str | None, cache_dir: Path) -> tuple[CacheFolder, list[FeatureCache]]:
+    """Load the named cache, or the one extracted last."""
+    from ...cache import latest_cache, load_cache, resolve_cache
+
+    folder = latest_cache(cache_dir) if cache is None else resolve_cache(cache_dir, cache)
+    return folder, load_cache(folder)
+
+
+def resumed(
+    context: typer.Context,
+    run: str,
+    runs_dir: Path,
+    cache_dir: Path,
+    make_model: MakeModel | None = None,
+) -> Experiment:
+    """Load a run as it was started, so that no option may say otherwise."""
+    from ..runs.experiment import find_run, load_experiment
+
+    named = given(context)
+    for name in sorted(named - _WITH_RESUME):
+        raise typer.BadParameter(
+            f"{flag(name)} cannot be combined with --resume, which keeps the settings of {run}; "
+            f"leave out {flag(name)}"
+        )
+    path = find_run(runs_dir, run)
+    return load_experiment(path, cache_dir if "cache_dir" in named else None, make_model)
