@@ -325,12 +325,10 @@ def method_options(outside: Mapping[str, Collection[str]] = MappingProxyType({})
     for kind, registry in REGISTRIES.items():
         owners |= registry.classes()
         owners |= {name: registry.get(name) for name in outside.get(kind, ())}
+    merged = [
+        replace(each, panel=each.panel or "Options of methods") for each in merge_options(owners)
+    ]
     # What a method requires, such as a number of clients, is required only if it is chosen.
     return [
-        replace(
-            each,
-            panel=each.panel or _PANELS[2],
-            **({"default": None, "optional": True} if each.required else {}),
-        )
-        for each in merge_options(owners)
+        replace(each, default=None, optional=True) if each.required else each for each in merged
     ]
