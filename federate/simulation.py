@@ -14,7 +14,7 @@ from .models.network import trainable_parameters
 from .seeding import seed_of
 from .server import Pending, Round, Server, ServerState
 from .settings import Settings
-from .strategies.base import personal
+from .strategies.base import ClientRound, personal
 from .training.engine import AUTO, train_clients
 from .training.evaluate import accuracy, mean, zero_shot_accuracy
 from .training.tasks import (
@@ -63,6 +63,26 @@ class Callback:
 
     def on_end(self, run: "Run", *, interrupted: bool) -> None:
         """Called when a run is over or interrupted."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A round before it is trained.
+
+    Attributes:
+        instructed: What the server sends, by client.
+        rounds: The round as each client sees it.
+        trainings: What each client trains, by name.
+    """
+
+    instructed: Mapping[str, Instruction]
+    rounds: Mapping[str, ClientRound]
+    trainings: Mapping[str, Mapping[str, LocalTask]]
+
+    @property
+    def tasks(self) -> list[LocalTask]:
+        """All that is trained."""
+        return [task for named in self.trainings.values() for task in named.values()]
 
 
 class Run:
@@ -134,11 +154,49 @@ class Run:
         """What crosses the network per client and direction in a round."""
         return self.server.bytes_per_client(self.state.server)
 
-    # What a client does.
+    def plan(self) -> Plan:
+        """Let the server instruct clients, and each say what it trains."""
+        instructed = self.server.instruct(self.state.server)
+        rounds = {name: self.client_round(name, each) for name, each in instructed.items()}
+        strategy = self.settings.strategy
+        return Plan(
+            instructed, rounds, {name: strategy.tasks(each) for name, each in rounds.items()}
+        )
 
-    def task(self, client: str, instruction: Instruction) -> LocalTask:
-        """Turn an instruction into a training on a client's samples."""
-        return LocalTask(
+    def carry_on(self, plan: Plan, results: Mapping[LocalTask, Trained], seconds: float) -> Round:
+        """Do the rest of a round whose tasks are trained: report, aggregate, evaluate.
+
+        Args:
+            plan: The round.
+            results: What came of its tasks.
+            seconds: What training them took.
+        """
+        start, server, before = time.perf_counter(), self.server, self.state
+        updates, clients = {}, dict(before.clients)
+        for name, tasks in plan.trainings.items():
+            trained = {key: results[task] for key, task in tasks.items()}
+            updates[name], kept = self.report(plan.rounds[name], trained)
+            if kept:
+                clients[name] = kept
+        pending = server.aggregate(before.server, plan.instructed, updates)
+        if server.validates(pending):
+            pending = server.validate(pending, self.validation(pending, clients))
+        test, own = None, None
+        if pending.better or self.settings.eval_every == 1:
+            test, own = self.test(pending, clients)
+        seconds += time.perf_counter() - start
+        current, after = server.close(pending, seconds, test, own)
+        best_own = before.best_own
+        if pending.better:
+            best_own = {each.name: model for each, model in self.own_models(pending, clients)}
+        for callback in self.callbacks:
+            callback.on_round(self, current)
+        self.last, self.state = current, RunState(after, before.zero_shot, clients, best_own)
+        return current
+
+    def client_round(self, client: str, instruction: Instruction) -> ClientRound:
+        """Turn an instruction into a round on a client's samples and state."""
+        task = LocalTask(
             client=client,
             model=self.model,
             samples=self._trainers[client].train,
@@ -148,24 +206,17 @@ class Run:
             round_number=instruction.round_number,
             start={**self.initial, **instruction.parameters},
         )
-
-    def tasks(self, client: str, instruction: Instruction) -> dict[str, LocalTask]:
-        """Return what a client trains in a round, by name."""
-        own = self.state.clients.get(client, {})
-        task = self.task(client, instruction)
-        return self.settings.strategy.tasks(task, instruction.extra, own)
+        return ClientRound(task, instruction.extra, self.state.clients.get(client, {}))
 
     def report(
-        self, client: str, instruction: Instruction, trained: Mapping[str, Trained]
+        self, client: ClientRound, trained: Mapping[str, Trained]
     ) -> tuple[Update, ClientState]:
         """Return what a client sends back, and what it keeps."""
-        task = self.task(client, instruction)
-        own = self.state.clients.get(client, {})
-        report = self.settings.strategy.report(task, instruction.extra, own, trained)
+        report = self.settings.strategy.report(client, trained)
         update = Update(
-            client=client,
+            client=client.task.client,
             parameters=report.parameters,
-            samples=len(task.samples),
+            samples=len(client.task.samples),
             loss=next(iter(trained.values())).loss,
             extra=report.extra,
             finite=all_finite(report.state.values()),
@@ -178,8 +229,6 @@ class Run:
         samples = getattr(client, part)
         text, scale = self.federation.text, self.federation.logit_scale
         return accuracy(self.network, self.model, samples, text, scale)
-
-    # What all clients together answer.
 
     def own_models(
         self, pending: Pending, clients: Mapping[str, ClientState]
@@ -283,43 +332,15 @@ def step(runs: Sequence[Run]) -> list[Round]:
         The rounds, in the order of the runs.
     """
     start = time.perf_counter()
-    instructed = [run.server.instruct(run.state.server) for run in runs]
-    tasks = [
-        {client: run.tasks(client, told) for client, told in instructions.items()}
-        for run, instructions in zip(runs, instructed, strict=True)
+    plans = [run.plan() for run in runs]
+    tasks = [task for plan in plans for task in plan.tasks]
+    trained = train_clients(runs[0].network, tasks, runs[0].engine)
+    results = dict(zip(tasks, trained, strict=True))
+    seconds = (time.perf_counter() - start) / len(tasks)
+    return [
+        run.carry_on(plan, results, seconds * len(plan.tasks))
+        for run, plan in zip(runs, plans, strict=True)
     ]
-    everything = [task for own in tasks for named in own.values() for task in named.values()]
-    results = dict(
-        zip(everything, train_clients(runs[0].network, everything, runs[0].engine), strict=True)
-    )
-    seconds = time.perf_counter() - start
-
-    rounds = []
-    for run, instructions, own in zip(runs, instructed, tasks, strict=True):
-        start = time.perf_counter()
-        updates, kept = {}, {}
-        for client, instruction in instructions.items():
-            trained = {name: results[task] for name, task in own[client].items()}
-            updates[client], kept[client] = run.report(client, instruction, trained)
-        clients = {**run.state.clients, **{name: each for name, each in kept.items() if each}}
-        pending = run.server.aggregate(run.state.server, instructions, updates)
-        if run.server.validates(pending):
-            pending = run.server.validate(pending, run.validation(pending, clients))
-        test, personal_test = None, None
-        if pending.better or run.settings.eval_every == 1:
-            test, personal_test = run.test(pending, clients)
-        share = seconds * sum(map(len, own.values())) / len(everything)
-        spent = share + time.perf_counter() - start
-        current, server = run.server.close(pending, spent, test, personal_test)
-        best_own = run.state.best_own
-        if pending.better:
-            best_own = {each.name: model for each, model in run.own_models(pending, clients)}
-        for callback in run.callbacks:
-            callback.on_round(run, current)
-        run.last = current
-        run.state = RunState(server, run.state.zero_shot, clients, best_own)
-        rounds.append(current)
-    return rounds
 
 
 def _zero_shot(federation: Federation, model: Model) -> dict[str, float]:

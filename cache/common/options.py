@@ -388,35 +388,3 @@ def last_value(arguments: Sequence[str], *flags: str) -> str | None:
             following = arguments[position + 1 : position + 2]
             value = attached if equals else next(iter(following), value)
     return value
-
-
-# The commands that are not made of dataclasses yet.
-CacheDir = Annotated[
-    Path,
-    typer.Option("--cache-dir", envvar="FEDCLIP_CACHE_DIR", help="Folder of the caches."),
-]
-
-
-def options_but(command: Callable[..., None], but: Iterable[str]) -> list[str]:
-    """Name the parameters of a command but for some."""
-    return [name for name in inspect.signature(command).parameters if name not in but]
-
-
-def with_options_of(
-    *lenders: tuple[Callable[..., None], Iterable[str]],
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Let a command whose last parameter is `**options` take those named of others as well."""
-
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        own = list(inspect.signature(function, eval_str=True).parameters.values())[:-1]
-        lent = [
-            inspect.signature(command, eval_str=True).parameters[name]
-            for command, names in lenders
-            for name in names
-        ]
-        together = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (*own, *lent)]
-        function.__signature__ = inspect.Signature(together)  # type: ignore[attr-defined]
-        function.__annotations__ = {each.name: each.annotation for each in together}
-        return function
-
-    return decorate

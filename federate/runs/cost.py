@@ -80,8 +80,11 @@ def forecast(run: Run, runs: int) -> str:
         runs: Number of runs like it that are to be done, this one included.
     """
     settings, federation = run.settings, run.federation
-    instructions = run.server.instruct(run.state.server)
-    tasks = [task for name, told in instructions.items() for task in run.tasks(name, told).values()]
+    tasks = [
+        task
+        for name, instruction in run.server.instruct(run.state.server).items()
+        for task in settings.strategy.tasks(run.client_round(name, instruction)).values()
+    ]
     pace = measure_pace(run.network, tasks[0])
     steps = sum(task.steps for task in tasks)
     samples = sum(len(each.validation) + len(each.test) for each in federation.clients)

@@ -71,6 +71,26 @@ class Cohort:
         return weighted_sum(self.weights(updates), [update.parameters for update in updates])
 
 
+@dataclass(frozen=True, eq=False)
+class ClientRound:
+    """A round as a client sees it.
+
+    Attributes:
+        task: The training that the server's instruction comes to, from the server's parameters.
+        extra: What the server added.
+        state: What the client has kept.
+    """
+
+    task: LocalTask
+    extra: Mapping[str, Parameters]
+    state: ClientState
+
+    @property
+    def personal(self) -> Parameters:
+        """The client's own model: what it has kept put over the server's parameters."""
+        return personal(self.task.start, self.state)
+
+
 @dataclass(frozen=True)
 class Strategy(ABC):
     """One algorithm.
@@ -117,34 +137,18 @@ class Strategy(ABC):
 
     # At a client.
 
-    def tasks(
-        self, task: LocalTask, extra: Mapping[str, Parameters], state: ClientState
-    ) -> dict[str, LocalTask]:
-        """Return what a client trains in a round, by name.
+    def tasks(self, client: ClientRound) -> dict[str, LocalTask]:
+        """Return what a client trains in a round, by name."""
+        return {SHARED: client.task}
 
-        Args:
-            task: Starts from the server's parameters.
-            extra: What the server added.
-            state: What the client has kept.
-        """
-        return {SHARED: task}
-
-    def report(
-        self,
-        task: LocalTask,
-        extra: Mapping[str, Parameters],
-        state: ClientState,
-        trained: Mapping[str, Trained],
-    ) -> Report:
+    def report(self, client: ClientRound, trained: Mapping[str, Trained]) -> Report:
         """Return what a client sends back and what it keeps.
 
         Args:
-            task: As `tasks` got it.
-            extra: What the server added.
-            state: What the client had kept.
+            client: As `tasks` got it.
             trained: What came of each task.
         """
-        return Report(trained[SHARED].parameters, state=state)
+        return Report(trained[SHARED].parameters, state=client.state)
 
 
 def personal(parameters: Parameters, state: ClientState) -> Parameters:

@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from ...cache.common.fields import option
-from .base import OWN, PERSONAL, SHARED, Report, personal
+from .base import OWN, PERSONAL, SHARED, ClientRound, Report
 from .fedavg import FedAvg
 
 if TYPE_CHECKING:
-    from ..training.tasks import ClientState, LocalTask, Parameters, Trained
+    from ..training.tasks import LocalTask, Trained
 
 
 @dataclass(frozen=True)
@@ -37,25 +37,14 @@ class Ditto(FedAvg):
         source="Li et al. 2021",
     )
 
-    def tasks(
-        self, task: LocalTask, extra: Mapping[str, Parameters], state: ClientState
-    ) -> dict[str, LocalTask]:
+    def tasks(self, client: ClientRound) -> dict[str, LocalTask]:
         """Train the shared model, and the client's own from where it was."""
         from ..training.tasks import Proximal
 
-        own = replace(
-            task,
-            start=personal(task.start, state),
-            proximal=Proximal(self.ditto_lambda, task.start),
-        )
-        return {SHARED: task, OWN: own}
+        pull = Proximal(self.ditto_lambda, client.task.start)
+        own = replace(client.task, start=client.personal, proximal=pull)
+        return {SHARED: client.task, OWN: own}
 
-    def report(
-        self,
-        task: LocalTask,
-        extra: Mapping[str, Parameters],
-        state: ClientState,
-        trained: Mapping[str, Trained],
-    ) -> Report:
+    def report(self, client: ClientRound, trained: Mapping[str, Trained]) -> Report:
         """Send the shared model, keep the client's own."""
         return Report(trained[SHARED].parameters, state={PERSONAL: trained[OWN].parameters})

@@ -9,16 +9,15 @@ of the round. The server averages as FedAvg does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ...cache.common.fields import option
-from .base import SHARED
+from .base import SHARED, ClientRound
 from .fedavg import FedAvg
 
 if TYPE_CHECKING:
-    from ..training.tasks import ClientState, LocalTask, Parameters
+    from ..training.tasks import LocalTask
 
 
 @dataclass(frozen=True)
@@ -32,10 +31,8 @@ class FedProx(FedAvg):
         source="Li et al. 2020, the smallest value tried",
     )
 
-    def tasks(
-        self, task: LocalTask, extra: Mapping[str, Parameters], state: ClientState
-    ) -> dict[str, LocalTask]:
+    def tasks(self, client: ClientRound) -> dict[str, LocalTask]:
         """Pull the client back to where it starts."""
         from ..training.tasks import Proximal
 
-        return {SHARED: replace(task, proximal=Proximal(self.mu, task.start))}
+        return {SHARED: replace(client.task, proximal=Proximal(self.mu, client.task.start))}

@@ -17,11 +17,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from .base import PERSONAL, SERVER, SHARED, Cohort, Report, State, Strategy, personal
+from .base import PERSONAL, SERVER, SHARED, ClientRound, Cohort, Report, State, Strategy
 
 if TYPE_CHECKING:
     from ..models.base import Model
-    from ..training.tasks import ClientState, LocalTask, Parameters, Trained, Update
+    from ..training.tasks import LocalTask, Parameters, Trained, Update
 
 
 @dataclass(frozen=True)
@@ -40,23 +40,15 @@ class FedRep(Strategy):
         """Average the shared part, leave the other as it was."""
         return {**state, SERVER: {**state[SERVER], **cohort.average(updates)}}
 
-    def tasks(
-        self, task: LocalTask, extra: Mapping[str, Parameters], state: ClientState
-    ) -> dict[str, LocalTask]:
+    def tasks(self, client: ClientRound) -> dict[str, LocalTask]:
         """Train both parts, the client's own from where it was."""
-        return {SHARED: replace(task, start=personal(task.start, state))}
+        return {SHARED: replace(client.task, start=client.personal)}
 
-    def report(
-        self,
-        task: LocalTask,
-        extra: Mapping[str, Parameters],
-        state: ClientState,
-        trained: Mapping[str, Trained],
-    ) -> Report:
+    def report(self, client: ClientRound, trained: Mapping[str, Trained]) -> Report:
         """Send the shared part, keep the other."""
-        parameters = trained[SHARED].parameters
-        own = _part(parameters, task.model, local=True)
-        return Report(_part(parameters, task.model, local=False), state={PERSONAL: own})
+        parameters, model = trained[SHARED].parameters, client.task.model
+        own = _part(parameters, model, local=True)
+        return Report(_part(parameters, model, local=False), state={PERSONAL: own})
 
 
 def _part(parameters: Parameters, model: Model, *, local: bool) -> Parameters:

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from .base import OWN, PERSONAL, Cohort, Report, State, Strategy, personal
+from .base import OWN, PERSONAL, ClientRound, Cohort, Report, State, Strategy
 
 if TYPE_CHECKING:
     from ..models.base import Model
-    from ..training.tasks import ClientState, LocalTask, Parameters, Trained, Update
+    from ..training.tasks import LocalTask, Parameters, Trained, Update
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,10 @@ class Local(Strategy):
         """Change nothing."""
         return state
 
-    def tasks(
-        self, task: LocalTask, extra: Mapping[str, Parameters], state: ClientState
-    ) -> dict[str, LocalTask]:
+    def tasks(self, client: ClientRound) -> dict[str, LocalTask]:
         """Continue with the client's own model."""
-        return {OWN: replace(task, start=personal(task.start, state))}
+        return {OWN: replace(client.task, start=client.personal)}
 
-    def report(
-        self,
-        task: LocalTask,
-        extra: Mapping[str, Parameters],
-        state: ClientState,
-        trained: Mapping[str, Trained],
-    ) -> Report:
+    def report(self, client: ClientRound, trained: Mapping[str, Trained]) -> Report:
         """Keep the model, send nothing."""
         return Report({}, state={PERSONAL: trained[OWN].parameters})

@@ -18,11 +18,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from .aggregate import difference, weighted_sum, zeros_like
-from .base import SERVER, SHARED, Cohort, Report, State, Strategy
+from .base import SERVER, SHARED, ClientRound, Cohort, Report, State, Strategy
 
 if TYPE_CHECKING:
     from ..models.base import Model
-    from ..training.tasks import ClientState, LocalTask, Parameters, Trained, Update
+    from ..training.tasks import LocalTask, Parameters, Trained, Update
 
 CONTROL = "control"
 
@@ -52,28 +52,22 @@ class Scaffold(Strategy):
             CONTROL: {name: tensor + drift[name] for name, tensor in state[CONTROL].items()},
         }
 
-    def tasks(
-        self, task: LocalTask, extra: Mapping[str, Parameters], state: ClientState
-    ) -> dict[str, LocalTask]:
+    def tasks(self, client: ClientRound) -> dict[str, LocalTask]:
         """Correct the gradients by the server's control minus the client's own."""
-        control = extra[CONTROL]
-        own = state.get(CONTROL) or zeros_like(control)
-        return {SHARED: replace(task, correction=difference(control, own))}
+        correction = difference(client.extra[CONTROL], _own(client))
+        return {SHARED: replace(client.task, correction=correction)}
 
-    def report(
-        self,
-        task: LocalTask,
-        extra: Mapping[str, Parameters],
-        state: ClientState,
-        trained: Mapping[str, Trained],
-    ) -> Report:
+    def report(self, client: ClientRound, trained: Mapping[str, Trained]) -> Report:
         """Renew the client's control, and send by how much it changed."""
-        control, after = extra[CONTROL], trained[SHARED]
-        own = state.get(CONTROL) or zeros_like(control)
-        moved = difference(task.start, after.parameters)
+        after, own = trained[SHARED], _own(client)
+        moved = difference(client.task.start, after.parameters)
         change = {
-            name: moved[name] / (after.steps * task.settings.lr) - tensor
-            for name, tensor in control.items()
+            name: moved[name] / (after.steps * client.task.settings.lr) - tensor
+            for name, tensor in client.extra[CONTROL].items()
         }
         renewed = {name: own[name] + change[name] for name in own}
         return Report(after.parameters, extra={CONTROL: change}, state={CONTROL: renewed})
+
+
+def _own(client: ClientRound) -> Parameters:
+    return client.state.get(CONTROL) or zeros_like(client.extra[CONTROL])
