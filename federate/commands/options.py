@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -128,9 +129,8 @@ def all_settings(arguments: Sequence[str]) -> list[Option]:
 def methods_named(arguments: Iterable[str]) -> dict[str, list[str]]:
     """Find the methods from outside of the package in raw arguments, by kind."""
     found: dict[str, list[str]] = {kind: [] for kind in REGISTRIES}
-    words = [*arguments]
     for kind, names in found.items():
-        for word, following in zip(words, [*words[1:], ""], strict=True):
+        for word, following in pairwise([*arguments, ""]):
             name, equals, value = word.removeprefix("--set=").partition("=")
             if name == flag(kind):
                 names += [value if equals else following]
