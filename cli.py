@@ -74,6 +74,7 @@ app = typer.Typer(
     help="Federate a CLIP by its features: encode every image once, then train and federate "
     "small adapters over the cache.",
     context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
 app.add_typer(cache_app, name="cache")

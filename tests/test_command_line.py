@@ -1,15 +1,18 @@
 """The command line as a whole: help, version, what it imports."""
 
+import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import typer
 
 import fedclip
-from fedclip.cli import run
+from fedclip.cli import app, run
 
 Fedclip = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -57,6 +60,7 @@ def test_no_command_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["cache", "show"], "Missing argument 'NAME'"),
         (["cache", "fly"], "No such command 'fly'"),
         (["federate", "--rounds", "many"], "Invalid value for '--rounds'"),
+        (["extract", "--datset", "x"], "unknown option --datset; did you mean --dataset?"),
     ],
 )
 def test_usage_errors_are_one_line_that_names_the_help(
@@ -68,6 +72,84 @@ def test_usage_errors_are_one_line_that_names_the_help(
     assert errors.count("\n") == 1
     assert complaint in errors
     assert "--help)" in errors
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+@pytest.mark.parametrize("command", [[], ["extract"], ["cache"], ["cache", "ls"]])
+def test_help_has_two_names(
+    capsys: pytest.CaptureFixture[str], command: list[str], flag: str
+) -> None:
+    assert run([*command, flag]) == 0
+    assert f"Usage: {' '.join(['fedclip', *command])}" in capsys.readouterr().out
+
+
+def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield every command below a group, with its path."""
+    for name, each in group.commands.items():
+        if hasattr(each, "commands"):
+            yield from commands(each, (*path, name))
+        else:
+            yield (*path, name), each
+
+
+COMMANDS = list(commands(typer.main.get_command(app)))
+
+
+@pytest.mark.parametrize(
+    ("path", "command", "example"),
+    [(path, each, line) for path, each in COMMANDS for line in getattr(each, "examples", ())],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_examples_are_of_their_command_can_be_parsed_and_fit_a_terminal(
+    path: tuple[str, ...], command: Any, example: str
+) -> None:
+    words = shlex.split(example)
+    start = ["fedclip", *path]
+    assert words[: len(start)] == start
+    assert command.make_context(path[-1], words[len(start) :]).params
+    assert len(example) <= 76
+
+
+def complete(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, line: str
+) -> list[str]:
+    """Complete a command line as bash asks for it."""
+    monkeypatch.setenv("_FEDCLIP_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", line)
+    monkeypatch.setenv("COMP_CWORD", str(len(line.split(" ")) - 1))
+    with pytest.raises(SystemExit):
+        run([])
+    return capsys.readouterr().out.split()
+
+
+def test_the_shell_completes_what_may_follow(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    make_cache: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    caches = make_cache({"photo": 5}, "pets/vit")
+    make_cache({"photo": 5}, "pacs/rn50")
+    for line, words in (
+        ("fedclip cache ve", ["verify"]),
+        (f"fedclip cache show --cache-dir {caches} ", ["pacs/rn50", "pets/vit"]),
+        (f"fedclip cache rm --cache-dir {caches} pe", ["pets/vit"]),
+        ("fedclip extract --dataset off", ["office-home"]),
+        ("fedclip extract --template-set ", ["openai7", "openai80"]),
+        ("fedclip extract --pretrained r", ["random"]),
+        ("fedclip extract --model ViT-B-32-quick", ["ViT-B-32-quickgelu"]),
+        ("fedclip extract --res", ["--resizer"]),
+    ):
+        assert complete(capsys, monkeypatch, line) == words
+    monkeypatch.setenv("FEDCLIP_CACHE_DIR", str(caches))
+    assert complete(capsys, monkeypatch, "fedclip cache diff pa") == ["pacs/rn50"]
+
+
+def test_the_shell_s_script_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(["--show-completion", "bash"])
+    assert caught.value.code == 0
+    assert "_FEDCLIP_COMPLETE=complete_bash" in capsys.readouterr().out
 
 
 def test_what_the_system_refuses_is_one_line_that_names_the_place(

@@ -239,7 +239,7 @@ class Command(TyperCommand):
         super().__init__(*args, **kwargs)
         groups, examples = getattr(self.callback, _COMMAND, ({}, ()))
         self._groups: dict[str, _Group] = groups
-        self._examples: tuple[str, ...] = examples
+        self.examples: tuple[str, ...] = examples
         paragraphs = (self.help or "").split("\n\n")
         self.help = "\n\n".join(" ".join(each.split()) for each in paragraphs)
 
@@ -268,8 +268,8 @@ class Command(TyperCommand):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print the help, and the examples below it."""
         super().format_help(ctx, formatter)
-        if self._examples:
-            lines = "".join(f"  {line}\n" for line in self._examples)
+        if self.examples:
+            lines = "".join(f"  {line}\n" for line in self.examples)
             formatter.write(f"\nExamples:\n{lines}")
 
 

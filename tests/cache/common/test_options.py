@@ -87,7 +87,11 @@ Call = dict[str, Any]
 
 def make_app(calls: list[Call]) -> typer.Typer:
     """Make an app of two commands that note what they were called with."""
-    app = typer.Typer(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+    app = typer.Typer(
+        cls=Group,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        rich_markup_mode="rich",
+    )
 
     @app.command(cls=Command)
     @with_options(examples=["fedclip train pacs --lr 0.1", "fedclip train pacs --set [a,b]"])
