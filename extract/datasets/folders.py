@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...cache import FedclipError
+from ...cache.common.fields import suggest
 from ...cache.common.files import client_name, slug
 from ...cache.common.text import check_utf8
 from .base import ImageDataset, gather
@@ -149,8 +150,8 @@ def find_folder(dataset: str, data_dir: Path) -> Path:
         if dataset and folder.is_dir():
             return folder.resolve()
     raise FedclipError(
-        f"there is no data set or folder {dataset!r}; known data sets are {', '.join(KNOWN)}, "
-        "and a folder is laid out <domain>/<class>/<image>"
+        f"unknown dataset or folder {dataset!r}{suggest(dataset, KNOWN)} "
+        "(a folder is laid out <domain>/<class>/<image>)"
     )
 
 

@@ -4,7 +4,6 @@ Whatever open_clip, torch or the hub's client raises on weights or configs is th
 fault of these, and becomes one line.
 """
 
-import difflib
 import hashlib
 import logging
 import string
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from ...cache import FedclipError
 from ...cache.common.device import repeatable_cudnn
 from ...cache.common.errors import first_line
+from ...cache.common.fields import suggest
 from ...cache.key import canonical_json, file_sha256
 from ..encoding.memory import keep_freed_memory
 from .spec import HF_HUB, LOCAL_DIR, RANDOM, EncoderName, is_file
@@ -276,11 +276,9 @@ def _model_config(model: str) -> dict[str, Any]:
         raise FedclipError(f"{model}: its config cannot be had ({first_line(error)})") from None
     if config is None:
         models = open_clip.list_models()
-        similar = difflib.get_close_matches(model, models, n=3, cutoff=0.4)
         raise FedclipError(
-            f"there is no model {model!r}; "
-            + (f"similar are {', '.join(similar)}" if similar else f"there are {len(models)}")
-            + " (python -c 'import open_clip; print(open_clip.list_models())' lists all)"
+            f"unknown model {model!r}{suggest(model, models)} "
+            "(python -c 'import open_clip; print(open_clip.list_models())' lists all)"
         )
     return dict(config)
 
@@ -293,8 +291,9 @@ def _tag_config(name: EncoderName) -> Mapping[str, Any]:
     if not tag:
         tags = open_clip.list_pretrained_tags_by_model(name.model)
         raise FedclipError(
-            f"{name.model} has no weights {name.pretrained!r} and there is no such file; there is "
-            f"{', '.join([*tags, RANDOM])} (a file without a suffix is given as ./NAME)"
+            f"unknown weights {name.pretrained!r} of {name.model}, and not a file"
+            f"{suggest(name.pretrained, [*tags, RANDOM])} "
+            "(a file without a suffix is given as ./NAME)"
         )
     return tag
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from ...cache import FedclipError
+from ...cache.common.fields import suggest
 from ...cache.common.files import slug
 from ...cache.common.text import check_utf8
 from ..datasets.registry import DEMO
@@ -65,9 +66,7 @@ class EncoderName:
             ("resizer", resizer, RESIZERS),
         ):
             if value not in known:
-                raise FedclipError(
-                    f"--{what} {value}: there is no such {what}; give {', '.join(known)}"
-                )
+                raise FedclipError(f"--{what} {value}: unknown {what}{suggest(value, known)}")
         place = model.startswith((LOCAL_DIR, HF_HUB))
         if place and pretrained not in (None, RANDOM):
             raise FedclipError(

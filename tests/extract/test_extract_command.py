@@ -243,8 +243,8 @@ def test_a_published_set_of_templates_comes_behind_the_others(
     [
         ("", "Missing option '--dataset'"),
         ("--dataset", "--dataset"),
-        ("--dataset nowhere", "there is no data set or folder 'nowhere'"),
-        ("--dataset '~nobody-of-this-name/x'", "there is no data set or folder"),
+        ("--dataset nowhere", "unknown dataset or folder 'nowhere'"),
+        ("--dataset '~nobody-of-this-name/x'", "unknown dataset or folder"),
         ("--dataset ''", "--dataset '': is empty; give a value, or leave out --dataset"),
         ("--dataset vlcs", "data: there is no such folder to look for vlcs in"),
         ("--dataset vlcs --data-dir pets", "vlcs is not below this folder"),
@@ -257,12 +257,15 @@ def test_a_published_set_of_templates_comes_behind_the_others(
         ("--dataset pets --workers -1", "--workers -1: must be at least 0"),
         ("--dataset pets --no-such-option", "unknown option --no-such-option (see "),
         ("--dataset pets stray", "stray"),
-        ("--dataset pets --model ViT-B-23", "there is no model 'ViT-B-23'"),
+        ("--dataset pets --model ViT-B-23", "unknown model 'ViT-B-23'; did you mean ViT-B-"),
         ("--dataset pets --model ''", "--model '': is empty"),
         ("--dataset pets --model local-dir:pets", "open_clip_config.json"),
         ("--dataset pets --model local-dir:", "local-dir:"),
         ("--dataset pets --pretrained openai", "brings its own weights"),
-        ("--dataset pets --model RN50 --pretrained no", "has no weights 'no'"),
+        (
+            "--dataset pets --model RN50 --pretrained no",
+            "unknown weights 'no' of RN50, and not a file",
+        ),
         (
             "--dataset pets --precision fp8",
             "--precision fp8: unknown precision; choose fp32, fp16 or bf16",
@@ -312,7 +315,7 @@ def test_bad_input_in_a_process_of_its_own_is_one_line_and_exit_code_2(fedclip: 
     assert result.returncode == 2
     assert result.stdout == ""
     assert len(result.stderr.splitlines()) == 1
-    assert only_error(result.stderr).startswith("error: there is no data set or folder")
+    assert only_error(result.stderr).startswith("error: unknown dataset or folder")
 
 
 def test_another_process_makes_the_same_files_byte_for_byte_even_of_random_weights(

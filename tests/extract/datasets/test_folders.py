@@ -373,8 +373,8 @@ def test_a_data_set_that_is_not_there_is_refused_with_the_known_ones(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FedclipError) as error:
         open_dataset(dataset, tmp_path / "data")
-    assert one_line(error).startswith(f"there is no data set or folder {dataset!r}; ")
-    assert "office-home, pacs, vlcs" in str(error.value)
+    assert one_line(error).startswith(f"unknown dataset or folder {dataset!r}; ")
+    assert "choose office-home, pacs, vlcs" in str(error.value)
 
 
 @pytest.mark.parametrize("kind", ["missing", "file"])

@@ -577,7 +577,7 @@ def test_weights_of_another_architecture_are_refused(make_place: MakePlace) -> N
 
 
 def test_an_unknown_model_is_refused_with_similar_names(register: Register) -> None:
-    assert refusal("ViT-B-23").startswith("there is no model 'ViT-B-23'; similar are ViT-B-")
+    assert refusal("ViT-B-23").startswith("unknown model 'ViT-B-23'; did you mean ViT-B-")
     assert "Toy-8" in refusal(register().replace("8", "9"))
     assert "open_clip.list_models()" in refusal("qqqqqqqq")
 
@@ -587,7 +587,7 @@ def test_an_unknown_tag_is_refused_with_the_tags_there_are(
 ) -> None:
     model = register(one={"file": str(tiny_clip / WEIGHTS)}, two={"file": "nowhere"})
     assert refusal(model, "three") == (
-        "Toy-8 has no weights 'three' and there is no such file; there is one, two, random "
+        "unknown weights 'three' of Toy-8, and not a file; choose one, two or random "
         "(a file without a suffix is given as ./NAME)"
     )
 

@@ -48,11 +48,21 @@ def test_a_name_that_is_not_utf_8_is_refused(model: str, pretrained: str | None)
         EncoderName.of(model, pretrained)
 
 
-@pytest.mark.parametrize("precision", ["", "FP32", "float32", "fp8", "amp", "pure_fp16"])
-def test_a_precision_that_is_none_of_the_three_is_refused(precision: str) -> None:
-    with pytest.raises(FedclipError, match="fp32, fp16") as error:
+@pytest.mark.parametrize(
+    ("precision", "hint"),
+    [
+        ("", "choose fp32, fp16 or bf16"),
+        ("FP32", "did you mean fp32?"),
+        ("float32", "choose fp32, fp16 or bf16"),
+        ("fp8", "choose fp32, fp16 or bf16"),
+        ("amp", "choose fp32, fp16 or bf16"),
+        ("pure_fp16", "choose fp32, fp16 or bf16"),
+    ],
+)
+def test_a_precision_that_is_none_of_the_three_is_refused(precision: str, hint: str) -> None:
+    with pytest.raises(FedclipError) as error:
         EncoderName.of("ViT-B-32", None, precision)
-    assert "--precision" in str(error.value)
+    assert str(error.value) == f"--precision {precision}: unknown precision; {hint}"
 
 
 @pytest.mark.parametrize(

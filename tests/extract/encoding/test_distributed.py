@@ -91,7 +91,7 @@ def test_where_one_rank_fails_all_end_with_the_reason(
     ]
     results = ended(processes)
     assert [code for code, _ in results] == [2, 2]
-    reason = "there is no data set or folder 'lost'"
+    reason = "unknown dataset or folder 'lost'"
     (own,) = (line for line in results[failing][1].splitlines() if line.startswith("error"))
     assert own.startswith(f"error: {reason}")
     (other,) = (line for line in results[1 - failing][1].splitlines() if line.startswith("error"))
