@@ -59,7 +59,7 @@ def test_no_command_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["extract"], "Missing option '--dataset'"),
         (["cache", "show"], "Missing argument 'NAME'"),
         (["cache", "fly"], "No such command 'fly'"),
-        (["federate", "--rounds", "many"], "Invalid value for '--rounds'"),
+        (["federate", "--rounds", "many"], "--rounds many: must be a whole number"),
         (["extract", "--datset", "x"], "unknown option --datset; did you mean --dataset?"),
     ],
 )

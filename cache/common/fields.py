@@ -1,8 +1,7 @@
 """Settings declared once: a dataclass field that carries its help text, bounds and choices.
 
 A field made by `option` is the only place that names a setting's default, bounds, choices, help
-text and source. The command line (`options.py`), the checks, JSON and the tables in the docs are
-made from it.
+text and source. The command line (`options.py`) and the checks are made from it.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from .errors import FedclipError
 
@@ -30,8 +29,6 @@ _SIMILAR = 3
 _SHORT_LIST = 12
 
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
-
-T = TypeVar("T")
 
 
 def option(
@@ -326,42 +323,6 @@ def _merged(by_owner: Mapping[str, Option]) -> Option:
         defaults.setdefault(each.shown_default, []).append(owner)
     shown = "; ".join(f"{', '.join(names)}: {value}" for value, names in defaults.items() if value)
     return dataclasses.replace(first, shown=shown, **differing)
-
-
-def to_json(instance: Any) -> dict[str, Any]:
-    """Give a dataclass's fields as JSON values."""
-    values = {each.name: getattr(instance, each.name) for each in dataclasses.fields(instance)}
-    return {
-        name: list(value) if isinstance(value, tuple) else _plain(value)
-        for name, value in values.items()
-    }
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
-
-
-def from_json(cls: type[T], values: Mapping[str, Any]) -> T:
-    """Make an instance of what `to_json` gave; missing fields have their defaults.
-
-    Raises:
-        FedclipError: a value is invalid, or a name is not a field's.
-    """
-    fields: Any = dataclasses.fields(cls)  # type: ignore[arg-type] # of any dataclass
-    hints = get_type_hints(cls)
-    names = [each.name for each in fields]
-    for name in values:
-        if name not in names:
-            raise FedclipError(f"unknown setting {name!r}{suggest(name, names)}")
-    read = {
-        name: tuple(value)
-        if isinstance(value, list)
-        else Path(value)
-        if isinstance(value, str) and Path in (hints[name], *get_args(hints[name]))
-        else value
-        for name, value in values.items()
-    }
-    return cls(**read)
 
 
 def flag(name: str) -> str:

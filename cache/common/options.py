@@ -29,17 +29,14 @@ from .fields import Option, flag, option, options_of
 
 __all__ = [
     "Also",
-    "But",
     "CacheOptions",
     "Chosen",
     "Command",
     "DeviceOptions",
     "Group",
-    "Only",
     "declared",
     "flag",
     "given",
-    "last_value",
     "with_options",
 ]
 
@@ -81,20 +78,6 @@ class Chosen(dict[str, Any], Generic[T]):
     """The settings of `T` that the user gave, by name; the others are not in the mapping."""
 
 
-class Only:
-    """In an annotation: take only these fields as options."""
-
-    def __init__(self, *names: str) -> None:
-        self.names = names
-
-
-class But:
-    """In an annotation: take all fields but these as options."""
-
-    def __init__(self, *names: str) -> None:
-        self.names = names
-
-
 class Also:
     """In an annotation of a `Chosen`: take the options that a function lists, too.
 
@@ -113,33 +96,25 @@ class _Group:
 
     cls: type
     chosen: bool
-    marks: tuple[object, ...]
+    also: tuple[Also, ...]
 
     @classmethod
     def of(cls, annotation: Any) -> _Group | None:
         """Read a parameter's annotation; None if the parameter is one of Typer's own."""
-        marks: tuple[object, ...] = ()
+        also: tuple[Also, ...] = ()
         if get_origin(annotation) is Annotated:
-            annotation, *rest = get_args(annotation)
-            marks = tuple(rest)
+            annotation, *marks = get_args(annotation)
+            also = tuple(mark for mark in marks if isinstance(mark, Also))
         chosen = get_origin(annotation) is Chosen
         if chosen:
             (annotation,) = get_args(annotation)
         if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
-            return cls(annotation, chosen, marks)
+            return cls(annotation, chosen, also)
         return None
 
     def options(self, arguments: Sequence[str]) -> list[Option]:
-        options = options_of(self.cls)
-        for mark in self.marks:
-            if isinstance(mark, (Only, But)):
-                unknown = set(mark.names) - set(options)
-                if unknown:
-                    raise TypeError(f"{self.cls.__name__} has no settings {sorted(unknown)}")
-                keep = isinstance(mark, Only)
-                options = {n: each for n, each in options.items() if (n in mark.names) == keep}
-        more = [mark.options(arguments) for mark in self.marks if isinstance(mark, Also)]
-        return [*options.values(), *chain.from_iterable(more)]
+        more = chain.from_iterable(each.options(arguments) for each in self.also)
+        return [*options_of(self.cls).values(), *more]
 
 
 @dataclass
@@ -319,7 +294,7 @@ def _parameter(each: Option) -> inspect.Parameter:
     if not flags:
         negative = f"/--no-{each.flag[2:]}" if kind is bool and default else ""
         flags = (f"{each.flag}{negative}",)
-    choices = each.names if each.closed and not callable(each.choices) else ()
+    choices = each.names if each.closed else ()
     short = len("|".join(choices)) <= _SHORT_CHOICES
     text = each.help
     if each.source:
@@ -377,14 +352,3 @@ def given(context: typer.Context) -> set[str]:
 def _given(context: typer.Context, *where: str) -> set[str]:
     sources = {name: context.get_parameter_source(name) for name in context.params}
     return {name for name, source in sources.items() if source and source.name in where}
-
-
-def last_value(arguments: Sequence[str], *flags: str) -> str | None:
-    """Find what raw arguments give for an option, which may not be parsed yet."""
-    value = None
-    for position, argument in enumerate(arguments):
-        name, equals, attached = argument.partition("=")
-        if name in flags:
-            following = arguments[position + 1 : position + 2]
-            value = attached if equals else next(iter(following), value)
-    return value

@@ -1,4 +1,4 @@
-"""Settings as dataclass fields: types, parsing, checks, suggestions, JSON."""
+"""Settings as dataclass fields: types, parsing, checks, suggestions."""
 
 import math
 from dataclasses import dataclass
@@ -10,13 +10,11 @@ import pytest
 from fedclip.cache import FedclipError
 from fedclip.cache.common.fields import (
     check_options,
-    from_json,
     listed,
     merge_options,
     option,
     options_of,
     suggest,
-    to_json,
 )
 
 
@@ -213,30 +211,6 @@ def test_options_of_one_name_and_two_types_are_not_merged() -> None:
 
     with pytest.raises(TypeError, match="--server-lr has several types: of fedavgm, other"):
         merge_options({"fedavgm": FedAvgM, "other": Other})
-
-
-def test_json_holds_every_field_and_gives_them_back() -> None:
-    settings = Settings(rounds=3, prompt=("a {}",), runs_dir=Path("here"))
-    values = to_json(settings)
-    assert values["prompt"] == ["a {}"]
-    assert values["runs_dir"] == "here"
-    assert values["betas"] == [0.9, 0.98]
-    assert from_json(Settings, values) == settings
-    assert from_json(Settings, {}) == Settings()
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"round": 3}, "unknown setting 'round'; did you mean rounds?"),
-        ({"rounds": "3"}, "--rounds 3: must be a whole number"),
-        ({"rounds": None}, "--rounds None: must be a whole number"),
-    ],
-)
-def test_json_that_makes_no_instance_is_refused(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(FedclipError) as caught:
-        from_json(Settings, values)
-    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize(
