@@ -292,26 +292,27 @@ def _owners(name: str, values: Mapping[str, Any]) -> str:
 
 
 def settings_options() -> list[Option]:
-    """List the settings that a preset or a choice of methods begins from, as options.
+    """List the settings and the choice of methods as options.
 
-    The help shows what each preset sets.
+    The help shows what each preset sets, and the names of methods that may also come from
+    outside the package.
     """
-    sources = {**PRESETS, "sgd": _SGD}
-    listed_options = [*options_of(Methods).values(), *options_of(Settings).values()]
-    listed_options.sort(key=lambda each: _PANELS.index(each.panel))
-    return [
-        replace(
-            each,
-            shown="; ".join(
-                f"{source}: {replace(each, default=values[each.name]).shown_default}"
-                for source, values in {**sources, PAPER: {each.name: each.default}}.items()
-                if each.name in values
-            ),
-        )
-        if any(each.name in values for values in sources.values())
-        else each
-        for each in listed_options
-    ]
+    sources: Mapping[str, Mapping[str, Any]] = {**PRESETS, "sgd": _SGD}
+    options = []
+    for each in [*options_of(Methods).values(), *options_of(Settings).values()]:
+        values = {source: own[each.name] for source, own in sources.items() if each.name in own}
+        if values:
+            defaults = {PAPER: each.default, **values}
+            shown = (
+                f"{source}: {replace(each, default=value).shown_default}"
+                for source, value in defaults.items()
+            )
+            each = replace(each, shown="; ".join(shown))
+        if each.choices and not each.closed:
+            names = listed([*each.names, "a class of your own"])
+            each = replace(each, help=f"{each.help} One of {names}.")
+        options.append(each)
+    return sorted(options, key=lambda each: _PANELS.index(each.panel))
 
 
 def method_options(outside: Mapping[str, Collection[str]] = MappingProxyType({})) -> list[Option]:
