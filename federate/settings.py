@@ -146,7 +146,7 @@ class Settings(TrainingSettings):
         super().__post_init__()
         if isinstance(self.participation, float) and self.participation > 1:
             raise FedclipError(
-                f"--participation {self.participation}: a share must be at most 1.0; give a number "
+                f"--participation {self.participation}: a share must be at most 1.0; pass a number "
                 "of clients without a decimal point"
             )
         self._check_methods()
@@ -178,7 +178,7 @@ class Settings(TrainingSettings):
 
     @property
     def training(self) -> TrainingSettings:
-        """The part of the settings that clients are told."""
+        """The part of the settings that is sent to clients."""
         names = (each.name for each in fields(TrainingSettings))
         return TrainingSettings(**{name: getattr(self, name) for name in names})
 

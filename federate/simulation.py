@@ -53,7 +53,7 @@ class Callback:
     """What happens besides training; each method does nothing by default."""
 
     def on_begin(self, run: "Run") -> None:
-        """Called when a run is begun or resumed."""
+        """Called when a run is started or resumed."""
 
     def on_round(self, run: "Run", current: Round) -> None:
         """Called after a round, before the run's state moves on to it."""
@@ -93,7 +93,7 @@ class Run:
         settings: What to do.
         model: What is trained; by default the settings' adapter.
         engine: What trains the clients.
-        callbacks: What happens besides.
+        callbacks: Called besides those of `simulate`.
 
     Attributes:
         state: After the last round; set it to continue from another one.
@@ -155,7 +155,7 @@ class Run:
         return self.server.bytes_per_client(self.state.server)
 
     def plan(self) -> Plan:
-        """Let the server instruct clients, and each say what it trains."""
+        """Let the server instruct clients, and derive what each of them trains."""
         instructed = self.server.instruct(self.state.server)
         rounds = {name: self.client_round(name, each) for name, each in instructed.items()}
         strategy = self.settings.strategy
@@ -168,7 +168,7 @@ class Run:
 
         Args:
             plan: The round.
-            results: What came of its tasks.
+            results: The outcome of each task.
             seconds: What training them took.
         """
         start, server, before = time.perf_counter(), self.server, self.state
@@ -254,7 +254,7 @@ class Run:
     def test(
         self, pending: Pending, clients: Mapping[str, ClientState]
     ) -> tuple[dict[str, float], dict[str, float] | None]:
-        """Return the accuracy by client on its test part, and that of the models of its own."""
+        """Return the test accuracy by client, and that of the participants' own models."""
         target, strategy = self.federation.target, self.settings.strategy
         own: dict[str, float] = {}
         on_target: list[float] = []
@@ -278,12 +278,12 @@ def simulate(
 ) -> bool:
     """Do runs side by side until all are over.
 
-    Another run is begun as long as the parameters of fewer than `tasks_at_once` clients are
-    held, and taken from `runs` no sooner, which so may be a generator that opens them. An
-    interrupt (Ctrl-C) ends those in flight, to be resumed, and begins no other.
+    Another run is started as long as the parameters of fewer than `tasks_at_once` clients are
+    held, and not taken from `runs` before, so `runs` may be a generator that opens them. An
+    interrupt (Ctrl-C) ends those in flight, to be resumed, and starts no other.
 
     Args:
-        runs: In the order in which they are begun.
+        runs: In the order in which they are started.
         callbacks: Of all runs, besides each run's own.
         tasks_at_once: Bounds the memory; 1 does one run after the other.
 

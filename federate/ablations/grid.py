@@ -16,7 +16,7 @@ SEED = "seed"
 SEEDS = "seeds"
 ZIP = "zip"
 
-# More is a slip of the keys.
+# More is a typo.
 MOST_SEEDS = 1_000_000
 
 Axis = Mapping[str, Sequence[Any]]
@@ -27,9 +27,9 @@ class Grid:
     """Combinations of values of options: the product of the axes.
 
     Attributes:
-        axes: Each a list of values for an option, or lists of one length for several, which
-            then vary in step. The last axis varies fastest.
-        fixed: Options with a value that does not vary.
+        axes: Each a list of values of one option, or lists of one length of several, which are
+            zipped. The last axis varies fastest.
+        fixed: Options with one value.
     """
 
     axes: tuple[Axis, ...]
@@ -46,7 +46,7 @@ class Grid:
         return [len(next(iter(axis.values()))) for axis in self.axes]
 
     def describe(self) -> str:
-        """Say what varies, and what does not."""
+        """Describe what varies, and what is fixed."""
         axes = [
             " with ".join(f"{name} {', '.join(map(show, axis[name]))}" for name in axis)
             for axis in self.axes
@@ -56,11 +56,11 @@ class Grid:
 
     @property
     def count(self) -> int:
-        """Number of combinations, none of which is made for it."""
+        """Number of combinations."""
         return math.prod(self.lengths)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Give each combination: a value for every one of `names`."""
+        """Yield each combination: a value for every one of `names`."""
         steps = [
             [dict(zip(axis, values, strict=True)) for values in zip(*axis.values(), strict=True)]
             for axis in self.axes
@@ -70,7 +70,7 @@ class Grid:
 
 
 def show(value: Any) -> str:
-    """Give an option's value as one word or a few."""
+    """Format an option's value."""
     return " + ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
@@ -81,21 +81,21 @@ def make_grid(
     options: Collection[str],
     parse: Callable[[str, Any], Any],
 ) -> Grid:
-    """Put together what a file, `--set` and ordinary options say, the last two before the first.
+    """Combine a file, `--set` and ordinary options; the last two override the file.
 
-    `seeds` stands for the list of so many seeds from `seed` on, and goes last, so that
+    `seeds` stands for a list of that many seeds, starting at `seed`. It varies fastest, so that
     the runs of one setting follow each other.
 
     Args:
-        file: As `read_toml` gives it.
-        sets: Lists of values that the command line gives.
-        given: Options that the command line gives as ever, parsed.
-        options: The names of all that may vary.
-        parse: Turns what was given for an option into its value.
+        file: What `read_toml` returned.
+        sets: Lists of values from `--set`.
+        given: Values of ordinary options, parsed.
+        options: Names of the options that may vary.
+        parse: Parses a value of an option.
 
     Raises:
-        FedclipError: an unknown option, one given twice, an empty list, or lists of different
-            lengths in step.
+        FedclipError: an option is unknown or given twice, a list is empty, or zipped lists
+            have different lengths.
     """
     groups = [_named(group.items(), options) for group in _groups(file)]
     plain = _named([each for each in file.items() if each[0] != ZIP], options)
@@ -125,7 +125,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     """Read a grid's file.
 
     Raises:
-        FedclipError: it is not there, or no TOML.
+        FedclipError: the file is missing or not TOML.
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -151,33 +151,33 @@ def methods_in(file: Mapping[str, Any]) -> list[str]:
 
 
 def split_set(text: str) -> tuple[str, list[str]]:
-    """Split what `--set` takes, ``NAME=VALUE,VALUE``.
+    """Split a value of `--set`, ``NAME=VALUE,VALUE``.
 
     Raises:
-        FedclipError: there is no ``=`` in it.
+        FedclipError: it has no ``=``.
     """
     name, equals, values = text.partition("=")
     if not equals:
-        raise FedclipError(f"--set {text!r}: give NAME=VALUE,VALUE such as lr=1e-5,5e-5")
+        raise FedclipError(f"--set {text!r}: must be NAME=VALUE,VALUE such as lr=1e-5,5e-5")
     return name.strip(), [value.strip() for value in values.split(",") if value.strip()]
 
 
 def _groups(file: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Give the tables whose lists go in step."""
+    """Return the tables whose lists are zipped."""
     groups = file.get(ZIP, [])
     groups = groups if isinstance(groups, list) else [groups]
     for group in groups:
         lists = isinstance(group, dict) and all(isinstance(each, list) for each in group.values())
         if not lists or not group or len({len(each) for each in group.values()}) > 1:
             raise FedclipError(
-                f"[{ZIP}] holds {group!r}; a table of lists of one length belongs there, "
-                "such as lr = [5e-5, 3e-4] and weight_decay = [0.2, 0.0]"
+                f"[{ZIP}] is {group!r}; it must be a table of lists of one length, such as "
+                "lr = [5e-5, 3e-4] and weight_decay = [0.2, 0.0]"
             )
     return groups
 
 
 def _named(values: Iterable[tuple[str, Any]], options: Collection[str]) -> dict[str, Any]:
-    """Spell the names as options are spelt here."""
+    """Spell names as options are spelled here."""
     named: dict[str, Any] = {}
     known = [*options, SEEDS]
     for written, value in values:
@@ -198,7 +198,7 @@ def _seeds(count: Any, first: Any) -> list[int]:
         count = 0
     if not 1 <= count <= MOST_SEEDS:
         raise FedclipError(
-            f"{SEEDS} is not a number of seeds from 1 to {MOST_SEEDS:,}; give {SEEDS}=5, say"
+            f"{SEEDS} must be a number of seeds from 1 to {MOST_SEEDS:,}, such as {SEEDS}=5"
         )
     return list(range(first, first + count))
 
@@ -208,10 +208,10 @@ def _check(axes: Sequence[Axis], single: Sequence[str]) -> None:
     for axis in axes:
         for name, values in axis.items():
             if not values:
-                raise FedclipError(f"{name} has an empty list; give it a value, or leave it out")
+                raise FedclipError(f"{name} has an empty list; add a value, or leave it out")
             if [*names, *single].count(name) > 1:
                 raise _given_twice(name)
 
 
 def _given_twice(name: str) -> FedclipError:
-    return FedclipError(f"{name} is given twice; give it once, as a list or a value")
+    return FedclipError(f"{name} is set twice; set it once, to a list or a value")

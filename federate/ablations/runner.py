@@ -32,8 +32,8 @@ class Entry:
     Attributes:
         values: Values of the options that vary.
         experiment: The run, or the runs over several targets.
-        result: What it came to; None if there is no result yet.
-        error: Why there is none, if something was wrong.
+        result: What it came to; None without one.
+        error: Why it has no result, if something was wrong.
     """
 
     values: Mapping[str, Any]
@@ -43,10 +43,10 @@ class Entry:
 
     @property
     def status(self) -> str:
-        """How it ended, or "not begun"."""
+        """How it ended, or "not started"."""
         if self.error is not None:
             return "failed"
-        return self.result.status if self.result else "not begun"
+        return self.result.status if self.result else "not started"
 
 
 class _Counted(Callback):
@@ -79,7 +79,7 @@ def run_ablation(
 
     Runs step side by side, their clients trained in one call; each comes out as it would
     alone, with the batched engine but for float rounding. What is finished is not repeated,
-    what was begun is resumed, and a run that fails leaves the others alone. The caches'
+    what was started is resumed, and a run that fails leaves the others alone. The caches'
     features may be rescaled in place.
 
     Args:
@@ -95,7 +95,7 @@ def run_ablation(
             entry.result = result_on_disk(entry.experiment)
         except FedclipError as error:
             entry.error = str(error)
-    todo = [entry for entry in entries if entry.status == "not begun"]
+    todo = [entry for entry in entries if entry.status == "not started"]
     if len(todo) < len(entries):
         logger.info("%d of %d runs are done already", len(entries) - len(todo), len(entries))
     trials: dict[Entry, Trial] = {}

@@ -57,8 +57,8 @@ class ComputeOptions(DeviceOptions):
     engine: str = option(
         "auto",
         choices=("auto", "plain", "threads", "batched"),
-        help="What trains the clients. All give the same numbers but for rounding; auto takes the "
-        "fastest.",
+        help="What trains the clients. All produce the same numbers but for rounding; auto takes "
+        "the fastest.",
     )
 
 
@@ -165,7 +165,7 @@ def resumed(
     cache_dir: Path,
     make_model: MakeModel | None = None,
 ) -> Experiment:
-    """Load a run as it was started, so that no option may say otherwise."""
+    """Load a run as it was started, so no option may differ."""
     from ..runs.experiment import find_run, load_experiment
 
     named = given(context)

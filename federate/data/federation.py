@@ -89,7 +89,7 @@ class FeaturePool:
         feature_norm: L2 norm that each row is rescaled to; None leaves them raw.
         device: Where they are used.
         in_place: Whether the caches' own arrays may be rescaled, to save a copy.
-        model: What is trained; says what it takes for a row.
+        model: What is trained, which decides what it takes for a row.
 
     Raises:
         FedclipError: a row of zeros cannot be rescaled.
@@ -124,7 +124,7 @@ class FeaturePool:
         )
 
     def federation(self, settings: Settings, target: str | None) -> Federation:
-        """Make, or give again, the federation that a run's settings draw.
+        """Make the federation of a run's settings, or return it if it was made before.
 
         Raises:
             FedclipError: nobody left to train, a domain too small to split, a client with the
@@ -228,7 +228,7 @@ def class_texts(cache: FeatureCache, prompts: Sequence[str]) -> npt.NDArray[np.f
 
 
 def _split_domain(domain: Domain, settings: Settings) -> list[tuple[str, Rows]]:
-    """Give each client of a domain its rows, in the order of their ids."""
+    """Return the clients of a domain with their rows, in the order of the ids."""
     order, partition = domain.order, settings.partition
     if len(order) < MIN_ROWS:
         raise FedclipError(
@@ -271,7 +271,7 @@ def _target(domain: Domain) -> Client:
 def _rescaled(
     cache: FeatureCache, norm: float | None, *, in_place: bool
 ) -> npt.NDArray[np.float32]:
-    """Give a cache's features, their rows rescaled to `norm` if there is one."""
+    """Return a cache's features, rescaled row by row to `norm` unless that is None."""
     features = cache.image_features
     if norm is None:
         return features

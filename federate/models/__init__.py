@@ -1,1 +1,1 @@
-"""What is trained: adapters, whole models, and their losses."""
+"""What is trained: adapters, full models, and their losses."""

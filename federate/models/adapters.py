@@ -129,7 +129,7 @@ class TextAttention(Adapter):
 
 @dataclass(frozen=True)
 class BothAttention(Adapter):
-    """The paper's attention on both sides, each with parameters of its own."""
+    """The paper's attention on both sides, with separate parameters."""
 
     local_parts: ClassVar[tuple[str, ...]] = ("text_attention.",)
 

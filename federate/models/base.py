@@ -31,7 +31,7 @@ class Model(ABC):
             zero-shot accuracy is what it is compared with.
         kept: Whether the best round's parameters are written beside the result.
         facts: What identifies it besides the settings, as JSON values; None if nothing does.
-        origin: What it can be made from again, as JSON values; None if the settings say it.
+        origin: What it can be made from again, as JSON values; None if the settings are enough.
     """
 
     kind: ClassVar[str] = "model"

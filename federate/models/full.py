@@ -104,12 +104,12 @@ class Classifier(Network):
         self.normalize = Normalize(mean, std)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Give (B, C) logits of (B, 3, H, W) uint8 pixels."""
+        """Return (B, C) logits of (B, 3, H, W) uint8 pixels."""
         logits: Tensor = self.network(self.normalize(pixels))
         return logits
 
     def logits(self, image: Tensor, text: Tensor, logit_scale: Scale) -> Tensor:
-        """Give (B, C) logits of pixels; there is no text side."""
+        """Return (B, C) logits of pixels; texts are ignored."""
         return self(image)  # type: ignore[no-any-return]
 
     def loss(

@@ -110,7 +110,7 @@ class ClassLoss(Loss):
         return cross_entropy(cosine_logits(image, text, logit_scale), labels)
 
     def masked(self, image: Tensor, text: Tensor, batch: Batch, logit_scale: Tensor) -> Tensor:
-        """Give padding no weight."""
+        """Weight padding by zero."""
         shares = (cosine_logits(image, text, 1.0) * logit_scale).log_softmax(dim=1)
         return -(batch.weight * shares.gather(1, batch.labels[:, None])[:, 0]).sum()
 

@@ -57,7 +57,7 @@ class AdapterNetwork(Network):
     """An adapter with its parameters.
 
     Args:
-        adapter: Says what to do with them.
+        adapter: Defines what to do with them.
         layers: The parameters by name; they become attributes.
     """
 

@@ -1,1 +1,1 @@
-"""Runs on disk: begun, recorded, saved, resumed and summarized."""
+"""Runs on disk: started, recorded, saved, resumed and summarized."""

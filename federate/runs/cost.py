@@ -23,7 +23,7 @@ from ..training.engine import train_clients
 from ..training.evaluate import accuracy
 from ..training.tasks import LocalTask, copy_parameters, size_of
 
-# Minibatches are timed for about so long, and at most so many.
+# Minibatches are timed for about this many seconds, and at most this many of them.
 SECONDS_TIMED = 1.0
 MOST_STEPS = 50
 

@@ -161,7 +161,7 @@ class Experiment:
 
 
 def choose_targets(clients: Sequence[FeatureCache], target: str | None) -> tuple[str | None, ...]:
-    """Turn what `--target` says into the domains to leave out, one run each.
+    """Turn the value of `--target` into the domains to leave out, one run each.
 
     By default every domain in turn if there are two or more, else none.
 

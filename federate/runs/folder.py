@@ -43,7 +43,7 @@ class RunFolder:
         """Make the folder, with every setting of the run and nothing else in it.
 
         Raises:
-            FedclipError: it exists and is not to be overwritten, or is no run.
+            FedclipError: it exists and is not to be overwritten, or is not a run.
         """
         if self._occupied():
             if not overwrite:
@@ -63,17 +63,17 @@ class RunFolder:
         write_json(self.path / CONFIG, config)
 
     def _occupied(self) -> bool:
-        """Tell whether there is more than what a process killed while beginning leaves."""
+        """Return whether it has more than what a process killed while starting leaves."""
         if self.path.is_dir() and not self.path.is_symlink():
             return any(not item.name.startswith(TEMPORARY_PREFIX) for item in self.path.iterdir())
         return self.path.exists() or self.path.is_symlink()
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Keep other processes from this run; the system lets go when this one ends.
+        """Lock out other processes; the system releases the lock when this one ends.
 
         Raises:
-            FedclipError: another process is at it.
+            FedclipError: another process is working on it.
         """
         handle = os.open(self.path, os.O_RDONLY)
         try:
@@ -92,7 +92,7 @@ class RunFolder:
         """Read every setting of the run.
 
         Raises:
-            FedclipError: there is no run, or the file is damaged.
+            FedclipError: it is not a run, or the file is damaged.
         """
         if not self.begun:
             raise FedclipError(f"{self.path}: is not a run (it has no {CONFIG})")
@@ -102,19 +102,19 @@ class RunFolder:
         return config
 
     def append_round(self, current: Round) -> None:
-        """Append a line to the rounds, and hand it to the operating system."""
+        """Append a line to the rounds."""
         line = round_line(current)
-        if not current.finite:  # accuracies of parameters that are no numbers mean nothing
+        if not current.finite:  # accuracies of parameters with NaN mean nothing
             for part in ("validation", "test", "personal"):
                 line[part] = line[part] and dict.fromkeys(line[part])
         with (self.path / ROUNDS).open("a", encoding="utf-8") as file:
             file.write(canonical_json(finite_or_null(line)) + "\n")
 
     def keep_rounds(self, number: int) -> list[float]:
-        """Drop the lines after round `number`, whole or torn; return the others' seconds.
+        """Drop the lines after round `number`, complete or torn; return the others' seconds.
 
         Raises:
-            FedclipError: there are not so many.
+            FedclipError: some are missing.
         """
         path = self.path / ROUNDS
         content = path.read_bytes() if path.is_file() else b""

@@ -84,7 +84,7 @@ class RunResult(Result):
         validation: Accuracy by participant in that round.
         zero_shot: Test accuracy by client without an adapter.
         accuracy: Test accuracy by client.
-        personal: Test accuracy by participant of its own model; None without these.
+        personal: Test accuracy by participant of its own model; None if it has none.
         domains: Domain of each client.
         test_samples: Number of test samples of each client.
         dropped: Clients that the partition left with too few rows, and how many.

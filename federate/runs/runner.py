@@ -1,4 +1,4 @@
-"""Runs that are recorded: begun or resumed in a folder, saved, ended."""
+"""Runs that are recorded: started or resumed in a folder, saved, ended."""
 
 import logging
 import time
@@ -28,7 +28,7 @@ class Trial:
 
     Args:
         experiment: What to run.
-        pool: Its cache's features, rescaled as its settings say.
+        pool: Its cache's features, rescaled according to its settings.
         resume: Whether to continue with what is there; otherwise there must be nothing, or
             something that may be overwritten.
 
@@ -226,7 +226,7 @@ class Saving(Callback):
 
 
 class Outcome(NamedTuple):
-    """What came of an experiment.
+    """The outcome of an experiment.
 
     Attributes:
         results: In the order of the targets; those that an interrupt left out have none.

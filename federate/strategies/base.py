@@ -31,7 +31,7 @@ State: TypeAlias = "Mapping[str, Parameters]"
 
 SERVER = "server"
 
-# The part of a client's state with parameters of its own.
+# The part of a client's state with its own parameters.
 PERSONAL = "personal"
 
 # The task whose model is shared, and the one whose model a client keeps.
@@ -96,7 +96,7 @@ class Strategy(ABC):
     """One algorithm.
 
     Attributes:
-        personalized: Whether each client has a model of its own, which is what counts.
+        personalized: Whether each client has its own model, which is what counts.
         shared: Whether the server has a model that is trained.
         pooled: Whether all training samples are brought to one place, which no network of sites
             can do.
@@ -146,7 +146,7 @@ class Strategy(ABC):
 
         Args:
             client: As `tasks` got it.
-            trained: What came of each task.
+            trained: The outcome of each task.
         """
         return Report(trained[SHARED].parameters, state=client.state)
 

@@ -1,4 +1,4 @@
-"""Ditto: beside FedAvg's model each client trains one of its own, held near the server's.
+"""Ditto: beside FedAvg's model each client trains its own, held near the server's.
 
 Li et al. 2021, "Ditto: Fair and Robust Federated Learning Through Personalization"
 (arXiv:2012.04221, algorithm 1).

@@ -1,4 +1,4 @@
-"""Local: every client trains by itself, and nothing crosses the network.
+"""Local: every client trains alone, and nothing crosses the network.
 
 The lower bound that federation has to beat, as in McMahan et al. 2017 (arXiv:1602.05629) and
 every paper on personalization since. Client i minimizes F_i from the common initial parameters,

@@ -1,8 +1,8 @@
-"""The gradients of the paper's adapter, worked out by hand for K tasks at once.
+"""The gradients of the paper's adapter, derived by hand for K tasks at once.
 
 With ``h = tanh(W1 x + b1)``, ``a = softmax(W2 h + b2)`` and ``n = (a * x) / |a * x|``, a
 loss reaches the parameters through ``dz``, its gradient by ``z = W2 h + b2``. Of its
-gradient ``dn`` by n, normalisation passes on ``(dn - (n . dn) n) / |a * x|``, which is
+gradient ``dn`` by n, normalization passes on ``(dn - (n . dn) n) / |a * x|``, which is
 orthogonal to n; so the sum inside the softmax's own gradient vanishes, and what is left
 is ``dz = n * (dn - (n . dn) n)``.
 """
@@ -90,11 +90,11 @@ class AttentionGradients:
 
 
 class ClipGradient:
-    """CLIP's loss in each task's batch, and its gradient by the normalised image features.
+    """CLIP's loss in each task's batch, and its gradient by the normalized image features.
 
     Args:
         text: (K, C, D) class texts of the length of the logit scale.
-        unit: (K, B, D) normalised image features.
+        unit: (K, B, D) normalized image features.
         d_unit: (K, B, D), where the gradient goes.
     """
 
@@ -137,11 +137,11 @@ class ClipGradient:
 
 
 class ClassGradient:
-    """Cross-entropy over all class texts, and its gradient by the normalised image features.
+    """Cross-entropy over all class texts, and its gradient by the normalized image features.
 
     Args:
         text: (K, C, D) class texts of the length of the logit scale.
-        unit: (K, B, D) normalised image features.
+        unit: (K, B, D) normalized image features.
         d_unit: (K, B, D), where the gradient goes.
     """
 

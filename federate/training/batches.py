@@ -58,7 +58,7 @@ class Batches:
         )
 
     def __call__(self, first: int, last: int, active: int) -> Iterator[Batch]:
-        """Give the minibatches of the steps from `first` to before `last`, of the first tasks."""
+        """Yield the minibatches of the steps from `first` to before `last`, of the first tasks."""
         tables = (table[first:last, :active].unbind() for table in self._steps)
         return map(Batch, *tables)
 
@@ -68,7 +68,7 @@ def _joined(parts: list[Tensor]) -> Tensor:
 
 
 def _first_rows(parts: Sequence[Samples] | dict[Samples, None]) -> dict[Samples, int]:
-    """Give the row at which each part begins where they lie one below the other."""
+    """Return the first row of each part when they are stacked."""
     firsts, row = {}, 0
     for part in parts:
         firsts[part] = row

@@ -56,10 +56,10 @@ def choose_engine(name: str, device: torch.device, model: Model) -> EngineName:
 def train_clients(
     network: Network, tasks: Sequence[LocalTask], engine: str = AUTO
 ) -> list[Trained]:
-    """Do each task, and return what came of them in the same order.
+    """Do each task, and return the outcomes in the same order.
 
-    All engines give the same numbers but for rounding; `plain` and `threads` give the
-    same bits whatever other tasks there are.
+    All engines produce the same numbers but for rounding; `plain` and `threads` produce the
+    same bits whatever else is trained.
 
     Args:
         network: The architecture; its own parameters may be overwritten.

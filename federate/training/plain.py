@@ -15,7 +15,7 @@ from .tasks import LocalTask, Trained, copy_parameters
 
 def train(network: Network, tasks: Sequence[LocalTask]) -> list[Trained]:
     """Do each task with `network`, whose parameters are overwritten."""
-    # Convolutions, which full models have, must give the same result each time on a GPU too.
+    # Convolutions, which full models have, must compute the same result each time on a GPU too.
     with repeatable_cudnn():
         return [_train(network, task) for task in tasks]
 

@@ -1,4 +1,4 @@
-"""The settings of local training: what a client is told besides parameters."""
+"""The settings of local training: what a client is sent besides parameters."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class Stack:
             self._losses[:active] += gradients.total_loss()
 
     def trained(self) -> list[Trained]:
-        """Return what came of the tasks, in their order."""
+        """Return the outcome of each task, in their order."""
         views = self._views(self._weights)
         return [
             Trained(

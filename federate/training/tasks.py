@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Parameters = Mapping[str, Tensor]
 
-# What a client keeps from round to round and never sends, part by part: parameters of its own,
+# What a client keeps from round to round and never sends, part by part: its own parameters,
 # or whatever else its strategy needs.
 ClientState = Mapping[str, Parameters]
 
@@ -133,7 +133,7 @@ class LocalTask:
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """What came of a task.
+    """The outcome of a task.
 
     Attributes:
         parameters: The trained parameters.

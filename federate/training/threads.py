@@ -34,14 +34,14 @@ def train(
                 worker.result()
         finally:
             queue.close()
-    # Threads yet to come take their number of threads from whoever set one last.
+    # New threads inherit the number of threads that was set last.
     torch.set_num_threads(torch.get_num_threads())
     return [queue.trained[index] for index in range(len(tasks))]
 
 
 @dataclass(eq=False)
 class _Job:
-    """A task that was begun."""
+    """A task in progress."""
 
     index: int
     stack: Stack
@@ -52,7 +52,7 @@ class _Job:
 class _Queue:
     """The tasks, the longest first. A worker drops one for another that has more steps left.
 
-    So that they end together; but no more are begun than that takes, each holding memory.
+    That way they end together. No more tasks are started than this takes, as each holds memory.
     """
 
     def __init__(self, network: AdapterNetwork, tasks: Sequence[LocalTask], workers: int) -> None:
@@ -64,7 +64,7 @@ class _Queue:
         self.trained: dict[int, Trained] = {}
 
     def take(self) -> _Job | None:
-        """Give a task to work on; None if there is none."""
+        """Return a task to work on; None if none is left."""
         with self._lock:
             if not self._waiting or not self._may_begin:
                 self._begun.sort(key=lambda job: job.left)
@@ -72,12 +72,12 @@ class _Queue:
             self._may_begin -= 1
             index = self._waiting.pop()
         task = self._tasks[index]
-        # A copy, as a module is not to be called from two threads with different parameters.
+        # A copy: a module must not be called from two threads with different parameters.
         stack = Stack(copy.deepcopy(self._network), [task])
         return _Job(index, stack, stack.run(), task.steps)
 
     def give_back(self, job: _Job) -> None:
-        """Take a task back for whoever is next."""
+        """Take back a task for another worker."""
         with self._lock:
             self._begun.append(job)
 
@@ -88,7 +88,7 @@ class _Queue:
             self._may_begin += 1
 
     def close(self) -> None:
-        """Give nothing any more."""
+        """Return no more tasks."""
         with self._lock:
             self._waiting.clear()
             self._begun.clear()

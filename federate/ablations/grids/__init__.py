@@ -7,6 +7,6 @@ NAMES = tuple(sorted(path.stem for path in _FOLDER.glob("*.toml")))
 
 
 def grid_file(name: str) -> Path:
-    """Give the file that is called `name`, or, where there is none, the grid that is."""
+    """Return the file called `name`, or else the grid of the package of that name."""
     path = Path(name)
     return _FOLDER / f"{name}.toml" if name in NAMES and not path.is_file() else path
