@@ -25,7 +25,8 @@ from fedclip.extract.datasets.hub_tables import LocatedTable
 from fedclip.extract.datasets.parquet import RowFile, RowSource
 from fedclip.extract.encoders.spec import EncoderName
 from fedclip.extract.encoding.loader import describe
-from fedclip.extract.request import Request, TableOptions
+from fedclip.extract.options import TableOptions
+from fedclip.extract.request import Request
 
 Table = Callable[..., bytes]
 Hub = Any  # the class of this name beside this file
