@@ -29,7 +29,8 @@ class Registry(Generic[T]):
     Args:
         kind: What they are, such as "strategy"; also the name of the option that chooses one.
         base: The class that all of them extend.
-        builtin: Those of the package by name.
+        package: Where those of the package are.
+        builtin: Those of the package, as ``module:Class`` below `package`, by name.
         group: Entry point group from which installed packages add methods; None for none.
     """
 
@@ -37,23 +38,25 @@ class Registry(Generic[T]):
         self,
         kind: str,
         base: type[T],
-        builtin: Mapping[str, type[T]],
+        package: str,
+        builtin: Mapping[str, str],
         group: str | None = None,
     ) -> None:
         self.kind = kind
         self._base = base
-        self._builtin = builtin
+        self._builtin = {name: f"{package}.{place}" for name, place in builtin.items()}
         self._group = group
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names."""
-        return iter([*self._builtin, *self._installed])
+        return iter(self._places)
 
     @cached_property
-    def _installed(self) -> dict[str, str]:
-        """Entry points by name, as ``module:Class``; one may not take a built-in name."""
+    def _places(self) -> dict[str, str]:
+        """Every method's ``module:Class`` by name; entry points may not take a built-in name."""
         found = entry_points(group=self._group) if self._group else ()
-        return {point.name: point.value for point in found if point.name not in self._builtin}
+        installed = {point.name: point.value for point in found}
+        return {**self._builtin, **installed, **self._builtin}
 
     def get(self, name: str) -> type[T]:
         """Find the class behind a name or ``module:Class``.
@@ -63,9 +66,7 @@ class Registry(Generic[T]):
         Raises:
             FedclipError: the name is unknown, or its module cannot be imported.
         """
-        if name in self._builtin:
-            return self._builtin[name]
-        place = self._installed.get(name, name)
+        place = self._places.get(name, name)
         if ":" not in place:
             raise FedclipError(f"unknown {self.kind} {name!r}{suggest(name, list(self))}")
         found = _import(place, self.kind)
@@ -78,12 +79,8 @@ class Registry(Generic[T]):
 
     def name_of(self, method: T) -> str:
         """Return the name by which `get` finds the class of a method."""
-        kind = type(method)
-        for name, known in self._builtin.items():
-            if known is kind:
-                return name
-        place = f"{kind.__module__}:{kind.__qualname__}"
-        return next((name for name, value in self._installed.items() if value == place), place)
+        place = _place_of(method)
+        return next((name for name, known in self._places.items() if known == place), place)
 
     def make(self, name: str, options: Mapping[str, Any]) -> T:
         """Make a method from those of `options` that it has; the others are for other methods."""
@@ -93,12 +90,13 @@ class Registry(Generic[T]):
 
     def classes(self) -> dict[str, type[T]]:
         """Return every class by name; installed ones that cannot be imported are left out."""
-        found = dict(self._builtin)
-        for name in self._installed:
+        found = {}
+        for name in self:
             try:
                 found[name] = self.get(name)
             except FedclipError:
-                continue
+                if name in self._builtin:
+                    raise
         return found
 
     def source_hash(self, method: T) -> str | None:
@@ -106,13 +104,17 @@ class Registry(Generic[T]):
 
         It is part of a run's identity, so that a changed method does not pass for the old one.
         """
-        if type(method) in self._builtin.values():
+        if _place_of(method) in self._builtin.values():
             return None
         try:
             source = inspect.getsource(sys.modules[type(method).__module__])
         except (OSError, TypeError):
             return None
         return hashlib.sha256(source.encode()).hexdigest()
+
+
+def _place_of(method: object) -> str:
+    return f"{type(method).__module__}:{type(method).__qualname__}"
 
 
 def _import(place: str, kind: str) -> Any:

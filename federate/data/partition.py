@@ -85,5 +85,6 @@ class Dirichlet(Partition):
 PARTITIONS: Registry[Partition] = Registry(
     "partition",
     Partition,  # type: ignore[type-abstract]
-    {"dirichlet": Dirichlet},
+    __package__,
+    {"dirichlet": "partition:Dirichlet"},
 )

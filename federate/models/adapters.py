@@ -338,17 +338,18 @@ class NoAdapter(Adapter):
 ADAPTERS: Registry[Adapter] = Registry(
     "adapter",
     Adapter,  # type: ignore[type-abstract]
+    __package__,
     {
-        "attention": Attention,
-        "attention-text": TextAttention,
-        "attention-both": BothAttention,
-        "linear": Linear,
-        "residual": Residual,
-        "taskres": TaskResidual,
-        "scale": ScaleFeatures,
-        "linear-probe": LinearProbe,
-        "cache-model": CacheModel,
-        "none": NoAdapter,
+        "attention": "adapters:Attention",
+        "attention-text": "adapters:TextAttention",
+        "attention-both": "adapters:BothAttention",
+        "linear": "adapters:Linear",
+        "residual": "adapters:Residual",
+        "taskres": "adapters:TaskResidual",
+        "scale": "adapters:ScaleFeatures",
+        "linear-probe": "adapters:LinearProbe",
+        "cache-model": "adapters:CacheModel",
+        "none": "adapters:NoAdapter",
     },
     group="fedclip.adapters",
 )

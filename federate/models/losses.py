@@ -118,5 +118,6 @@ class ClassLoss(Loss):
 LOSSES: Registry[Loss] = Registry(
     "loss",
     Loss,  # type: ignore[type-abstract]
-    {"clip": ClipLoss, "class": ClassLoss},
+    __package__,
+    {"clip": "losses:ClipLoss", "class": "losses:ClassLoss"},
 )

@@ -2,29 +2,22 @@
 
 from ..registry import Registry
 from .base import Strategy
-from .centralized import Centralized
-from .ditto import Ditto
-from .fedavg import FedAvg
-from .fedopt import FedAdam, FedAvgM, FedYogi
-from .fedprox import FedProx
-from .fedrep import FedRep
-from .local import Local
-from .scaffold import Scaffold
 
 STRATEGIES: Registry[Strategy] = Registry(
     "strategy",
     Strategy,  # type: ignore[type-abstract]
+    __name__,
     {
-        "fedavg": FedAvg,
-        "fedprox": FedProx,
-        "fedavgm": FedAvgM,
-        "fedadam": FedAdam,
-        "fedyogi": FedYogi,
-        "scaffold": Scaffold,
-        "fedrep": FedRep,
-        "ditto": Ditto,
-        "local": Local,
-        "centralized": Centralized,
+        "fedavg": "fedavg:FedAvg",
+        "fedprox": "fedprox:FedProx",
+        "fedavgm": "fedopt:FedAvgM",
+        "fedadam": "fedopt:FedAdam",
+        "fedyogi": "fedopt:FedYogi",
+        "scaffold": "scaffold:Scaffold",
+        "fedrep": "fedrep:FedRep",
+        "ditto": "ditto:Ditto",
+        "local": "local:Local",
+        "centralized": "centralized:Centralized",
     },
     group="fedclip.strategies",
 )
