@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fedclip.cache import FeatureCache, write_cache
+from fedclip.cache import EncoderFacts, FeatureCache, write_cache
 from fedclip.cache.common.device import resolve_device
 from fedclip.federate.data.federation import FeaturePool
 from fedclip.federate.server import TASKS_AT_ONCE, Run, drive
@@ -46,7 +46,7 @@ def draw(client: str, rows: int) -> FeatureCache:
     return FeatureCache(
         dataset="random",
         client=client,
-        encoder={"library": "benchmark"},
+        encoder=EncoderFacts(shared={"library": "benchmark"}),
         logit_scale=100.0,
         normalized=False,
         image_features=10 * images / np.linalg.norm(images, axis=1, keepdims=True),

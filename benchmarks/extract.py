@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fedclip.cache.common.device import resolve_device
 from fedclip.cache.common.progress import Progress, show_progress
 from fedclip.extract.datasets.sources import FileSource
-from fedclip.extract.encoders.openclip import Encoder, load_encoder
+from fedclip.extract.encoders.openclip import OpenClipEncoder, load_encoder
 from fedclip.extract.encoders.prompts import DEFAULT_TEMPLATE
 from fedclip.extract.encoders.spec import EncoderName
 from fedclip.extract.encoding.job import default_batch_size, default_workers
@@ -44,12 +44,12 @@ class Cost:
     cpu: float
 
 
-def pixels_of(encoder: Encoder) -> torch.Tensor:
+def pixels_of(encoder: OpenClipEncoder) -> torch.Tensor:
     """Make a batch of noise in memory."""
     return torch.randn(default_batch_size(encoder.device), *encoder.pixel_shape)
 
 
-def measure_encoder(encoder: Encoder) -> Cost:
+def measure_encoder(encoder: OpenClipEncoder) -> Cost:
     """Encode batches of noise that lie in memory, on a GPU in its own."""
     pixels = pixels_of(encoder).to(encoder.device)
     encoder.encode_images(pixels)
@@ -61,7 +61,7 @@ def measure_encoder(encoder: Encoder) -> Cost:
     return Cost((time.perf_counter() - wall) / images, (time.process_time() - cpu) / images)
 
 
-def measure_decoder(encoder: Encoder, paths: Sequence[Path]) -> Cost:
+def measure_decoder(encoder: OpenClipEncoder, paths: Sequence[Path]) -> Cost:
     """Decode and transform files in this process, with one thread as a worker does."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -73,7 +73,7 @@ def measure_decoder(encoder: Encoder, paths: Sequence[Path]) -> Cost:
     return cost
 
 
-def measure_loading(encoder: Encoder, paths: Sequence[Path]) -> float:
+def measure_loading(encoder: OpenClipEncoder, paths: Sequence[Path]) -> float:
     """Decode files in worker processes and do nothing with them; images/s."""
     batch_size, workers = default_batch_size(encoder.device), default_workers(encoder.device)
     start = time.perf_counter()
@@ -95,7 +95,7 @@ def make_jpegs(root: Path, size: tuple[int, int], images: int) -> Path:
     return root
 
 
-def row(name: str, root: Path, encoder: Encoder, work: Path, progress: Progress) -> str:
+def row(name: str, root: Path, encoder: OpenClipEncoder, work: Path, progress: Progress) -> str:
     """Measure one folder of images, and format a line of the table.
 
     The bare encoder is measured before and after the extraction, as the speed of a
@@ -131,7 +131,7 @@ def row(name: str, root: Path, encoder: Encoder, work: Path, progress: Progress)
     )
 
 
-def teraflops(encoder: Encoder, rate: float) -> float:
+def teraflops(encoder: OpenClipEncoder, rate: float) -> float:
     """Turn images/s into the encoder's multiplications and additions, in 10^12 a second."""
     torch.backends.mha.set_fastpath_enabled(False)  # which the counter does not know
     with FlopCounterMode(display=False) as counter:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedclip.cache import FeatureCache, write_cache
+from fedclip.cache import EncoderFacts, FeatureCache, write_cache
 
 CLASSES, WIDTH = 100, 512
 
@@ -43,7 +43,7 @@ def make_cache(rows: int, folder: Path) -> None:
     cache = FeatureCache(
         dataset="random",
         client="photo",
-        encoder={"library": "benchmark"},
+        encoder=EncoderFacts(shared={"library": "benchmark"}),
         logit_scale=100.0,
         normalized=False,
         image_features=random.standard_normal((rows, WIDTH), dtype=np.float32),

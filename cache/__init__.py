@@ -1,7 +1,7 @@
 """What the two stages agree on: a client's features on disk. Knows neither stage.
 
-What is public is imported from its module when it is first asked for: the command line
-imports this package for its options alone, and must answer before numpy and HDF5 load.
+Public names are imported from their modules when first used: the command line imports this
+package just for its options, and must answer before numpy and HDF5 load.
 """
 
 from importlib import import_module
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .common.errors import CacheError, FedclipError
-    from .key import image_key
+    from .key import EncoderFacts, image_key
     from .npz import import_npz
     from .reader import read_cache
     from .schema import FeatureCache
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 else:
     _MODULES = {
         "common.errors": ("CacheError", "FedclipError"),
-        "key": ("image_key",),
+        "key": ("EncoderFacts", "image_key"),
         "npz": ("import_npz",),
         "reader": ("read_cache",),
         "schema": ("FeatureCache",),
@@ -52,6 +52,7 @@ else:
 __all__ = [
     "CacheError",
     "CacheFolder",
+    "EncoderFacts",
     "FeatureCache",
     "FedclipError",
     "find_caches",

@@ -135,7 +135,7 @@ def cache_diff(
 ) -> None:
     """Compare two caches: how their features were made, and what they hold."""
     from . import load_cache, resolve_cache
-    from .store import cache_differences
+    from .compatibility import cache_differences
 
     folders = [resolve_cache(caches.cache_dir, name) for name in (one, other)]
     differences = cache_differences(*(load_cache(folder) for folder in folders))

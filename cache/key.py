@@ -2,28 +2,73 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-# Facts that tell a person what the encoder is called; they shape no vector.
-DESCRIPTIVE = frozenset({"model", "pretrained", "parameters"})
+from .common.errors import CacheError
 
-# Facts that shape the vectors of one kind alone.
-_TEXT_ONLY = frozenset({"tokenizer"})
-_IMAGE_ONLY = frozenset(
-    {
-        "image_size",
-        "mode",
-        "mean",
-        "std",
-        "interpolation",
-        "resize",
-        "fill_color",
-        "decoder",
-        "resizer",
-    }
-)
+
+@dataclass(frozen=True, eq=False)
+class EncoderFacts(Mapping[str, Any]):
+    """What identifies an encoder: JSON values by name, grouped by what they shape.
+
+    As a mapping it holds the facts of all groups.
+
+    Attributes:
+        shared: Facts that shape the vectors of images and of texts, such as the weights.
+        image: Facts that shape images' vectors only, such as how images are resized.
+        text: Facts that shape texts' vectors only, such as the tokenizer.
+        about: Facts that describe the encoder to people and shape no vector.
+
+    Raises:
+        CacheError: on construction, if two groups have a fact of the same name.
+    """
+
+    shared: Mapping[str, Any] = field(default_factory=dict)
+    image: Mapping[str, Any] = field(default_factory=dict)
+    text: Mapping[str, Any] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = [name for group in self.groups.values() for name in group]
+        if len(set(names)) < len(names):
+            repeated = next(name for name in names if names.count(name) > 1)
+            raise CacheError(f"has the encoder's fact {repeated!r} in two groups")
+
+    @classmethod
+    def from_groups(cls, groups: Any) -> Self:
+        """Make the facts that `groups` describes, which may be any JSON value.
+
+        Raises:
+            CacheError: it is not exactly one object per group, or a fact is in two groups.
+        """
+        names = [each.name for each in fields(cls)]
+        if not isinstance(groups, dict) or sorted(groups) != sorted(names):
+            raise CacheError(f"has an encoder whose groups are not {', '.join(names)}")
+        if not all(isinstance(group, dict) for group in groups.values()):
+            raise CacheError("has an encoder with a group that is not an object")
+        return cls(**groups)
+
+    @property
+    def groups(self) -> dict[str, dict[str, Any]]:
+        """The facts by group, as JSON values."""
+        return {each.name: dict(getattr(self, each.name)) for each in fields(self)}
+
+    @cached_property
+    def _all(self) -> dict[str, Any]:
+        return {**self.shared, **self.image, **self.text, **self.about}
+
+    def __getitem__(self, name: str) -> Any:
+        return self._all[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)
 
 
 def canonical_json(value: Any) -> str:
@@ -37,24 +82,19 @@ def canonical_json(value: Any) -> str:
     )
 
 
-def image_key(encoder: Mapping[str, Any]) -> str:
-    """Hash the facts of `encoder` that shape an image's vector: SHA-256, 64 hex digits.
-
-    A fact that nobody listed as descriptive or as a text's counts, so a new one can
-    only tell caches apart, never mix them.
-    """
-    return _sha256(_without(encoder, DESCRIPTIVE | _TEXT_ONLY))
+def image_key(encoder: EncoderFacts) -> str:
+    """Hash the facts of `encoder` that shape an image's vector: SHA-256, 64 hex digits."""
+    return _sha256(_image_facts(encoder))
 
 
 def text_key(
-    encoder: Mapping[str, Any], class_names: Sequence[str] = (), templates: Sequence[str] = ()
+    encoder: EncoderFacts, class_names: Sequence[str] = (), templates: Sequence[str] = ()
 ) -> str:
     """Hash what shapes the class texts' vectors, and in which order: SHA-256, 64 hex digits.
 
     Without classes and templates it is the key of the text encoder itself.
     """
-    facts = _without(encoder, DESCRIPTIVE | _IMAGE_ONLY)
-    return _sha256([facts, list(class_names), list(templates)])
+    return _sha256([_text_facts(encoder), list(class_names), list(templates)])
 
 
 def file_sha256(path: Path) -> str:
@@ -63,17 +103,24 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def differing_facts(encoder: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Name the facts in which two encoders differ and that shape vectors, alphabetically."""
-    one, two = (
-        {name: canonical_json(fact) for name, fact in _without(each, DESCRIPTIVE).items()}
-        for each in (encoder, other)
-    )
-    return sorted(name for name in {*one, *two} if one.get(name) != two.get(name))
+def differing_facts(encoder: EncoderFacts, other: EncoderFacts) -> list[str]:
+    """Name the facts that shape vectors and differ between two encoders, alphabetically."""
+    differing: set[str] = set()
+    for facts_of in (_image_facts, _text_facts):
+        one, two = (
+            {name: canonical_json(fact) for name, fact in facts_of(each).items()}
+            for each in (encoder, other)
+        )
+        differing |= {name for name in {*one, *two} if one.get(name) != two.get(name)}
+    return sorted(differing)
 
 
-def _without(encoder: Mapping[str, Any], left_out: frozenset[str]) -> dict[str, Any]:
-    return {name: fact for name, fact in encoder.items() if name not in left_out}
+def _image_facts(encoder: EncoderFacts) -> dict[str, Any]:
+    return {**encoder.shared, **encoder.image}
+
+
+def _text_facts(encoder: EncoderFacts) -> dict[str, Any]:
+    return {**encoder.shared, **encoder.text}
 
 
 def _sha256(value: Any) -> str:

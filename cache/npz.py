@@ -16,6 +16,7 @@ from .common.errors import CacheError, FedclipError
 from .common.files import check_name, client_name, replacing_folder
 from .common.limits import check_unpacked
 from .common.text import check_utf8
+from .key import EncoderFacts
 from .schema import FeatureCache, content_digest
 from .store import CacheFolder
 from .writer import write_cache
@@ -63,7 +64,7 @@ def import_npz(path: Path, cache_dir: Path, name: str) -> Import:
     manifest = {
         "dataset": name,
         "key": clients[0].key,
-        "encoder": dict(clients[0].encoder),
+        "encoder": clients[0].encoder.groups,
         "imported": {"file": str(path.resolve()), "ignored": list(ignored)},
         "clients": {
             client.client: {"rows": len(client.labels), "skipped": []} for client in clients
@@ -138,13 +139,15 @@ def _clients(arrays: dict[str, npt.NDArray[Any]], name: str) -> list[FeatureCach
     norms = np.linalg.norm(images, axis=1)
     normalized = bool(np.all(np.abs(norms - 1) < UNIT_NORM_TOLERANCE))
     scale = float(logit_scale.reshape(()))
-    encoder = {
-        # A file says nothing of its encoder but what it brings of it.
-        "library": "import",
-        "text_sha256": hashlib.sha256(texts.tobytes()).hexdigest(),
-        "logit_scale": scale,
-        "normalized": normalized,
-    }
+    # An archive describes its encoder only by what the encoder computed.
+    encoder = EncoderFacts(
+        shared={
+            "library": "import",
+            "text_sha256": hashlib.sha256(texts.tobytes()).hexdigest(),
+            "logit_scale": scale,
+            "normalized": normalized,
+        }
+    )
     ids = np.array([f"{row:0{len(str(rows))}d}" for row in range(rows)])
     clients = []
     for client, members in _rows_by_client(domains).items():

@@ -1,8 +1,8 @@
-"""Vectors that an extraction has made and no finished file holds yet.
+"""Vectors computed so far, by the content of their images.
 
-A part is a few hundred rows, written whole: a killed extraction loses the part at
-hand and no more. Parts are kept by the images' content, so it does not matter which
-process wrote them, in which order, or for which client they are asked for.
+A part holds vectors that an extraction has computed and no finished file holds yet: a few
+hundred rows, written whole, so a killed extraction loses the part at hand and no more.
+Which process wrote a part, in which order and for which client does not matter.
 """
 
 import hashlib
@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from .common.errors import CacheError
 from .common.files import replacing
-from .schema import BLOCK_SIZE, DIGEST_SIZE, pack_block, unpack_block
+from .reader import read_cache
+from .schema import BLOCK_SIZE, DIGEST_SIZE, FeatureCache, pack_block, unpack_block
 
 PARTS = "parts"
 SUFFIX = ".part"
@@ -52,7 +53,8 @@ def read_part(path: Path) -> tuple[list[bytes], Vectors]:
     """
     content = path.read_bytes()
     body = content[BLOCK_SIZE:]
-    if unpack_block(content[:BLOCK_SIZE]) != hashlib.sha256(body).digest():
+    _, expected = unpack_block(content[:BLOCK_SIZE])
+    if expected != hashlib.sha256(body).digest():
         raise CacheError(f"{path}: is damaged")
     buffer = io.BytesIO(body)
     digests = np.load(buffer, allow_pickle=False)
@@ -66,9 +68,86 @@ def find_parts(folder: Path) -> list[Path]:
 
 
 def remove_parts(folder: Path) -> None:
-    """Delete a cache's parts, and what a killed writer left of one."""
+    """Delete a cache's parts, including unfinished ones of a killed writer."""
     place = folder / PARTS
     if place.is_dir():
         for path in place.iterdir():
             path.unlink()
         place.rmdir()
+
+
+class KnownVectors:
+    """The vectors that a cache has already, in its clients' files and in parts.
+
+    Only their places are kept in memory. Vectors are read one file at a time when they are
+    asked for, so knowing a million of them takes no more memory than knowing a thousand.
+
+    Attributes:
+        width: Width of the vectors gathered last, D; 0 before.
+    """
+
+    def __init__(self) -> None:
+        self.width = 0
+        self._places: dict[bytes, tuple[Path, int]] = {}
+
+    def __contains__(self, digest: bytes) -> bool:
+        return digest in self._places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def add_client(self, path: Path, cache: FeatureCache) -> None:
+        """Add the vectors of the client's file at `path`, which holds `cache`."""
+        self._add(path, _digests(cache))
+
+    def add_part(self, path: Path, digests: Sequence[bytes] | None = None) -> None:
+        """Add the vectors of the part at `path`.
+
+        Args:
+            path: The part.
+            digests: Those of its images, in order; without them the part is read.
+
+        Raises:
+            CacheError: it is read and damaged.
+        """
+        self._add(path, read_part(path)[0] if digests is None else digests)
+
+    def gather(self, digests: Sequence[bytes]) -> Vectors:
+        """Read the vectors of known images: (N, D) float32, in the order of `digests`.
+
+        Each file is read once, however its rows lie among those of others.
+
+        Args:
+            digests: At least one.
+
+        Raises:
+            CacheError: a file is damaged or does not hold the images it should.
+        """
+        rows: dict[Path, list[tuple[int, int]]] = {}
+        for row, digest in enumerate(digests):
+            path, place = self._places[digest]
+            rows.setdefault(path, []).append((row, place))
+        vectors = np.empty((0, 0), np.float32)
+        for path, pairs in rows.items():
+            there, found = read_part(path) if path.suffix == SUFFIX else _read_client(path)
+            if any(there[place : place + 1] != [digests[row]] for row, place in pairs):
+                raise CacheError(f"{path}: does not hold the images it should; extract again")
+            if not vectors.size:
+                self.width = found.shape[1]
+                vectors = np.empty((len(digests), self.width), np.float32)
+            to, places = np.array(pairs).T
+            vectors[to] = found[places]
+        return vectors
+
+    def _add(self, path: Path, digests: Sequence[bytes]) -> None:
+        for row, digest in enumerate(digests):
+            self._places[digest] = path, row
+
+
+def _digests(cache: FeatureCache) -> list[bytes]:
+    return [digest.tobytes() for digest in cache.digests]
+
+
+def _read_client(path: Path) -> tuple[list[bytes], Vectors]:
+    cache = read_cache(path)
+    return _digests(cache), cache.image_features

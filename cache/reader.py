@@ -1,7 +1,11 @@
-"""Reads a client's file, trusting nothing in it before it is checked."""
+"""Reads a client's file, trusting nothing in it before it is checked.
+
+A file of each format version has a reader of its own in `_READERS`.
+"""
 
 import json
 import math
+from collections.abc import Callable, Mapping
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -10,13 +14,14 @@ import h5py
 import numpy as np
 
 from .common.errors import CacheError, FedclipError
-from .key import image_key
+from .key import EncoderFacts
 from .schema import (
     ATTRIBUTES,
     BLOCK_SIZE,
     DATASETS,
     ENCODING_TYPE,
-    FORMAT_VERSION,
+    TEXT,
+    TEXT_DATASETS,
     FeatureCache,
     body_sha256,
     unpack_block,
@@ -30,14 +35,13 @@ def read_cache(path: Path) -> FeatureCache:
     and then every shape, dtype and value, so what comes back can be used as it is.
 
     Raises:
-        CacheError: there is no such file, it is no cache, of another format version,
-            truncated, altered, or its parts contradict each other. The message
+        CacheError: the file is missing, not a cache, of an unknown format version,
+            truncated or altered, or its parts contradict each other. The message
             names the file.
     """
     try:
         with path.open("rb") as raw:
-            _check_bytes(raw)
-            return _parse(raw)
+            return _parse(raw, _checked_version(raw))
     except FileNotFoundError:
         raise CacheError(f"{path}: there is no such file") from None
     except FedclipError as error:
@@ -47,33 +51,88 @@ def read_cache(path: Path) -> FeatureCache:
         ) from None
 
 
-def _check_bytes(raw: BufferedReader) -> None:
-    expected = unpack_block(raw.read(BLOCK_SIZE))
+def _checked_version(raw: BufferedReader) -> int:
+    """Check a file's bytes against its hash, and return its format version."""
+    version, expected = unpack_block(raw.read(BLOCK_SIZE))
     if body_sha256(raw) != expected:
         raise CacheError("is truncated or altered: its bytes do not match its SHA-256")
+    return version
 
 
-def _parse(raw: BufferedReader) -> FeatureCache:
-    # A valid hash says that the file is as it was written, not that we wrote it; so
+def _parse(raw: BufferedReader, version: int) -> FeatureCache:
+    # A valid hash shows that the file is as it was written, not that we wrote it; so
     # whatever HDF5 raises on it is the file's fault.
     try:
         raw.seek(0)
         with h5py.File(raw, "r") as file:
-            return _features(file)
+            attributes = {name: _attribute(file, name, kinds) for name, kinds in ATTRIBUTES.items()}
+            _check_encoding(attributes, version)
+            return _READERS[version](file, attributes)
     except FedclipError:
         raise
     except Exception as error:
         raise CacheError(f"cannot be parsed as a cache ({error})") from None
 
 
-def _features(file: h5py.File) -> FeatureCache:
-    attributes = {name: _attribute(file, name, kinds) for name, kinds in ATTRIBUTES.items()}
-    _check_encoding(attributes)
-    budget = file.id.get_filesize()
-    arrays = {name: _dataset(file, name, budget) for name in DATASETS}
-    encoder = json.loads(attributes["encoder"])
-    if not isinstance(encoder, dict) or image_key(encoder) != attributes["key"]:
-        raise CacheError("has a key that is not that of its encoder")
+def _read_version_1(file: h5py.File, attributes: Mapping[str, Any]) -> FeatureCache:
+    """Read what fedclip 0.1 wrote: flat facts, and always class texts as wide as the images."""
+    names = {name: name for name in DATASETS} | {"class_names": "text/class_names"}
+    facts = group_flat_facts(json.loads(attributes["encoder"]))
+    cache = _assemble(
+        attributes, facts, {name: _dataset(file, name, at) for name, at in names.items()}
+    )
+    width = cache.text_features.shape[2]
+    if width != cache.embed_dim:
+        raise CacheError(f"has text/features {width} wide and image/features {cache.embed_dim}")
+    return cache
+
+
+def _read_version_2(file: h5py.File, attributes: Mapping[str, Any]) -> FeatureCache:
+    """Read grouped facts, and class texts of any width if there are any."""
+    absent = () if file.id.links.exists(TEXT.encode()) else TEXT_DATASETS
+    arrays = {name: _dataset(file, name, name) for name in DATASETS if name not in absent}
+    return _assemble(
+        attributes, EncoderFacts.from_groups(json.loads(attributes["encoder"])), arrays
+    )
+
+
+_READERS: Mapping[int, Callable[[h5py.File, Mapping[str, Any]], FeatureCache]] = {
+    1: _read_version_1,
+    2: _read_version_2,
+}
+
+# How version 1 told the facts of open_clip's encoders apart, by name. All others are shared.
+_VERSION_1_GROUPS: Mapping[str, frozenset[str]] = {
+    "image": frozenset(
+        {
+            *("image_size", "mode", "mean", "std", "interpolation", "resize", "fill_color"),
+            *("decoder", "resizer"),
+        }
+    ),
+    "text": frozenset({"tokenizer"}),
+    "about": frozenset({"model", "pretrained", "parameters"}),
+}
+
+
+def group_flat_facts(facts: Any) -> EncoderFacts:
+    """Group the facts of a file of version 1, so that its keys stay what they were."""
+    if not isinstance(facts, dict):
+        raise CacheError("has an encoder that is not an object")
+    groups = {
+        group: {name: fact for name, fact in facts.items() if name in names}
+        for group, names in _VERSION_1_GROUPS.items()
+    }
+    grouped = frozenset().union(*groups.values())
+    shared = {name: fact for name, fact in facts.items() if name not in grouped}
+    return EncoderFacts(shared=shared, **groups)
+
+
+def _assemble(
+    attributes: Mapping[str, Any], encoder: EncoderFacts, arrays: Mapping[str, Any]
+) -> FeatureCache:
+    """Make a cache of what was read, and check it against the attributes."""
+    class_names = _decode(arrays["class_names"])
+    templates = _decode(arrays["text/templates"]) if "text/templates" in arrays else ()
     cache = FeatureCache(
         dataset=attributes["dataset"],
         client=attributes["client"],
@@ -84,10 +143,12 @@ def _features(file: h5py.File) -> FeatureCache:
         labels=arrays["image/labels"],
         ids=_decode(arrays["image/ids"]),
         digests=arrays["image/digests"],
-        class_names=_decode(arrays["text/class_names"]),
-        templates=_decode(arrays["text/templates"]),
-        text_features=arrays["text/features"],
+        class_names=class_names,
+        templates=templates,
+        text_features=arrays.get("text/features", np.empty((len(class_names), 0, 0), np.float32)),
     )
+    if cache.key != attributes["key"]:
+        raise CacheError("has a key that is not that of its encoder")
     if attributes["embed_dim"] != cache.embed_dim:
         raise CacheError(
             f"says embed_dim {attributes['embed_dim']}, and its features have {cache.embed_dim}"
@@ -104,41 +165,45 @@ def _attribute(file: h5py.File, name: str, kinds: type | tuple[type, ...]) -> An
     return value.decode() if isinstance(value, bytes) else value
 
 
-def _check_encoding(attributes: dict[str, Any]) -> None:
-    kind, version = attributes["encoding-type"], attributes["encoding-version"]
-    if (kind, version) != (ENCODING_TYPE, str(FORMAT_VERSION)):
+def _check_encoding(attributes: Mapping[str, Any], version: int) -> None:
+    kind, encoded = attributes["encoding-type"], attributes["encoding-version"]
+    if (kind, encoded) != (ENCODING_TYPE, str(version)):
         raise CacheError(
-            f"holds {kind!r} version {version!r}, and this fedclip reads {ENCODING_TYPE!r} "
-            f"version {FORMAT_VERSION}"
+            f"holds {kind!r} version {encoded!r}, and its first block promises "
+            f"{ENCODING_TYPE!r} version {version}"
         )
 
 
-def _dataset(file: h5py.File, name: str, budget: int) -> Any:
-    # Links and storage outside the file would make a cache read other files.
-    group, leaf = name.split("/")
-    for parent, child in ((file, group), (file[group], leaf)):
+def _dataset(file: h5py.File, name: str, path: str) -> Any:
+    """Read the dataset that the schema calls `name` from its place in the file.
+
+    Links and storage outside the file would make a cache read other files.
+    """
+    parent: Any = file
+    for child in path.split("/"):
         if not isinstance(parent, h5py.Group) or not isinstance(
             parent.get(child, getlink=True), h5py.HardLink
         ):
-            raise CacheError(f"has no {name} of its own")
-    dataset = file[name]
+            raise CacheError(f"has no {path} of its own")
+        parent = parent[child]
+    dataset = parent
     if not isinstance(dataset, h5py.Dataset) or dataset.is_virtual or dataset.external:
-        raise CacheError(f"keeps {name} outside the file")
+        raise CacheError(f"keeps {path} outside the file")
     dtypes, dimensions = DATASETS[name]
     dtype = dataset.dtype.kind if dataset.dtype.kind == "S" else dataset.dtype.str
     if dtype not in dtypes or dataset.ndim != dimensions:
         raise CacheError(
-            f"has {name} as {dataset.ndim}-dimensional {dtype}, where "
+            f"has {path} as {dataset.ndim}-dimensional {dtype}, where "
             f"{dimensions}-dimensional {' or '.join(dtypes)} belongs"
         )
     # HDF5 takes memory for a whole chunk, however little of it belongs to the data set.
     chunk = math.prod(dataset.chunks or ()) * dataset.dtype.itemsize
     claimed = max(dataset.nbytes, chunk)
-    if claimed > budget:
-        raise CacheError(f"claims {claimed} bytes of {name}, more than the file has")
+    if claimed > file.id.get_filesize():
+        raise CacheError(f"claims {claimed} bytes of {path}, more than the file has")
     if _filters(dataset) - {h5py.h5z.FILTER_FLETCHER32}:
         # A little of it could fill the memory, chunk by chunk.
-        raise CacheError(f"keeps {name} compressed, as no fedclip does")
+        raise CacheError(f"keeps {path} compressed, as no fedclip does")
     # HDF5 widens as it reads, so there is no second copy.
     return (dataset.astype(np.float32) if dtype == "<f2" else dataset)[()]
 

@@ -1,8 +1,9 @@
 """What a client's cache file holds: names, shapes, dtypes, versions.
 
 The first 512 bytes are HDF5's user block, which HDF5 leaves to the application:
-a magic, the format version and the SHA-256 of every byte after the block. The
-HDF5 part is described by `ATTRIBUTES` and `DATASETS`, in memory by `FeatureCache`.
+a magic, the format version and the SHA-256 of every byte after the block. `ATTRIBUTES`
+and `DATASETS` describe the HDF5 part as it is written, and `FeatureCache` describes it in
+memory. Earlier versions are known to the reader only.
 """
 
 import hashlib
@@ -19,10 +20,12 @@ import numpy.typing as npt
 from .common.errors import CacheError
 from .common.files import check_name
 from .common.text import flaw
-from .key import image_key, text_key
+from .key import EncoderFacts, image_key, text_key
 
 ENCODING_TYPE = "fedclip-features"
-FORMAT_VERSION = 1
+
+# Files are written in this version. All versions from 1 on are read.
+FORMAT_VERSION = 2
 
 BLOCK_SIZE = 512
 MAGIC = b"\x89FEDCLIP\r\n\x1a\n"
@@ -52,14 +55,18 @@ DATASETS: Mapping[str, tuple[tuple[str, ...], int]] = {
     "image/labels": (("<i4",), 1),
     "image/ids": (("S",), 1),
     "image/digests": (("|u1",), 2),
-    "text/class_names": (("S",), 1),
+    "class_names": (("S",), 1),
     "text/templates": (("S",), 1),
     "text/features": (("<f4",), 3),
 }
 
+# The group of class texts, which is absent if a cache has none.
+TEXT = "text"
+TEXT_DATASETS = ("text/templates", "text/features")
+
 
 def content_digest(content: bytes) -> bytes:
-    """Identify the bytes of an image or of a row: BLAKE2b, 128 bits."""
+    """Hash the bytes of an image or of a row: BLAKE2b, 128 bits."""
     return hashlib.blake2b(content, digest_size=DIGEST_SIZE).digest()
 
 
@@ -74,49 +81,53 @@ def pack_block(sha256: bytes) -> bytes:
     return _BLOCK.pack(MAGIC, FORMAT_VERSION, sha256).ljust(BLOCK_SIZE, b"\0")
 
 
-def unpack_block(block: bytes) -> bytes:
-    """Read the hash from a user block.
+def unpack_block(block: bytes) -> tuple[int, bytes]:
+    """Read the format version and the hash from a user block.
 
     Raises:
-        CacheError: not a cache file, another format version, or an altered block.
+        CacheError: not a cache file, an unknown format version, or an altered block.
     """
     if len(block) < BLOCK_SIZE or not block.startswith(MAGIC):
         raise CacheError("is not a fedclip cache file, or its beginning is damaged")
     _, version, sha256 = _BLOCK.unpack_from(block)
-    if version != FORMAT_VERSION:
+    if not 1 <= version <= FORMAT_VERSION:
         raise CacheError(
-            f"has cache format version {version}, and this fedclip reads version {FORMAT_VERSION}"
+            f"has cache format version {version}, and this fedclip reads versions 1 to "
+            f"{FORMAT_VERSION}"
         )
     if any(block[_BLOCK.size :]):
         raise CacheError("is damaged: its first block was altered")
-    return bytes(sha256)
+    return version, bytes(sha256)
 
 
 @dataclass(frozen=True, eq=False)
 class FeatureCache:
     """One client's features, as stage one leaves them and stage two takes them.
 
+    Without class texts (P = 0) `text_features` is (C, 0, 0).
+
     Attributes:
-        dataset: Name of the data set.
+        dataset: Name of the dataset.
         client: Name of the client, unique within a cache.
         encoder: What made the vectors; `key` is computed from it.
-        logit_scale: The encoder's ``exp(logit_scale)``, positive.
-        normalized: Whether the image features have norm 1; raw ones have not.
+        logit_scale: The encoder's ``exp(logit_scale)``, positive; 1 if it compares no texts.
+        normalized: Whether the image features have norm 1; raw ones do not.
         image_features: (N, D) float32, as the encoder gave them.
         labels: (N,) int32, indices into `class_names`.
-        ids: N strings, the images' paths below the data set's root.
+        ids: N strings, the images' paths below the dataset's root.
         digests: (N, 16) uint8, `content_digest` of each image.
         class_names: C strings.
         templates: P prompt templates such as ``a picture of a {}``.
-        text_features: (C, P, D) float32, as the encoder gave them.
+        text_features: (C, P, T) float32, as the encoder gave them. T is D for an encoder that
+            compares images with texts.
 
     Raises:
-        CacheError: on construction, where the parts contradict each other.
+        CacheError: on construction, if the parts contradict each other.
     """
 
     dataset: str
     client: str
-    encoder: Mapping[str, Any]
+    encoder: EncoderFacts
     logit_scale: float
     normalized: bool
     image_features: npt.NDArray[np.float32]
@@ -128,7 +139,7 @@ class FeatureCache:
     text_features: npt.NDArray[np.float32]
 
     def __post_init__(self) -> None:
-        check_name(self.dataset, "data set")
+        check_name(self.dataset, "dataset")
         check_name(self.client, "client")
         self._check_shapes()
         self._check_values()
@@ -174,20 +185,23 @@ class FeatureCache:
                 )
         rows, width = self.image_features.shape
         classes, templates = len(self.class_names), len(self.templates)
+        text_width = self.text_features.shape[2] if templates else 0
         expected = {
             "image/labels": (self.labels.shape, (rows,)),
             "image/ids": ((len(self.ids),), (rows,)),
             "image/digests": (self.digests.shape, (rows, DIGEST_SIZE)),
-            "text/features": (self.text_features.shape, (classes, templates, width)),
+            "text/features": (self.text_features.shape, (classes, templates, text_width)),
         }
         for name, (shape, wanted) in expected.items():
             if shape != wanted:
                 raise CacheError(f"has {name} of shape {shape} where {wanted} belongs")
-        if 0 in (rows, width, classes, templates):
+        if 0 in (rows, width, classes):
             raise CacheError(
-                f"holds {rows} rows of {width} features, {classes} classes and {templates} "
-                "templates, and none of these may be 0"
+                f"holds {rows} rows of {width} features and {classes} classes, and none of these "
+                "may be 0"
             )
+        if templates and not text_width:
+            raise CacheError(f"holds {templates} templates, and their features may not be 0 wide")
 
     def _check_values(self) -> None:
         named = {"class": self.class_names, "template": self.templates, "image": self.ids}
@@ -221,7 +235,7 @@ class FeatureCache:
 
 
 def _finite_rows(features: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-    """Tell which rows are finite, without a mask as large as a quarter of the features."""
+    """Return which rows are finite, without a mask as large as a quarter of the features."""
     finite = np.empty(len(features), np.bool_)
     for start in range(0, len(features), ROWS_AT_ONCE):
         block = slice(start, start + ROWS_AT_ONCE)

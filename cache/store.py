@@ -8,19 +8,16 @@ and holds nothing that a file needs.
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-import numpy as np
-import numpy.typing as npt
-
 from .common.errors import BusyError, CacheError
 from .common.fields import listed, suggest
 from .common.files import TEMPORARY_PREFIX, write_json
-from .key import differing_facts
+from .compatibility import check_compatible
 from .parts import find_parts, remove_parts
 from .reader import read_cache
 from .schema import FeatureCache
@@ -147,7 +144,7 @@ def load_cache(folder: CacheFolder) -> list[FeatureCache]:
     if not paths:
         raise CacheError(f"{folder.path}: there is no client's file in this folder")
     clients = [read_cache(path) for path in paths]
-    check_same(paths, clients)
+    check_compatible(paths, clients)
     return sorted(clients, key=lambda cache: cache.client)
 
 
@@ -162,88 +159,10 @@ def verify_cache(folder: CacheFolder) -> list[CacheError]:
             wrong.append(error)
     if not wrong:
         try:
-            check_same(paths, clients)
+            check_compatible(paths, clients)
         except CacheError as error:
             wrong.append(error)
     return wrong
-
-
-def check_same(paths: Sequence[Path], clients: Sequence[FeatureCache]) -> None:
-    """Check that clients can be federated: one encoder, the same classes and templates.
-
-    Raises:
-        CacheError: they differ; the message names two clients, their files and what differs.
-    """
-    first_path, first = paths[0], clients[0]
-    seen: dict[str, Path] = {}
-    for path, cache in zip(paths, clients, strict=True):
-        if cache.client in seen:
-            raise CacheError(
-                f"{path} and {seen[cache.client]} both hold the client {cache.client!r}; "
-                "keep one of them"
-            )
-        seen[cache.client] = path
-        if cache.key != first.key:
-            facts = ", ".join(differing_facts(first.encoder, cache.encoder))
-            raise CacheError(
-                f"{first_path} and {path} are of different encoders ({facts}), so their features "
-                "cannot be compared; keep them in different folders"
-            )
-        differences = _differences(first, cache)
-        if differences:
-            raise CacheError(
-                f"{first_path} and {path} differ in {' and '.join(differences)}; extract them "
-                "again with the same --name, --class-names and --template"
-            )
-
-
-def _differences(one: FeatureCache, other: FeatureCache) -> list[str]:
-    """Say in what two clients of one encoder differ, so that they cannot be federated."""
-    differences = [
-        f"{name} ({getattr(one, name)} at {one.client}, {getattr(other, name)} at {other.client})"
-        for name in ("dataset", "embed_dim", "logit_scale", "normalized")
-        if getattr(one, name) != getattr(other, name)
-    ]
-    for name in ("class_names", "templates"):
-        values: tuple[Sequence[str], Sequence[str]] = getattr(one, name), getattr(other, name)
-        if values[0] != values[1]:
-            differences.append(f"{name} ({_told_apart(one.client, other.client, *values)})")
-    if not differences and not _close(other.text_features, one.text_features):
-        differences = ["text features"]
-    return differences
-
-
-def _told_apart(one: str, other: str, names: Sequence[str], others: Sequence[str]) -> str:
-    """Say which names only one of two clients has, or that their order differs."""
-    only = {one: sorted({*names} - {*others}), other: sorted({*others} - {*names})}
-    sides = [
-        f"only {client} has {', '.join(map(repr, own))}" for client, own in only.items() if own
-    ]
-    return ", ".join(sides) or f"{one} and {other} have the same in another order"
-
-
-def cache_differences(
-    one: Sequence[FeatureCache], other: Sequence[FeatureCache]
-) -> dict[str, tuple[Any, Any]]:
-    """Find where two caches differ: facts of the encoder in their keys, then what they hold."""
-    encoders = one[0].encoder, other[0].encoder
-    differences = {
-        f"encoder {fact}": (encoders[0].get(fact), encoders[1].get(fact))
-        for fact in differing_facts(*encoders)
-    }
-    for what in ("dataset", "logit_scale", "normalized", "class_names", "templates"):
-        values = getattr(one[0], what), getattr(other[0], what)
-        if values[0] != values[1]:
-            differences[what] = values
-    rows = [{cache.client: len(cache.labels) for cache in caches} for caches in (one, other)]
-    if rows[0] != rows[1]:
-        differences["rows by client"] = (rows[0], rows[1])
-    return differences
-
-
-def _close(texts: npt.NDArray[np.float32], others: npt.NDArray[np.float32]) -> bool:
-    """Tell whether two sites' class texts differ by no more than their devices' rounding."""
-    return bool(np.linalg.norm(texts - others) <= 0.01 * np.linalg.norm(others))
 
 
 @contextmanager

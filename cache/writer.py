@@ -14,7 +14,6 @@ from .common.files import replacing
 from .key import canonical_json
 from .schema import (
     BLOCK_SIZE,
-    DATASETS,
     ENCODING_TYPE,
     FORMAT_VERSION,
     ROWS_PER_CHUNK,
@@ -58,10 +57,12 @@ def _write(cache: FeatureCache, path: Path) -> None:
 
 
 class _Patient:
-    """A file that tells of a full disk when HDF5 is done, which it would crash the process of.
+    """Defers write errors such as ENOSPC until HDF5 has closed the file.
+
+    Raising inside HDF5's callbacks crashes the process.
 
     Attributes:
-        problem: The first thing that went wrong; nothing is written after it.
+        problem: The first error; nothing is written after it.
     """
 
     def __init__(self, raw: FileIO) -> None:
@@ -108,7 +109,7 @@ def _write_attributes(file: h5py.File, cache: FeatureCache) -> None:
         "dataset": cache.dataset,
         "client": cache.client,
         "key": cache.key,
-        "encoder": canonical_json(dict(cache.encoder)),
+        "encoder": canonical_json(cache.encoder.groups),
     }
     for name, string in strings.items():
         array, dtype = _fixed_length([string])
@@ -124,11 +125,11 @@ def _write_datasets(file: h5py.File, cache: FeatureCache) -> None:
         "image/labels": cache.labels,
         "image/ids": _fixed_length(cache.ids)[0],
         "image/digests": cache.digests,
-        "text/class_names": _fixed_length(cache.class_names)[0],
-        "text/templates": _fixed_length(cache.templates)[0],
-        "text/features": cache.text_features,
+        "class_names": _fixed_length(cache.class_names)[0],
     }
-    for name in DATASETS:
-        array = arrays[name]
+    if cache.templates:
+        arrays["text/templates"] = _fixed_length(cache.templates)[0]
+        arrays["text/features"] = cache.text_features
+    for name, array in arrays.items():
         chunks = (min(len(array), ROWS_PER_CHUNK), *array.shape[1:])
         file.create_dataset(name, data=array, chunks=chunks, fletcher32=True, track_times=False)

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,8 @@ from ..cache.store import MANIFEST
 from .datasets.base import ClientImages, ImageDataset
 from .datasets.registry import HF, KNOWN
 from .datasets.sources import Source
+from .encoders.registry import library_versions
 from .encoders.spec import LOCAL_DIR, EncoderName, is_file
-
-# A new version of these might encode otherwise, so the encoder is loaded and compared.
-_LIBRARIES = ("open_clip_torch", "torch", "torchvision", "pillow")
 
 
 @dataclass(frozen=True)
@@ -43,11 +40,6 @@ def encoder_request(name: EncoderName) -> dict[str, Any]:
     if pretrained is not None and is_file(pretrained):
         pretrained = str(Path(pretrained).resolve())
     return {**asdict(name), "model": model, "pretrained": pretrained}
-
-
-def library_versions() -> dict[str, str]:
-    """Look up the versions of what encodes, without importing it."""
-    return {library: version(library) for library in _LIBRARIES}
 
 
 def stat_files(paths: Sequence[Path]) -> list[dict[str, Any]]:
@@ -128,7 +120,7 @@ def recall(cache_dir: Path, dataset: str, name: EncoderName) -> CacheFolder | No
         manifest = folder.read_manifest()
         if (
             manifest.get("request") == encoder_request(name)
-            and manifest.get("versions") == library_versions()
+            and manifest.get("versions") == library_versions(name)
             and _unchanged(manifest.get("weights"))
         ):
             return folder

@@ -190,7 +190,7 @@ def _read(
             or cache.key != manifest.get("key")
             or cache.class_names != tuple(class_names or caches[0].class_names)
             or cache.templates != caches[0].templates
-            or not set(templates) <= set(cache.templates)
+            or (cache.templates and not set(templates) <= set(cache.templates))
         ):
             return None
         results.append(ClientResult(client, entry.rows, 0, entry.skipped))

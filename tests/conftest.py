@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedclip.cache import FeatureCache, write_cache
+from fedclip.cache import EncoderFacts, FeatureCache, write_cache
 from fedclip.cache.schema import content_digest
 from fedclip.cli import run
 
@@ -59,13 +59,16 @@ def features(
 ) -> FeatureCache:
     """Draw a client's features around its class texts, so that there is something to learn."""
     random = np.random.default_rng([seed, *client.encode()])
-    texts = np.random.default_rng(seed).normal(size=(len(classes), len(templates), width))
+    shape = (len(classes), max(1, len(templates)), width)
+    texts = np.random.default_rng(seed).normal(size=shape)
     labels = np.arange(rows) % len(classes)
     images = texts[labels, 0] + 1.5 * random.normal(size=(rows, width))
     values: dict[str, Any] = {
         "dataset": "tiny",
         "client": client,
-        "encoder": {"library": "test", "model": "drawn", "parameters": 1_000_000},
+        "encoder": EncoderFacts(
+            shared={"library": "test"}, about={"model": "drawn", "parameters": 1_000_000}
+        ),
         "logit_scale": 20.0,
         "normalized": False,
         "image_features": images.astype(np.float32),
@@ -76,7 +79,7 @@ def features(
         ),
         "class_names": tuple(classes),
         "templates": tuple(templates),
-        "text_features": texts.astype(np.float32),
+        "text_features": (texts if templates else texts[:, :0, :0]).astype(np.float32),
     }
     return FeatureCache(**{**values, **changes})
 

@@ -1,4 +1,4 @@
-"""Frozen encoders: what identifies them, images and texts to vectors.
+"""Encoders of open_clip: every CLIP that it can build.
 
 Whatever open_clip, torch or the hub's client raises on weights or configs is the
 fault of these, and becomes one line.
@@ -11,26 +11,27 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import open_clip
 import torch
 from open_clip.pretrained import download_pretrained_from_hf
-from open_clip.transform import PreprocessCfg
+from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor, nn
 
 from ...cache import FedclipError
-from ...cache.common.device import repeatable_cudnn
 from ...cache.common.errors import first_line
 from ...cache.common.fields import suggest
-from ...cache.key import canonical_json, file_sha256
+from ...cache.key import EncoderFacts, canonical_json, file_sha256
 from ..encoding.memory import keep_freed_memory
+from .base import Launched, Launcher, Vectors, inference
 from .spec import HF_HUB, LOCAL_DIR, RANDOM, EncoderName, is_file
 from .transforms import Decoder, make_decoder
+from .weights import fetch_encoder
+
+__all__ = ["OpenClipEncoder", "fetch_encoder", "load_encoder"]
 
 CONFIG_FILE = "open_clip_config.json"
 
@@ -47,7 +48,13 @@ _WEIGHT_NAMES = (
 )
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth")
 
-# The one batch shape of prompts: most data sets have few classes.
+# The prompts that CLIP was published with for ImageNet, by `prompts.TEMPLATE_SETS`.
+PUBLISHED_TEMPLATES: Mapping[str, Sequence[Callable[[str], str]]] = {
+    "openai7": open_clip.SIMPLE_IMAGENET_TEMPLATES,
+    "openai80": open_clip.OPENAI_IMAGENET_TEMPLATES,
+}
+
+# The one batch shape of prompts: most datasets have few classes.
 TEXT_BATCH = 16
 
 # Texts that tell tokenizers apart: every printable ASCII character, other scripts, case,
@@ -61,21 +68,22 @@ _PROBE = (
 
 
 @dataclass(frozen=True, eq=False)
-class Encoder:
-    """A frozen CLIP on a device.
+class OpenClipEncoder:
+    """A frozen CLIP on a device, an `ImageEncoder` and a `TextEncoder`.
 
     Attributes:
-        name: What it was called.
-        facts: What identifies it; `fedclip.cache.image_key` hashes this.
-        sources: What it was loaded from, on this machine: if these are unchanged, so is it.
+        name: What the user calls it.
+        facts: What identifies it.
+        sources: The files on this machine that it was loaded from.
         model: The network, in evaluation mode.
-        decode: An image file's bytes to (3, H, W) float32 pixels.
+        decode: Decodes an image file's bytes to (3, H, W) float32 pixels.
+        tokenizer: Prompts to (N, L) int64 tokens.
         logit_scale: ``exp(logit_scale)``.
         device: Where it runs.
     """
 
     name: EncoderName
-    facts: Mapping[str, Any]
+    facts: EncoderFacts
     sources: tuple[Path, ...]
     model: nn.Module
     decode: Decoder
@@ -85,76 +93,38 @@ class Encoder:
 
     @property
     def pixel_shape(self) -> tuple[int, int, int]:
-        """Shape of what `decode` gives: channels, height, width."""
+        """Shape of what `decode` returns: channels, height, width."""
         height, width = self.facts["image_size"]
         return 3, height, width
 
-    def launch_images(self, pixels: Tensor) -> "Launched":
-        """Begin to encode (B, 3, H, W) float32 pixels to (B, D) float32 raw features.
+    def launch_images(self, pixels: Tensor) -> Launched:
+        """Start encoding (B, 3, H, W) float32 pixels to (B, D) float32 raw features."""
+        return self._launcher(pixels)
 
-        On a GPU it returns before they are computed, and the pixels, if they are
-        pinned, are copied while the batch before is still being encoded.
-        """
-        dtype = open_clip.get_input_dtype(self.name.precision)
-        with self._inference():
-            pixels = self._upload(pixels).to(dtype)
-            features = self._encode_image(pixels, normalize=False).float()
-            # Of other devices nothing says when a copy in the background has arrived.
-            here = features.to("cpu", non_blocking=self.device.type == "cuda")
-        if self.device.type != "cuda":
-            return Launched(here)
-        return Launched(here, torch.cuda.current_stream(self.device).record_event())
-
-    def encode_images(self, pixels: Tensor) -> npt.NDArray[np.float32]:
+    def encode_images(self, pixels: Tensor) -> Vectors:
         """Encode (B, 3, H, W) float32 pixels to (B, D) float32 raw features."""
         return self.launch_images(pixels).numpy()
 
-    def encode_texts(
-        self, prompts: Sequence[str], batch_size: int = TEXT_BATCH
-    ) -> npt.NDArray[np.float32]:
-        """Encode T prompts to (T, D) float32 raw features, in batches of one shape."""
+    def encode_texts(self, prompts: Sequence[str], batch_size: int = TEXT_BATCH) -> Vectors:
+        """Encode N prompts to (N, D) float32 raw features, in batches of one shape."""
         tokens = self.tokenizer(list(prompts))
         padding = -len(tokens) % batch_size
         tokens = torch.cat([tokens, tokens[-1:].expand(padding, -1)]).to(self.device)
-        with self._inference():
+        with inference():
             features = [
                 self.model.encode_text(batch, normalize=False).float().cpu()  # type: ignore[operator]
                 for batch in torch.split(tokens, batch_size)
             ]
-        array: npt.NDArray[np.float32] = torch.cat(features)[: len(prompts)].numpy()
+        array: Vectors = torch.cat(features)[: len(prompts)].numpy()
         return array
 
     @cached_property
-    def _encode_image(self) -> Callable[..., Tensor]:
-        function: Callable[..., Tensor] = self.model.encode_image  # type: ignore[assignment]
-        return _compiled(function) if self.name.compiled else function
-
-    @cached_property
-    def _copies(self) -> torch.cuda.Stream | None:
-        if self.device.type != "cuda":
-            return None
-        return torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-
-    def _upload(self, pixels: Tensor) -> Tensor:
-        if self._copies is None:
-            return pixels.to(self.device)
-        computing = torch.cuda.current_stream(self.device)
-        with torch.cuda.stream(self._copies):
-            there = pixels.to(self.device, non_blocking=True)
-        computing.wait_stream(self._copies)
-        there.record_stream(computing)
-        return there
-
-    @contextmanager
-    def _inference(self) -> Iterator[None]:
-        # TF32 and autotuned kernels would make a GPU's float32 differ from a CPU's.
-        precision = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-        try:
-            with torch.inference_mode(), repeatable_cudnn():
-                yield
-        finally:
-            torch.set_float32_matmul_precision(precision)
+    def _launcher(self) -> Launcher:
+        encode: Callable[..., Tensor] = self.model.encode_image  # type: ignore[assignment]
+        if self.name.compiled:
+            encode = _compiled(encode)
+        dtype = open_clip.get_input_dtype(self.name.precision)
+        return Launcher(partial(encode, normalize=False), self.device, dtype)
 
 
 def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -172,27 +142,12 @@ def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return call
 
 
-@dataclass(frozen=True, eq=False)
-class Launched:
-    """Features on their way: (B, D) float32 on the host, there once the event has happened."""
-
-    features: Tensor
-    arrived: torch.cuda.Event | None = None
-
-    def numpy(self) -> npt.NDArray[np.float32]:
-        """Wait for them."""
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        array: npt.NDArray[np.float32] = self.features.numpy()
-        return array
-
-
-def load_encoder(name: EncoderName, device: torch.device) -> Encoder:
+def load_encoder(name: EncoderName, device: torch.device) -> OpenClipEncoder:
     """Build an encoder, load its weights and record what identifies it.
 
     Raises:
-        FedclipError: there is no such model or tag, or its weights cannot be had,
-            do not fit or cannot be loaded safely.
+        FedclipError: the model or tag is unknown, or its weights are missing, do not fit or
+            cannot be loaded safely.
     """
     config = _model_config(name.model)
     tag = _tag_config(name)
@@ -208,22 +163,24 @@ def load_encoder(name: EncoderName, device: torch.device) -> Encoder:
         _check_quick_gelu(name, model)
     decode, preprocessing = _preprocess(name, model)
     shown_model, shown_pretrained = name.shown
-    facts = {
-        "library": "open_clip",
-        "model": shown_model,
-        "pretrained": shown_pretrained,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "weights_sha256": file_sha256(weights) if weights else _tensors_sha256(model),
-        "random_weights": weights is None,
-        "architecture": config,
-        **preprocessing,
-        "decoder": "pillow",
-        "resizer": name.resizer,
-        "precision": name.precision,
-        "tokenizer": _tokenizer_sha256(tokenizer),
-        **({"compiled": True} if name.compiled else {}),
-    }
-    return Encoder(
+    facts = EncoderFacts(
+        shared={
+            "library": "open_clip",
+            "weights_sha256": file_sha256(weights) if weights else _tensors_sha256(model),
+            "random_weights": weights is None,
+            "architecture": config,
+            "precision": name.precision,
+            **({"compiled": True} if name.compiled else {}),
+        },
+        image={**preprocessing, "decoder": "pillow", "resizer": name.resizer},
+        text={"tokenizer": _tokenizer_sha256(tokenizer)},
+        about={
+            "model": shown_model,
+            "pretrained": shown_pretrained,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        },
+    )
+    return OpenClipEncoder(
         name=name,
         facts=facts,
         sources=_sources(name, weights),
@@ -235,12 +192,21 @@ def load_encoder(name: EncoderName, device: torch.device) -> Encoder:
     )
 
 
+def open_clip_decoder(preprocess: PreprocessCfg, resizer: str) -> Decoder:
+    """Decode images as `preprocess` says; open_clip's own transform is the reference.
+
+    Raises:
+        FedclipError: the resizer cannot do what the encoder needs.
+    """
+    return make_decoder(preprocess, resizer, image_transform_v2(preprocess, is_train=False))
+
+
 def _preprocess(name: EncoderName, model: nn.Module) -> tuple[Decoder, dict[str, Any]]:
-    """Make what decodes a model's images, and describe it."""
+    """Make the decoder of a model's images, and describe it."""
     asked = open_clip.get_model_preprocess_cfg(model)
     try:
         preprocess = PreprocessCfg(**asked)
-        return make_decoder(preprocess, name.resizer), _preprocess_facts(preprocess)
+        return open_clip_decoder(preprocess, name.resizer), _preprocess_facts(preprocess)
     except FedclipError:
         raise
     except Exception as error:  # whatever open_clip and torchvision make of strange values

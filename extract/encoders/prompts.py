@@ -1,4 +1,4 @@
-"""Class names to prompts."""
+"""Makes prompts from templates and class names."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,20 +9,20 @@ from ...cache.common.text import flaw
 
 DEFAULT_TEMPLATE = "a picture of a {}"
 
-# Published sets of templates, by the names of their lists in open_clip.
-TEMPLATE_SETS = {"openai7": "SIMPLE_IMAGENET_TEMPLATES", "openai80": "OPENAI_IMAGENET_TEMPLATES"}
+# Published sets of templates.
+TEMPLATE_SETS = ("openai7", "openai80")
 
 
 def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
     """Return the templates without repetitions, in their order.
 
     Raises:
-        FedclipError: a template has not exactly one ``{}`` for the class name, or is no text
-            that a cache can keep.
+        FedclipError: a template does not have exactly one ``{}`` for the class name, or is a text
+            that a cache cannot keep.
     """
     for template in templates:
         if found := flaw(template):
-            raise FedclipError(f"there is a template {template!r} {found}; write it anew")
+            raise FedclipError(f"template {template!r}: is a text {found}; write it again")
         if template.count("{}") != 1:
             raise FedclipError(
                 f"template {template!r} needs exactly one {{}} where the class name goes"
@@ -31,7 +31,7 @@ def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
 
 
 def templates_of(name: str | None) -> tuple[str, ...]:
-    """List a published set of templates; for None, none.
+    """Return a published set of templates; empty if `name` is None.
 
     `openai80` are the templates that CLIP's authors chose for ImageNet, and `openai7` the seven
     of them whose ensemble their notebook finds about as good (Radford et al. 2021,
@@ -44,22 +44,22 @@ def templates_of(name: str | None) -> tuple[str, ...]:
         return ()
     if name not in TEMPLATE_SETS:
         raise FedclipError(f"unknown template set {name!r}{suggest(name, TEMPLATE_SETS)}")
-    import open_clip
+    from .openclip import PUBLISHED_TEMPLATES
 
-    return tuple(fill("{}") for fill in getattr(open_clip, TEMPLATE_SETS[name]))
+    return tuple(fill("{}") for fill in PUBLISHED_TEMPLATES[name])
 
 
 def prompt(template: str, class_name: str) -> str:
-    """Put a class name, its underscores made spaces, into a template."""
+    """Put a class name into a template, with spaces for underscores."""
     return template.replace("{}", class_name.replace("_", " "))
 
 
 def parse_class_names(text: str | None) -> tuple[str, ...]:
-    """Read class names, ``a,b,c`` or ``@file`` with one a line; none where `text` is None.
+    """Read class names, ``a,b,c`` or ``@file`` with one per line; none if `text` is None.
 
     Raises:
-        FedclipError: there is none, a file cannot be read, a name occurs twice, or is no text
-            that a cache can keep.
+        FedclipError: no class is named, a file cannot be read, a name occurs twice, or is a text
+            that a cache cannot keep.
     """
     if text is None:
         return ()
@@ -67,15 +67,15 @@ def parse_class_names(text: str | None) -> tuple[str, ...]:
         try:
             parts = Path(text[1:]).read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError:
-            raise FedclipError(f"--class-names {text}: is no text in UTF-8") from None
+            raise FedclipError(f"--class-names {text}: is not UTF-8; save it as UTF-8") from None
     else:
         parts = text.split(",")
     names = tuple(name.strip() for name in parts if name.strip())
     if not names:
-        raise FedclipError(f"--class-names {text}: names no class")
+        raise FedclipError(f"--class-names {text}: names no class; give A,B,C or @FILE")
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
-        raise FedclipError(f"--class-names {text}: names {repeated!r} twice")
+        raise FedclipError(f"--class-names {text}: names {repeated!r} twice; give each class once")
     for name in names:
         if found := flaw(name):
             raise FedclipError(f"--class-names {text}: has a class {name!r} {found}; rename it")

@@ -1,12 +1,12 @@
-"""An image file's bytes to the pixels that an encoder takes."""
+"""Decodes image files' bytes to the pixels that an encoder takes."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Protocol
 
 import torch
-from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode, functional
@@ -18,34 +18,56 @@ Transform = Callable[[Image.Image], Tensor]
 # Bytes to (3, H, W) float32; raises whatever Pillow raises on bytes that are no usable image.
 Decoder = Callable[[bytes], Tensor]
 
-# Pillow knows many more; some run other programs, and few are looked after.
+# Pillow knows many more; some run other programs, and few are well maintained.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 
-def make_decoder(preprocess: PreprocessCfg, resizer: str) -> Decoder:
+class Preprocess(Protocol):
+    """How an encoder needs its images.
+
+    Attributes:
+        size: Side of the square, or height and width.
+        resize_mode: ``shortest``, where the shorter side is resized and the longer one cropped,
+            or another mode that only the encoder's own transform knows.
+        interpolation: ``bicubic`` or ``bilinear``.
+        mean: Of each channel, subtracted from pixels in [0, 1].
+        std: Of each channel, which pixels are then divided by.
+    """
+
+    size: int | tuple[int, int]
+    resize_mode: str
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def make_decoder(preprocess: Preprocess, resizer: str, reference: Transform) -> Decoder:
     """Decode with Pillow, and resize, crop and normalise as `preprocess` says.
 
     Args:
-        preprocess: An encoder's own.
-        resizer: A key of `TRANSFORMS`.
+        preprocess: What the encoder needs.
+        resizer: ``pillow`` for the encoder's own transform, or ``torchvision``.
+        reference: The encoder's own transform, an image to its pixels.
 
     Raises:
-        FedclipError: the resizer cannot do what the encoder wants.
+        FedclipError: the resizer cannot do what the encoder needs.
     """
     shorter = preprocess.size if isinstance(preprocess.size, int) else max(preprocess.size)
     resized = shorter if preprocess.resize_mode == "shortest" else None
-    return PillowDecoder(TRANSFORMS[resizer](preprocess), resized)
+    if resizer == "torchvision":
+        return PillowDecoder(_torchvision_transform(preprocess, reference), resized)
+    return PillowDecoder(reference, resized)
 
 
 @dataclass(frozen=True, eq=False)
 class PillowDecoder:
-    """Decodes with Pillow, and makes pixels of the image with `transform`.
+    """Decodes with Pillow, and turns the image into pixels with `transform`.
 
     Worker processes that are not forked get a pickled copy, so this is no closure.
 
     Attributes:
         transform: An image to its pixels.
-        shorter: What it resizes the shorter side to; None if it keeps no ratio of the sides.
+        shorter: What it resizes the shorter side to; None if the sides' ratio is not kept.
     """
 
     transform: Transform
@@ -71,16 +93,10 @@ def _check_resized(image: Image.Image, shorter: int) -> None:
         )
 
 
-def pillow_transform(preprocess: PreprocessCfg) -> Transform:
-    """Take open_clip's own transform: the reference."""
-    transform: Transform = image_transform_v2(preprocess, is_train=False)
-    return transform
-
-
-def torchvision_transform(preprocess: PreprocessCfg) -> Transform:
+def _torchvision_transform(preprocess: Preprocess, reference: Transform) -> Transform:
     """Resize RGB images as tensors, in half the time, and others as the reference does.
 
-    Its antialiased resizing rounds otherwise than Pillow's: by up to 2/255, and more on hard
+    Its antialiased resizing rounds differently from Pillow's: by up to 2/255, and more on hard
     edges of images that are much taller than wide, which Pillow resizes in another order.
 
     Raises:
@@ -89,13 +105,13 @@ def torchvision_transform(preprocess: PreprocessCfg) -> Transform:
     size = preprocess.size if isinstance(preprocess.size, int) else preprocess.size[0]
     if preprocess.resize_mode != "shortest" or preprocess.size not in (size, (size, size)):
         raise FedclipError(
-            "--resizer torchvision: cannot resize images as this encoder wants them; "
+            "--resizer torchvision: cannot resize images as this encoder needs them; "
             "use --resizer pillow"
         )
     bilinear = preprocess.interpolation == "bilinear"
     mean, std = (torch.tensor(value)[:, None, None] for value in (preprocess.mean, preprocess.std))
     return _TensorTransform(
-        reference=pillow_transform(preprocess),
+        reference=reference,
         size=size,
         interpolation=InterpolationMode.BILINEAR if bilinear else InterpolationMode.BICUBIC,
         mean=mean,
@@ -118,9 +134,3 @@ class _TensorTransform:
         pixels = functional.resize(pixels, [self.size], self.interpolation, antialias=True)
         scaled: Tensor = functional.center_crop(pixels, [self.size, self.size]).float() / 255
         return (scaled - self.mean) / self.std
-
-
-TRANSFORMS: Mapping[str, Callable[[PreprocessCfg], Transform]] = {
-    "pillow": pillow_transform,
-    "torchvision": torchvision_transform,
-}

@@ -1,4 +1,4 @@
-"""Encodes what a cache lacks. Importing this imports torch and open_clip."""
+"""Encodes what a cache lacks. Importing this imports torch."""
 
 import base64
 import errno
@@ -24,21 +24,19 @@ from ...cache import (
 from ...cache.common.device import resolve_device
 from ...cache.common.progress import Progress, no_progress
 from ...cache.key import differing_facts
-from ...cache.known import KnownVectors
-from ...cache.parts import PARTS, find_parts, remove_parts
+from ...cache.parts import PARTS, KnownVectors, find_parts, remove_parts
 from ...cache.schema import content_digest
 from ...cache.store import writing
 from ...cache.writer import write_caches
 from ..datasets.base import ClientImages, ImageDataset
 from ..datasets.sources import Source
-from ..encoders.openclip import Encoder, load_encoder
+from ..encoders.base import ImageEncoder
+from ..encoders.registry import fetch_encoder, library_versions, load_encoder
 from ..encoders.spec import RESIZERS
-from ..encoders.weights import fetch_encoder
 from ..manifest import (
     Skipped,
     encoder_request,
     forced_clients,
-    library_versions,
     listing,
     listings,
     make_entry,
@@ -78,7 +76,7 @@ class _Job:
 
     request: Request
     dataset: ImageDataset
-    encoder: Encoder
+    encoder: ImageEncoder
     folder: CacheFolder
     ranks: Ranks
     progress: Progress
@@ -89,6 +87,10 @@ class _Job:
     def of(cls, request: Request, dataset: ImageDataset, ranks: Ranks, progress: Progress) -> Self:
         """Load the encoder, whose key names the cache."""
         encoder = load_encoder(request.encoder, resolve_device(request.device, ranks.local_rank))
+        if not isinstance(encoder, ImageEncoder):
+            raise FedclipError(
+                f"{request.encoder.model}: encodes texts only; give a --model that encodes images"
+            )
         key = image_key(encoder.facts)
         path = request.cache_dir / dataset.name / f"{request.encoder.variant}-{key[:8]}"
         return cls(request, dataset, encoder, CacheFolder(path), ranks, progress, key)
@@ -195,9 +197,9 @@ def _encode(job: _Job) -> Extraction:
         "root": str(dataset.root),
         "request": encoder_request(request.encoder),
         "weights": stat_files(encoder.sources),
-        "versions": library_versions(),
+        "versions": library_versions(request.encoder),
         "key": job.key,
-        "encoder": dict(encoder.facts),
+        "encoder": encoder.facts.groups,
         "batch_size": batch_size,
         "clients": entries,
     }
@@ -233,7 +235,7 @@ def _encode(job: _Job) -> Extraction:
         folder=folder,
         clients=tuple(results),
         classes=len(dataset.class_names),
-        embed_dim=texts.features().shape[-1],
+        embed_dim=known.width,
         encoded_texts=encoded_texts,
         written=True,
         seconds=time.perf_counter() - start,
@@ -365,7 +367,12 @@ def _enter(
     ):
         outcomes[number] = _Outcome(bytes.fromhex(digest), problem)
     if receipt.part:
-        known.add_part(folder.path / PARTS / Path(receipt.part).name)
+        usable = [
+            bytes.fromhex(digest)
+            for digest, problem in zip(receipt.digests, receipt.problems, strict=True)
+            if not problem
+        ]
+        known.add_part(folder.path / PARTS / Path(receipt.part).name, usable)
 
 
 def _results(

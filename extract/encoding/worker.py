@@ -15,7 +15,7 @@ from ...cache import FedclipError
 from ...cache.common.progress import Progress, no_progress
 from ...cache.parts import write_part
 from ..datasets.sources import Source
-from ..encoders.openclip import Encoder, Launched
+from ..encoders.base import ImageEncoder, Launched
 from .clock import Clock
 from .loader import PixelBatch, is_out_of_memory, load_batches
 
@@ -68,7 +68,7 @@ class Share:
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: ImageEncoder,
         folder: Path,
         tasks: Sequence[Task],
         batch_size: int,

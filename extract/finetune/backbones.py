@@ -21,9 +21,9 @@ from torchvision.models import AlexNet_Weights, alexnet
 from ...cache import FedclipError
 from ...cache.common.errors import first_line
 from ...cache.key import file_sha256
-from ..encoders.openclip import Encoder
+from ..encoders.openclip import OpenClipEncoder, open_clip_decoder
 from ..encoders.spec import RANDOM
-from ..encoders.transforms import Decoder, PillowDecoder, Transform, make_decoder
+from ..encoders.transforms import Decoder, PillowDecoder, Transform
 from .images import ByteDecoder
 
 IMAGENET = "imagenet"
@@ -60,14 +60,16 @@ class Backbone:
     std: Sequence[float]
 
 
-def clip_backbone(encoder: Encoder) -> Backbone:
+def clip_backbone(encoder: OpenClipEncoder) -> Backbone:
     """Lend a CLIP, every parameter of it to be trained."""
     preprocess = PreprocessCfg(**open_clip.get_model_preprocess_cfg(encoder.model))
     _, height, width = encoder.pixel_shape
     return Backbone(
         facts={"backbone": "clip", "parameters": encoder.facts["parameters"]},
         network=lambda seed: deepcopy(encoder.model).requires_grad_(True),
-        decode=_ByteDecoder(make_decoder(replace(preprocess, **_AS_IT_IS), encoder.name.resizer)),
+        decode=_ByteDecoder(
+            open_clip_decoder(replace(preprocess, **_AS_IT_IS), encoder.name.resizer)
+        ),
         size=(height, width),
         mean=encoder.facts["mean"],
         std=encoder.facts["std"],

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...cache import FeatureCache, FedclipError
 from ...cache.common.fields import listed
+from ...cache.compatibility import check_comparable
 from ..models.base import Model
 from ..seeding import generator
 from ..settings import ALL_PROMPTS, Settings
@@ -196,8 +197,9 @@ def chosen_templates(cache: FeatureCache, prompts: Sequence[str]) -> tuple[str, 
     """Return the templates of the class texts: those given, all, or the first cached.
 
     Raises:
-        FedclipError: a template is not in the cache.
+        FedclipError: the images cannot be compared with texts, or a template is not in the cache.
     """
+    check_comparable(cache)
     if list(prompts) == [ALL_PROMPTS]:
         return cache.templates
     for template in prompts:

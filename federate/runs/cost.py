@@ -10,7 +10,7 @@ import torch
 from rich.filesize import decimal
 from torch import Tensor
 
-from ...cache import FeatureCache
+from ...cache import EncoderFacts, FeatureCache
 from ...cache.schema import DIGEST_SIZE
 from ..data.federation import FeaturePool, class_texts
 from ..data.samples import Samples
@@ -132,7 +132,7 @@ def drawn_cache(embed_dim: int, classes: int, rows: int) -> FeatureCache:
     return FeatureCache(
         dataset="drawn",
         client="drawn",
-        encoder={},
+        encoder=EncoderFacts(),
         logit_scale=100.0,
         normalized=False,
         image_features=features,

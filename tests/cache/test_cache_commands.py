@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedclip.cache import FeatureCache, read_cache
+from fedclip.cache import EncoderFacts, FeatureCache, read_cache
 from fedclip.cli import run
 
 MakeFeatures = Callable[..., FeatureCache]
@@ -261,7 +261,12 @@ def test_a_file_cut_short_is_one_line_that_names_it(
 def test_clients_of_different_encoders_are_one_line_that_names_both(
     command: Run, make_cache: MakeCache, make_features: MakeFeatures, arguments: list[str]
 ) -> None:
-    make_cache([make_features("art"), make_features("photo", encoder={"library": "other"})])
+    make_cache(
+        [
+            make_features("art"),
+            make_features("photo", encoder=EncoderFacts(shared={"library": "other"})),
+        ]
+    )
     complaint = command(*arguments).complaint
     assert "caches/tiny/drawn/art.h5 and caches/tiny/drawn/photo.h5" in complaint
     assert "(library)" in complaint
@@ -397,9 +402,11 @@ def test_a_user_sees_one_line_for_an_archive_that_cannot_be_used(
 def test_two_caches_differ_in_the_facts_that_are_named(
     command: Run, make_cache: MakeCache, make_features: MakeFeatures
 ) -> None:
-    encoder = {"library": "test", "model": "drawn", "parameters": 5}
+    encoder = EncoderFacts(shared={"library": "test"}, about={"model": "drawn", "parameters": 5})
     make_cache([make_features("photo", encoder=encoder)], "pets/a")
-    other = {"library": "test", "model": "called otherwise", "precision": "bf16"}
+    other = EncoderFacts(
+        shared={"library": "test", "precision": "bf16"}, about={"model": "called otherwise"}
+    )
     make_cache([make_features("photo", 7, encoder=other, templates=("a {}",))], "pets/b")
     assert command("cache", "diff", "pets/a", "pets/b").out == [
         "encoder precision",

@@ -2,6 +2,7 @@
 
 import ctypes
 import hashlib
+import json
 import os
 import struct
 import subprocess
@@ -18,9 +19,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from fedclip.cache import CacheError, FeatureCache, read_cache, write_cache
+from fedclip.cache import CacheError, EncoderFacts, FeatureCache, read_cache, write_cache
 from fedclip.cache.key import canonical_json
-from fedclip.cache.schema import ATTRIBUTES, DATASETS, MAGIC, body_sha256, pack_block
+from fedclip.cache.schema import ATTRIBUTES, DATASETS, MAGIC, pack_block
 
 MakeFeatures = Callable[..., FeatureCache]
 Edit = Callable[[h5py.File], None]
@@ -32,7 +33,19 @@ many = settings(shared_folder, max_examples=400)
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
 SAFE_NAMES = st.from_regex(r"[a-zé0-9][a-z_.+-]{0,9}", fullmatch=True)
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT
-ENCODERS = st.dictionaries(TEXT, SCALARS.filter(lambda fact: fact not in (np.inf, -np.inf)))
+FACTS = st.dictionaries(TEXT, SCALARS.filter(lambda fact: fact not in (np.inf, -np.inf)))
+GROUPS = ("shared", "image", "text", "about")
+
+
+def grouped(facts: dict[str, Any]) -> EncoderFacts:
+    """Spread facts over the groups."""
+    groups: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
+    for index, (name, fact) in enumerate(facts.items()):
+        groups[GROUPS[index % 4]][name] = fact
+    return EncoderFacts(**groups)
+
+
+ENCODERS = FACTS.map(grouped)
 
 
 def assert_same(cache: FeatureCache, other: FeatureCache) -> None:
@@ -43,6 +56,7 @@ def assert_same(cache: FeatureCache, other: FeatureCache) -> None:
             np.testing.assert_array_equal(value, other_value)
         else:
             assert value == other_value
+    assert cache.encoder.groups == other.encoder.groups
 
 
 def refusal(path: Path) -> str:
@@ -55,19 +69,58 @@ def refusal(path: Path) -> str:
     return message
 
 
+def sealed(body: bytes, version: int = 2) -> bytes:
+    """Put the block of a format version before a file's body."""
+    return (
+        MAGIC + struct.pack("<I", version) + pack_block(hashlib.sha256(body).digest())[16:] + body
+    )
+
+
 def seal(path: Path) -> None:
     """Give a file's block the hash of what the file holds now."""
-    with path.open("r+b") as file:
-        block = pack_block(body_sha256(file))
-        file.seek(0)
-        file.write(block)
+    content = path.read_bytes()
+    path.write_bytes(sealed(content[512:], content[12]))
+
+
+def as_version_1(path: Path) -> None:
+    """Make a file what version 1 of the format would have been."""
+    with h5py.File(path, "r+") as file:
+        encoder = EncoderFacts.from_groups(json.loads(file.attrs["encoder"]))
+        file.attrs["encoder"] = np.bytes_(canonical_json(dict(encoder)).encode())
+        file.attrs["encoding-version"] = np.bytes_(b"1")
+        file.move("class_names", "text/class_names")
+    path.write_bytes(sealed(path.read_bytes()[512:], 1))
+
+
+@pytest.fixture(params=[1, 2], ids=["version 1", "version 2"])
+def version(request: pytest.FixtureRequest) -> int:
+    """Give each format version."""
+    return int(request.param)
 
 
 @pytest.fixture
-def path(make_features: MakeFeatures, tmp_path: Path) -> Path:
-    """Give a small cache file."""
+def path(make_features: MakeFeatures, tmp_path: Path, version: int) -> Path:
+    """Give a small cache file of each format version."""
     path = tmp_path / "photo.h5"
     write_cache(make_features("photo", rows=6, width=4), path)
+    if version == 1:
+        as_version_1(path)
+    return path
+
+
+@pytest.fixture
+def written(make_features: MakeFeatures, tmp_path: Path) -> Path:
+    """Give a small cache file of the version that is written."""
+    path = tmp_path / "photo.h5"
+    write_cache(make_features("photo", rows=6, width=4), path)
+    return path
+
+
+@pytest.fixture
+def textless(make_features: MakeFeatures, tmp_path: Path) -> Path:
+    """Give a small cache file without class texts."""
+    path = tmp_path / "photo.h5"
+    write_cache(make_features("photo", rows=6, width=4, templates=()), path)
     return path
 
 
@@ -90,13 +143,17 @@ def test_what_was_written_is_what_is_read(
     make_features: MakeFeatures, tmp_path: Path, data: st.DataObject
 ) -> None:
     rows = data.draw(st.integers(1, 12))
+    classes = data.draw(st.lists(TEXT, min_size=1, max_size=4, unique=True))
+    templates = data.draw(st.lists(TEXT, max_size=3, unique=True))
+    text_width = data.draw(st.integers(1, 9)) if templates else 0
     cache = make_features(
         client=data.draw(SAFE_NAMES),
         dataset=data.draw(SAFE_NAMES),
         rows=rows,
         width=data.draw(st.integers(1, 9)),
-        classes=data.draw(st.lists(TEXT, min_size=1, max_size=4, unique=True)),
-        templates=data.draw(st.lists(TEXT, min_size=1, max_size=3, unique=True)),
+        classes=classes,
+        templates=templates,
+        text_features=np.full((len(classes), len(templates), text_width), 7, np.float32),
         seed=data.draw(st.integers(0, 9)),
         ids=tuple(data.draw(st.lists(TEXT, min_size=rows, max_size=rows, unique=True))),
         encoder=data.draw(ENCODERS),
@@ -152,18 +209,18 @@ def test_equal_caches_give_equal_bytes_whenever_they_are_written(
     assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
 
 
-def test_the_first_512_bytes_vouch_for_the_rest(path: Path) -> None:
-    content = path.read_bytes()
+def test_the_first_512_bytes_vouch_for_the_rest(written: Path) -> None:
+    content = written.read_bytes()
     assert content[:12] == b"\x89FEDCLIP\r\n\x1a\n"
-    assert content[12:16] == struct.pack("<I", 1)
+    assert content[12:16] == struct.pack("<I", 2)
     assert content[16:48] == hashlib.sha256(content[512:]).digest()
     assert content[48:512] == bytes(464)
     assert content[512:520] == b"\x89HDF\r\n\x1a\n"
 
 
-def test_any_hdf5_tool_reads_the_attributes(make_features: MakeFeatures, path: Path) -> None:
+def test_any_hdf5_tool_reads_the_attributes(make_features: MakeFeatures, written: Path) -> None:
     cache = make_features("photo", rows=6, width=4)
-    with h5py.File(path) as file:
+    with h5py.File(written) as file:
         attributes = dict(file.attrs)
         strings = {
             name: h5py.check_string_dtype(file.attrs.get_id(name).dtype) for name in file.attrs
@@ -181,20 +238,21 @@ def test_any_hdf5_tool_reads_the_attributes(make_features: MakeFeatures, path: P
     texts = {name: attributes[name].decode() for name, info in strings.items() if info}
     assert texts == {
         "encoding-type": "fedclip-features",
-        "encoding-version": "1",
+        "encoding-version": "2",
         "dataset": "tiny",
         "client": "photo",
         "key": cache.key,
-        "encoder": '{"library":"test","model":"drawn","parameters":1000000}',
+        "encoder": '{"about":{"model":"drawn","parameters":1000000},"image":{},'
+        '"shared":{"library":"test"},"text":{}}',
     }
     assert set(attributes) == set(ATTRIBUTES)
     for name, text in texts.items():
         assert strings[name] == ("utf-8", len(text))
 
 
-def test_any_hdf5_tool_reads_the_datasets(make_features: MakeFeatures, path: Path) -> None:
+def test_any_hdf5_tool_reads_the_datasets(make_features: MakeFeatures, written: Path) -> None:
     cache = make_features("photo", rows=6, width=4)
-    with h5py.File(path) as file:
+    with h5py.File(written) as file:
         found: list[str] = []
         file.visititems(
             lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None
@@ -203,17 +261,17 @@ def test_any_hdf5_tool_reads_the_datasets(make_features: MakeFeatures, path: Pat
         np.testing.assert_array_equal(file["image/features"][()], cache.image_features)
         np.testing.assert_array_equal(file["image/digests"][()], cache.digests)
         assert file["image/ids"].asstr()[()].tolist() == list(cache.ids)
-        assert file["text/class_names"].asstr()[()].tolist() == ["cat", "dog", "fish"]
+        assert file["class_names"].asstr()[()].tolist() == ["cat", "dog", "fish"]
         assert {name: (file[name].dtype.str, file[name].shape) for name in DATASETS} == {
             "image/features": ("<f4", (6, 4)),
             "image/labels": ("<i4", (6,)),
             "image/ids": ("|S14", (6,)),
             "image/digests": ("|u1", (6, 16)),
-            "text/class_names": ("|S4", (3,)),
+            "class_names": ("|S4", (3,)),
             "text/templates": ("|S17", (1,)),
             "text/features": ("<f4", (3, 1, 4)),
         }
-        for name in ("image/ids", "text/class_names", "text/templates"):
+        for name in ("image/ids", "class_names", "text/templates"):
             info = h5py.check_string_dtype(file[name].dtype)
             assert info == ("utf-8", file[name].dtype.itemsize)
         assert all(file[name].fletcher32 for name in DATASETS)
@@ -281,6 +339,18 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 @many
 @given(data=st.data())
 def test_any_one_byte_changed_is_refused(path: Path, data: st.DataObject) -> None:
+    check_changed(path, data)
+
+
+@many
+@given(data=st.data())
+def test_any_one_byte_changed_is_refused_without_class_texts(
+    textless: Path, data: st.DataObject
+) -> None:
+    check_changed(textless, data)
+
+
+def check_changed(path: Path, data: st.DataObject) -> None:
     content = bytearray(path.read_bytes())
     position = data.draw(st.integers(0, len(content) - 1), "position")
     content[position] ^= data.draw(st.integers(1, 255), "xor")
@@ -315,14 +385,41 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: bytes) -> No
     assert "is not a fedclip cache file" in refusal(path)
 
 
-@pytest.mark.parametrize("version", [0, 2, 256, 2**32 - 1])
-def test_a_file_of_another_format_version_is_refused_and_both_are_named(
-    path: Path, version: int
+@pytest.mark.parametrize("unknown", [0, 3, 256, 2**32 - 1])
+def test_a_file_of_an_unknown_format_version_is_refused_with_those_that_are_read(
+    path: Path, unknown: int
 ) -> None:
     content = bytearray(path.read_bytes())
-    content[len(MAGIC) : len(MAGIC) + 4] = struct.pack("<I", version)
+    content[len(MAGIC) : len(MAGIC) + 4] = struct.pack("<I", unknown)
     path.write_bytes(content)
-    assert f"version {version}, and this fedclip reads version 1;" in refusal(path)
+    assert f"version {unknown}, and this fedclip reads versions 1 to 2;" in refusal(path)
+
+
+def test_a_file_of_the_other_format_version_than_it_says_is_refused(
+    path: Path, version: int
+) -> None:
+    path.write_bytes(sealed(path.read_bytes()[512:], 3 - version))
+    assert f"version '{version}', and its first block promises" in refusal(path)
+
+
+def test_a_file_of_version_1_is_read_as_it_was(make_features: MakeFeatures, tmp_path: Path) -> None:
+    flat = {"library": "test", "mean": [0.5], "tokenizer": "t", "model": "m"}
+    facts = EncoderFacts({"library": "test"}, {"mean": [0.5]}, {"tokenizer": "t"}, {"model": "m"})
+    cache = make_features("photo", rows=6, width=4, encoder=facts, templates=("a {}", "the {}"))
+    write_cache(cache, tmp_path / "photo.h5")
+    as_version_1(tmp_path / "photo.h5")
+    with h5py.File(tmp_path / "photo.h5") as file:
+        assert json.loads(file.attrs["encoder"]) == flat
+        assert "class_names" not in file
+    assert_same(read_cache(tmp_path / "photo.h5"), cache)
+
+
+def test_a_cache_without_class_texts_has_no_group_of_them(
+    make_features: MakeFeatures, textless: Path
+) -> None:
+    with h5py.File(textless) as file:
+        assert sorted(file) == ["class_names", "image"]
+    assert_same(read_cache(textless), make_features("photo", rows=6, width=4, templates=()))
 
 
 # From here on every file has a valid hash: somebody meant it to be read.
@@ -337,21 +434,29 @@ def attribute(name: str, value: Any) -> Edit:
     return change
 
 
+def at(file: h5py.File, name: str) -> str:
+    """Where a file of its version has the dataset of this name."""
+    return "text/class_names" if name == "class_names" and name not in file else name
+
+
 def dataset(name: str, **options: Any) -> Edit:
     def change(file: h5py.File) -> None:
-        del file[name]
+        path = at(file, name)
+        del file[path]
         if options:
-            file.create_dataset(name, **options)
+            file.create_dataset(path, **options)
 
     return change
 
 
 def encoder(facts: Any) -> Edit:
-    """Swap the encoder for another, together with its key."""
+    """Swap the encoder for another of these shared facts, together with its key."""
 
     def change(file: h5py.File) -> None:
-        file.attrs["encoder"] = facts if isinstance(facts, str) else canonical_json(facts)
-        file.attrs["key"] = hashlib.sha256(file.attrs["encoder"].encode()).hexdigest()
+        text = facts if isinstance(facts, str) else canonical_json(facts)
+        groups = '{"shared":' + text + ',"image":{},"text":{},"about":{}}'
+        file.attrs["encoder"] = text if at(file, "class_names") != "class_names" else groups
+        file.attrs["key"] = hashlib.sha256(text.encode()).hexdigest()
 
     return change
 
@@ -366,33 +471,36 @@ def all_of(*changes: Edit) -> Edit:
 
 def soft_link(name: str) -> Edit:
     def change(file: h5py.File) -> None:
-        file.move(name, "elsewhere")
-        file[name] = h5py.SoftLink("/elsewhere")
+        path = at(file, name)
+        file.move(path, "elsewhere")
+        file[path] = h5py.SoftLink("/elsewhere")
 
     return change
 
 
 def put(name: str, item: Any) -> Edit:
     def change(file: h5py.File) -> None:
-        del file[name]
-        file[name] = item
+        path = at(file, name)
+        del file[path]
+        file[path] = item
 
     return change
 
 
 def group_instead(name: str) -> Edit:
     def change(file: h5py.File) -> None:
-        del file[name]
-        file.create_group(name)
+        path = at(file, name)
+        del file[path]
+        file.create_group(path)
 
     return change
 
 
 def value_at(name: str, place: Any, value: Any) -> Edit:
     def change(file: h5py.File) -> None:
-        values = file[name][()]
+        values = file[at(file, name)][()]
         values[place] = value
-        file[name][...] = values
+        file[at(file, name)][...] = values
 
     return change
 
@@ -415,7 +523,7 @@ def test_a_dataset_that_is_not_there_itself_is_named(
 def test_a_dataset_of_another_kind_is_named(
     edited: Callable[[Edit], Path], name: str, data: Any
 ) -> None:
-    assert f"has {name} as " in refusal(edited(dataset(name, data=data)))
+    assert f"{name} as " in refusal(edited(dataset(name, data=data)))
 
 
 @pytest.mark.parametrize("name", DATASETS)
@@ -423,11 +531,12 @@ def test_a_dataset_with_another_number_of_dimensions_is_named(
     edited: Callable[[Edit], Path], name: str
 ) -> None:
     def add_dimension(file: h5py.File) -> None:
-        data = file[name][()]
-        del file[name]
-        file[name] = data[..., None]
+        path = at(file, name)
+        data = file[path][()]
+        del file[path]
+        file[path] = data[..., None]
 
-    assert f"has {name} as " in refusal(edited(add_dimension))
+    assert f"{name} as " in refusal(edited(add_dimension))
 
 
 @pytest.mark.parametrize("rows", [10_000, 2**40, 2**62])
@@ -452,11 +561,12 @@ def test_a_dataset_that_is_compressed_is_refused(
     edited: Callable[[Edit], Path], name: str, filters: dict[str, Any]
 ) -> None:
     def compress(file: h5py.File) -> None:
-        data = file[name][()]
-        del file[name]
-        file.create_dataset(name, data=data, chunks=data.shape, fletcher32=True, **filters)
+        path = at(file, name)
+        data = file[path][()]
+        del file[path]
+        file.create_dataset(path, data=data, chunks=data.shape, fletcher32=True, **filters)
 
-    assert f"keeps {name} compressed, as no fedclip does" in refusal(edited(compress))
+    assert f"{name} compressed, as no fedclip does" in refusal(edited(compress))
 
 
 def test_a_chunk_that_claims_more_than_the_file_has_is_never_allocated(
@@ -485,7 +595,7 @@ WRONG_PARTS = {
     "ids that are all zeros": dataset("image/ids", data=np.zeros(6, "S4")),
     "big-endian labels": dataset("image/labels", data=np.zeros(6, ">i4")),
     "a label outside": value_at("image/labels", 3, 3),
-    "a class named twice": value_at("text/class_names", 0, b"dog"),
+    "a class named twice": value_at("class_names", 0, b"dog"),
     "Inf in text features": value_at("text/features", (0, 0, 0), np.inf),
     "NaN in a row": value_at("image/features", (2, 1), np.nan),
     "NaN in a row named in two lines": all_of(
@@ -509,8 +619,10 @@ def test_a_sealed_file_with_wrong_parts_is_refused(
     [
         ("encoding-type", "other-features"),
         ("encoding-type", "other\nfeatures"),
-        ("encoding-version", "2"),
+        ("encoding-version", "3"),
+        ("encoding-version", "1 "),
         ("encoding-version", 1),
+        ("encoding-version", 2),
         ("dataset", "../up"),
         ("dataset", h5py.Empty("S3")),
         ("client", "a/b"),
@@ -586,15 +698,28 @@ def test_a_sealed_file_with_another_encoder_and_its_key_is_read(
 @pytest.mark.parametrize("body", [b"", b"text", b"\x89HDF\r\n\x1a\n", b"\x89HDF\r\n\x1a\n" * 500])
 def test_a_sealed_file_that_is_no_hdf5_is_refused(tmp_path: Path, body: bytes) -> None:
     path = tmp_path / "photo.h5"
-    path.write_bytes(pack_block(hashlib.sha256(body).digest()) + body)
-    refusal(path)
+    for version in (1, 2):
+        path.write_bytes(sealed(body, version))
+        refusal(path)
 
 
 @settings(shared_folder, derandomize=True, max_examples=300)
 @given(data=st.data())
 def test_a_sealed_file_with_damaged_hdf5_is_read_or_refused(
-    path: Path, data: st.DataObject
+    path: Path, version: int, data: st.DataObject
 ) -> None:
+    check_damaged(path, version, data)
+
+
+@settings(shared_folder, derandomize=True, max_examples=300)
+@given(data=st.data())
+def test_a_sealed_file_without_class_texts_with_damaged_hdf5_is_read_or_refused(
+    textless: Path, data: st.DataObject
+) -> None:
+    check_damaged(textless, 2, data)
+
+
+def check_damaged(path: Path, version: int, data: st.DataObject) -> None:
     body = bytearray(path.read_bytes()[512:])
     # HDF5 keeps what it parses first at the beginning.
     positions = st.integers(0, 1000) | st.integers(0, len(body) - 1)
@@ -602,12 +727,12 @@ def test_a_sealed_file_with_damaged_hdf5_is_read_or_refused(
         st.lists(st.tuples(positions, st.integers(1, 255)), min_size=1, max_size=3)
     ):
         body[position] ^= xor
-    sealed = path.with_name("sealed.h5")
-    sealed.write_bytes(pack_block(hashlib.sha256(body).digest()) + body)
+    damaged = path.with_name("sealed.h5")
+    damaged.write_bytes(sealed(bytes(body), version))
     try:
-        read_cache(sealed)
+        read_cache(damaged)
     except CacheError:
-        refusal(sealed)
+        refusal(damaged)
 
 
 def external_link(name: str, other: Path) -> Edit:
@@ -663,6 +788,69 @@ def test_a_sealed_file_never_makes_us_open_another_file(
         assert os.read(watch, 4096)  # and so the silence before meant something
     finally:
         os.close(watch)
+
+
+WRONG_TEXTS = {
+    "no features": dataset("text/features"),
+    "no templates": dataset("text/templates"),
+    "features of no width": dataset("text/features", data=np.zeros((3, 1, 0), "<f4")),
+    "features of fewer classes": dataset("text/features", data=np.zeros((2, 1, 4), "<f4")),
+    "features of more templates": dataset("text/features", data=np.zeros((3, 2, 4), "<f4")),
+    "a link to nowhere": put("text", h5py.SoftLink("/nowhere")),
+    "a link to no file": put("text", h5py.ExternalLink("nowhere.h5", "/text")),
+    "an empty group": group_instead("text"),
+    "a group and no classes": dataset("class_names"),
+    "class names among the texts": lambda file: file.move("class_names", "text/class_names"),
+}
+
+
+@pytest.mark.parametrize("change", WRONG_TEXTS.values(), ids=WRONG_TEXTS)
+def test_a_sealed_file_with_half_its_class_texts_is_refused(written: Path, change: Edit) -> None:
+    with h5py.File(written, "r+") as file:
+        change(file)
+    seal(written)
+    refusal(written)
+
+
+def test_in_version_1_class_texts_must_be_there_and_as_wide_as_the_images(
+    make_features: MakeFeatures, tmp_path: Path
+) -> None:
+    path = tmp_path / "photo.h5"
+    write_cache(make_features(width=4, text_features=np.ones((3, 1, 5), np.float32)), path)
+    as_version_1(path)
+    assert "has text/features 5 wide and image/features 4" in refusal(path)
+    for name in ("text/features", "text/templates"):
+        write_cache(make_features(width=4), path)
+        as_version_1(path)
+        with h5py.File(path, "r+") as file:
+            del file[name]
+        seal(path)
+        assert f"has no {name} of its own" in refusal(path)
+
+
+EMPTY: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
+WRONG_GROUPS: dict[str, Any] = {
+    "flat facts": {"library": "test"},
+    "no group": {},
+    "a group missing": {group: {} for group in GROUPS[1:]},
+    "a group too many": {**EMPTY, "other": {}},
+    "a group that is a list": {**EMPTY, "text": []},
+    "a group that is null": {**EMPTY, "about": None},
+    "a fact in two groups": {**EMPTY, "image": {"a": 1}, "text": {"a": 1}},
+    "a fact in two groups that it does not shape": {**EMPTY, "shared": {"a": 1}, "about": {"a": 1}},
+}
+
+
+@pytest.mark.parametrize("groups", WRONG_GROUPS.values(), ids=WRONG_GROUPS)
+def test_a_sealed_file_whose_facts_are_grouped_otherwise_is_refused(
+    written: Path, groups: dict[str, Any]
+) -> None:
+    facts = {**dict(groups.get("shared") or {}), **dict(groups.get("image") or {})}
+    with h5py.File(written, "r+") as file:
+        file.attrs["encoder"] = canonical_json(groups)
+        file.attrs["key"] = hashlib.sha256(canonical_json(facts).encode()).hexdigest()
+    seal(written)
+    assert "has an encoder" in refusal(written) or "in two groups" in refusal(written)
 
 
 def test_a_chunk_that_fails_its_checksum_is_refused(edited: Callable[[Edit], Path]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedclip.cache import CacheError, FeatureCache, FedclipError
+from fedclip.cache import CacheError, EncoderFacts, FeatureCache, FedclipError
 from fedclip.cache.schema import (
     BLOCK_SIZE,
     FORMAT_VERSION,
@@ -30,19 +30,19 @@ HASH = bytes(range(32))
 
 def test_the_block_is_magic_version_hash_and_zeros() -> None:
     block = pack_block(HASH)
-    assert block == b"\x89FEDCLIP\r\n\x1a\n" + struct.pack("<I", 1) + HASH + bytes(464)
-    assert (len(block), BLOCK_SIZE, FORMAT_VERSION) == (512, 512, 1)
+    assert block == b"\x89FEDCLIP\r\n\x1a\n" + struct.pack("<I", 2) + HASH + bytes(464)
+    assert (len(block), BLOCK_SIZE, FORMAT_VERSION) == (512, 512, 2)
 
 
 @given(st.binary(min_size=32, max_size=32))
 def test_the_block_gives_back_its_hash(sha256: bytes) -> None:
-    assert unpack_block(pack_block(sha256)) == sha256
+    assert unpack_block(pack_block(sha256)) == (2, sha256)
 
 
-@given(st.integers(0, 2**32 - 1).filter(lambda version: version != FORMAT_VERSION))
-def test_another_format_version_is_refused_and_both_are_named(version: int) -> None:
+@given(st.just(0) | st.integers(FORMAT_VERSION + 1, 2**32 - 1))
+def test_an_unknown_format_version_is_refused_with_those_that_are_read(version: int) -> None:
     block = MAGIC + struct.pack("<I", version) + pack_block(HASH)[len(MAGIC) + 4 :]
-    with pytest.raises(CacheError, match=rf"version {version}, .* reads version 1$"):
+    with pytest.raises(CacheError, match=rf"version {version}, .* reads versions 1 to 2$"):
         unpack_block(block)
 
 
@@ -72,7 +72,10 @@ def test_a_digest_is_blake2b_of_128_bits() -> None:
 
 
 def test_features_know_their_width_and_their_key(make_features: MakeFeatures) -> None:
-    cache = make_features(width=6, encoder={"library": "test", "model": "called anything"})
+    cache = make_features(
+        width=6,
+        encoder=EncoderFacts(shared={"library": "test"}, about={"model": "called anything"}),
+    )
     assert cache.embed_dim == 6
     assert cache.key == hashlib.sha256(b'{"library":"test"}').hexdigest()
 
@@ -96,7 +99,9 @@ def test_names_that_cannot_name_a_file_are_refused(
         ("digests", np.zeros((5, 16), np.uint8), "where (4, 16) belongs"),
         ("class_names", ("cat", "dog"), "has text/features of shape (3, 1, 8) where (2, 1, 8)"),
         ("templates", ("a {}", "the {}"), "where (3, 2, 8) belongs"),
-        ("text_features", np.zeros((3, 1, 7), np.float32), "has text/features of shape (3, 1, 7)"),
+        ("text_features", np.zeros((2, 1, 8), np.float32), "has text/features of shape (2, 1, 8)"),
+        ("text_features", np.zeros((3, 0, 0), np.float32), "where (3, 1, 0) belongs"),
+        ("templates", (), "has text/features of shape (3, 1, 8) where (3, 0, 0) belongs"),
         ("text_features", np.zeros((3, 8), np.float32), "has text/features of shape (3, 8)"),
         ("image_features", np.zeros(8, np.float32), "image/features of shape (8,)"),
         ("image_features", np.zeros((4, 8, 1), np.float32), "image/features of shape (4, 8, 1)"),
@@ -113,11 +118,8 @@ def test_shapes_that_do_not_fit_are_refused(
 @pytest.mark.parametrize(
     "empty",
     [
-        {
-            "image_features": np.zeros((20, 0), np.float32),
-            "text_features": np.zeros((3, 1, 0), np.float32),
-        },
-        {"templates": (), "text_features": np.zeros((3, 0, 8), np.float32)},
+        {"image_features": np.zeros((20, 0), np.float32)},
+        {"text_features": np.zeros((3, 1, 0), np.float32)},
         {
             "image_features": np.zeros((0, 8), np.float32),
             "labels": np.zeros(0, np.int32),
@@ -130,11 +132,31 @@ def test_shapes_that_do_not_fit_are_refused(
             "text_features": np.zeros((0, 1, 8), np.float32),
         },
     ],
-    ids=["width", "templates", "rows", "classes"],
+    ids=["width", "text width", "rows", "classes"],
 )
 def test_nothing_may_be_empty(make_features: MakeFeatures, empty: dict[str, Any]) -> None:
-    with pytest.raises(CacheError, match="none of these may be 0"):
+    with pytest.raises(CacheError, match=r"may (not )?be 0"):
         replace(make_features(), **empty)
+
+
+def test_class_texts_may_be_of_another_width(make_features: MakeFeatures) -> None:
+    cache = make_features(width=8, text_features=np.ones((3, 1, 5), np.float32))
+    assert (cache.embed_dim, cache.text_features.shape) == (8, (3, 1, 5))
+
+
+def test_class_texts_may_be_missing(make_features: MakeFeatures) -> None:
+    cache = make_features(templates=())
+    assert cache.class_names == ("cat", "dog", "fish")
+    assert cache.content == make_features().content
+    assert cache.key == make_features().key
+
+
+def test_the_text_key_without_templates_is_that_of_no_template(make_features: MakeFeatures) -> None:
+    cache = make_features(templates=())
+    assert (
+        cache.text_key
+        == hashlib.sha256(b'[{"library":"test"},["cat","dog","fish"],[]]').hexdigest()
+    )
 
 
 @pytest.mark.parametrize(

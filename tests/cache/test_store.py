@@ -13,6 +13,7 @@ import pytest
 from fedclip.cache import (
     CacheError,
     CacheFolder,
+    EncoderFacts,
     FeatureCache,
     find_caches,
     latest_cache,
@@ -253,13 +254,13 @@ def refusal_of(folder: Path, first: FeatureCache, second: FeatureCache) -> str:
 @pytest.mark.parametrize(
     ("encoder", "facts"),
     [
-        ({"library": "other", "model": "drawn"}, "(library)"),
-        ({"library": "other", "size": 32}, "(library, size)"),
-        ({"library": "test", "precision": "fp16"}, "(precision)"),
+        (EncoderFacts(shared={"library": "other"}, about={"model": "drawn"}), "(library)"),
+        (EncoderFacts(shared={"library": "other"}, image={"size": 32}), "(library, size)"),
+        (EncoderFacts(shared={"library": "test", "precision": "fp16"}), "(precision)"),
     ],
 )
 def test_clients_of_different_encoders_are_refused_with_what_differs(
-    make_features: MakeFeatures, tmp_path: Path, encoder: dict[str, Any], facts: str
+    make_features: MakeFeatures, tmp_path: Path, encoder: EncoderFacts, facts: str
 ) -> None:
     message = refusal_of(tmp_path, make_features("photo"), make_features("sketch", encoder=encoder))
     assert f"are of different encoders {facts}" in message
@@ -268,8 +269,10 @@ def test_clients_of_different_encoders_are_refused_with_what_differs(
 def test_a_fact_that_is_none_is_told_from_one_that_is_missing(
     make_features: MakeFeatures, tmp_path: Path
 ) -> None:
-    first = make_features("photo", encoder={"library": "test"})
-    second = make_features("sketch", encoder={"library": "test", "resize": None})
+    first = make_features("photo", encoder=EncoderFacts(shared={"library": "test"}))
+    second = make_features(
+        "sketch", encoder=EncoderFacts(shared={"library": "test"}, image={"resize": None})
+    )
     assert "different encoders (resize)" in refusal_of(tmp_path, first, second)
 
 
@@ -277,7 +280,7 @@ def test_encoders_that_only_are_called_differently_are_one(
     make_features: MakeFeatures, tmp_path: Path
 ) -> None:
     for client, model in (("photo", "ViT-B-32"), ("sketch", "local-dir:vit")):
-        encoder = {"library": "test", "model": model}
+        encoder = EncoderFacts(shared={"library": "test"}, about={"model": model})
         write_cache(make_features(client, encoder=encoder), tmp_path / f"{client}.h5")
     assert len(load_cache(CacheFolder(tmp_path))) == 2
 

@@ -20,7 +20,7 @@ from PIL import Image
 from fedclip.cache import read_cache
 from fedclip.cache.common.files import replacing
 from fedclip.cli import run
-from fedclip.extract.encoders.openclip import Encoder
+from fedclip.extract.encoders.openclip import OpenClipEncoder
 from fedclip.extract.encoders.prompts import templates_of
 
 MakeImages = Callable[..., Path]
@@ -119,10 +119,10 @@ def test_a_gpu_without_memory_for_a_batch_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def full(self: Encoder, pixels: torch.Tensor) -> None:
+    def full(self: OpenClipEncoder, pixels: torch.Tensor) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nGPU 0 has ...")
 
-    monkeypatch.setattr(Encoder, "launch_images", full)
+    monkeypatch.setattr(OpenClipEncoder, "launch_images", full)
     assert extract("--dataset", make_images()) == 2
     assert "batches of 64 images need more memory" in only_error(capsys.readouterr().err)
 

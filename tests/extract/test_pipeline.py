@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from fedclip.cache import (
     CacheFolder,
+    EncoderFacts,
     FeatureCache,
     FedclipError,
     image_key,
@@ -36,7 +37,7 @@ from fedclip.cache.schema import content_digest
 from fedclip.cache.store import writing
 from fedclip.extract import pipeline
 from fedclip.extract.datasets.sources import FileSource
-from fedclip.extract.encoders.openclip import Encoder
+from fedclip.extract.encoders.openclip import OpenClipEncoder
 from fedclip.extract.encoders.spec import EncoderName
 from fedclip.extract.pipeline import extract
 from fedclip.extract.request import Extraction, Request
@@ -168,11 +169,11 @@ def test_an_extraction_leaves_a_file_for_each_client_and_a_manifest(
             name: version(name) for name in ("open_clip_torch", "torch", "torchvision", "pillow")
         },
         "key": key,
-        "encoder": dict(client(result).encoder),
+        "encoder": client(result).encoder.groups,
         "batch_size": 4,
     }
     assert {name: manifest[name] for name in expected} == expected
-    assert image_key(manifest["encoder"]) == key
+    assert image_key(EncoderFacts.from_groups(manifest["encoder"])) == key
     entries = manifest["clients"].items()
     assert {name: (entry["rows"], entry["skipped"]) for name, entry in entries} == {
         "photo": (6, []),
@@ -672,13 +673,13 @@ def test_a_cache_keeps_the_batch_size_it_was_begun_with(
     run: Extract, make_images: MakeImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shapes: list[tuple[int, ...]] = []
-    encode = Encoder.launch_images
+    encode = OpenClipEncoder.launch_images
 
-    def recorded(self: Encoder, pixels: torch.Tensor) -> Any:
+    def recorded(self: OpenClipEncoder, pixels: torch.Tensor) -> Any:
         shapes.append(tuple(pixels.shape))
         return encode(self, pixels)
 
-    monkeypatch.setattr(Encoder, "launch_images", recorded)
+    monkeypatch.setattr(OpenClipEncoder, "launch_images", recorded)
     root = make_images()
     run(root, batch_size=4)
     draw(root / "photo" / "cat" / "new.png", seed=1000)
@@ -885,16 +886,16 @@ def test_an_extraction_that_dies_leaves_no_client_without_the_others(
     run: Extract, make_images: MakeImages, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     root = make_images()
-    encode = Encoder.launch_images
+    encode = OpenClipEncoder.launch_images
     batches = iter(range(2))
 
-    def dying(self: Encoder, pixels: torch.Tensor) -> Any:
+    def dying(self: OpenClipEncoder, pixels: torch.Tensor) -> Any:
         if next(batches, None) is None:
             raise MemoryError
         return encode(self, pixels)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Encoder, "launch_images", dying)
+        patch.setattr(OpenClipEncoder, "launch_images", dying)
         with pytest.raises(MemoryError):
             run(root)
     left = [path.name for path in run.cache_dir.rglob("*") if path.is_file()]
@@ -975,10 +976,10 @@ def test_a_stray_file_of_another_width_is_named_or_passed_over(
 def test_a_cache_folder_that_cannot_be_is_refused_before_anything_is_encoded(
     run: Extract, make_images: MakeImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def forbidden(self: Encoder, pixels: torch.Tensor) -> Any:
+    def forbidden(self: OpenClipEncoder, pixels: torch.Tensor) -> Any:
         raise AssertionError("encoded before the folder was there")
 
-    monkeypatch.setattr(Encoder, "launch_images", forbidden)
+    monkeypatch.setattr(OpenClipEncoder, "launch_images", forbidden)
     (tmp_path / "file").touch()
     with pytest.raises((FedclipError, OSError)):
         run(make_images(), cache_dir=tmp_path / "file")

@@ -14,9 +14,9 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image, UnidentifiedImageError
 
 from fedclip.cache import FedclipError
-from fedclip.extract.encoders.openclip import load_encoder
+from fedclip.extract.encoders.openclip import load_encoder, open_clip_decoder
 from fedclip.extract.encoders.spec import LOCAL_DIR, EncoderName
-from fedclip.extract.encoders.transforms import Decoder, make_decoder
+from fedclip.extract.encoders.transforms import Decoder
 from fedclip.extract.finetune.backbones import alexnet_backbone, clip_backbone
 
 PREPROCESS = PreprocessCfg(size=224)
@@ -37,7 +37,7 @@ def saved(image: Image.Image, kind: str = "jpeg", **options: object) -> bytes:
 
 def distance(content: bytes, preprocess: PreprocessCfg = PREPROCESS) -> float:
     """Largest difference of the two resizers' pixels, in steps of 1/255."""
-    pixels = [make_decoder(preprocess, name)(content) for name in ("torchvision", "pillow")]
+    pixels = [open_clip_decoder(preprocess, name)(content) for name in ("torchvision", "pillow")]
     assert pixels[0].shape == pixels[1].shape
     assert pixels[0].dtype == torch.float32
     return float(((pixels[0] - pixels[1]) * STD * 255).abs().max())
@@ -47,7 +47,7 @@ def distance(content: bytes, preprocess: PreprocessCfg = PREPROCESS) -> float:
 def test_pillow_s_pixels_are_open_clip_s(kind: str) -> None:
     content = saved(smooth((300, 260)), kind)
     expected = image_transform_v2(PREPROCESS, is_train=False)(Image.open(BytesIO(content)))
-    assert torch.equal(make_decoder(PREPROCESS, "pillow")(content), expected)
+    assert torch.equal(open_clip_decoder(PREPROCESS, "pillow")(content), expected)
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
@@ -84,7 +84,7 @@ def test_neither_turns_images_as_their_exif_says() -> None:
 def test_a_truncated_jpeg_is_refused(resizer: str) -> None:
     content = saved(smooth((300, 260)))[:-2000]
     with pytest.raises(OSError, match="image file is truncated"):
-        make_decoder(PREPROCESS, resizer)(content)
+        open_clip_decoder(PREPROCESS, resizer)(content)
 
 
 @pytest.mark.parametrize("resizer", ["pillow", "torchvision"])
@@ -93,18 +93,18 @@ def test_an_image_above_pillow_s_limit_is_refused(
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30_000)
     with pytest.raises(Image.DecompressionBombError):
-        make_decoder(PREPROCESS, resizer)(saved(smooth((300, 260))))
+        open_clip_decoder(PREPROCESS, resizer)(saved(smooth((300, 260))))
 
 
 @pytest.mark.parametrize("resizer", ["pillow", "torchvision"])
 def test_an_image_so_thin_that_it_would_grow_beyond_the_limit_is_refused(resizer: str) -> None:
     with pytest.raises(Image.DecompressionBombError, match="1x20000 pixels would be resized to"):
-        make_decoder(PREPROCESS, resizer)(saved(Image.new("RGB", (1, 20_000)), "png"))
+        open_clip_decoder(PREPROCESS, resizer)(saved(Image.new("RGB", (1, 20_000)), "png"))
 
 
 def test_a_file_that_would_run_another_program_is_no_image() -> None:
     with pytest.raises(UnidentifiedImageError):
-        make_decoder(PREPROCESS, "pillow")(saved(smooth((40, 48)), "eps"))
+        open_clip_decoder(PREPROCESS, "pillow")(saved(smooth((40, 48)), "eps"))
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_torchvision_is_refused_where_it_cannot_resize_alike(
     size: int | tuple[int, int], mode: str
 ) -> None:
     with pytest.raises(FedclipError, match="--resizer torchvision: cannot resize"):
-        make_decoder(PreprocessCfg(size=size, resize_mode=mode), "torchvision")
+        open_clip_decoder(PreprocessCfg(size=size, resize_mode=mode), "torchvision")
 
 
 def clip_decoder(folder: Path, resizer: str) -> Decoder:
@@ -125,10 +125,10 @@ def clip_decoder(folder: Path, resizer: str) -> Decoder:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda _: make_decoder(PREPROCESS, "pillow"),
-        lambda _: make_decoder(PREPROCESS, "torchvision"),
-        lambda _: make_decoder(PreprocessCfg(size=224, resize_mode="longest"), "pillow"),
-        lambda _: make_decoder(PreprocessCfg(size=224, resize_mode="squash"), "pillow"),
+        lambda _: open_clip_decoder(PREPROCESS, "pillow"),
+        lambda _: open_clip_decoder(PREPROCESS, "torchvision"),
+        lambda _: open_clip_decoder(PreprocessCfg(size=224, resize_mode="longest"), "pillow"),
+        lambda _: open_clip_decoder(PreprocessCfg(size=224, resize_mode="squash"), "pillow"),
         lambda folder: clip_decoder(folder, "pillow"),
         lambda folder: clip_decoder(folder, "torchvision"),
         lambda _: alexnet_backbone("random", classes=2).decode,
@@ -151,14 +151,14 @@ from pathlib import Path
 import torch
 from open_clip.transform import PreprocessCfg
 
-from fedclip.extract.encoders.transforms import make_decoder
+from fedclip.extract.encoders.openclip import open_clip_decoder
 from fedclip.extract.encoding.loader import load_batches
 from fedclip.extract.datasets.sources import FileSource
 
 multiprocessing.set_start_method("forkserver")
 sources = [FileSource(Path(path)) for path in sys.argv[1:]]
 for resizer in ("pillow", "torchvision"):
-    decode = make_decoder(PreprocessCfg(size=32), resizer)
+    decode = open_clip_decoder(PreprocessCfg(size=32), resizer)
     there, here = (
         next(load_batches(sources, decode, (3, 32, 32), 4, workers)) for workers in (1, 0)
     )

@@ -23,8 +23,9 @@ from PIL import Image
 from fedclip.cache import read_cache
 from fedclip.cache.schema import content_digest
 from fedclip.extract.datasets.sources import FileSource
+from fedclip.extract.encoders.openclip import open_clip_decoder
 from fedclip.extract.encoders.spec import RESIZERS
-from fedclip.extract.encoders.transforms import FORMATS, make_decoder
+from fedclip.extract.encoders.transforms import FORMATS
 from fedclip.extract.encoding.loader import load_batches
 
 pytestmark = pytest.mark.filterwarnings("ignore:IM image format is deprecated")
@@ -147,7 +148,7 @@ def test_any_bytes_give_finite_pixels_or_a_reason(
 ) -> None:
     path = tmp_path / "any.jpg"
     path.write_bytes(content)
-    (batch,) = load_batches([FileSource(path)], make_decoder(PREPROCESS, resizer), SHAPE, 1, 0)
+    (batch,) = load_batches([FileSource(path)], open_clip_decoder(PREPROCESS, resizer), SHAPE, 1, 0)
     assert batch.digests == (content_digest(content),)
     assert batch.pixels.shape == (1, *SHAPE)
     assert batch.pixels.isfinite().all()

@@ -16,12 +16,12 @@ from PIL import Image
 from fedclip.cache import FedclipError
 from fedclip.cache.schema import content_digest
 from fedclip.extract.datasets.sources import FileSource
-from fedclip.extract.encoders.transforms import make_decoder
+from fedclip.extract.encoders.openclip import open_clip_decoder
 from fedclip.extract.encoding.loader import PixelBatch, load_batches
 
 PREPROCESS = PreprocessCfg(size=16)
 TRANSFORM = image_transform_v2(PREPROCESS, is_train=False)
-DECODE = make_decoder(PREPROCESS, "pillow")
+DECODE = open_clip_decoder(PREPROCESS, "pillow")
 SHAPE = (3, 16, 16)
 
 

@@ -32,11 +32,10 @@ from fedclip.cache import (
     write_cache,
 )
 from fedclip.cache.common.progress import show_progress
-from fedclip.cache.known import KnownVectors
-from fedclip.cache.parts import PARTS, find_parts, read_part, write_part
+from fedclip.cache.parts import PARTS, KnownVectors, find_parts, read_part, write_part
 from fedclip.cache.store import writing
 from fedclip.extract.datasets.sources import FileSource
-from fedclip.extract.encoders.openclip import Encoder
+from fedclip.extract.encoders.openclip import OpenClipEncoder
 from fedclip.extract.encoders.spec import LOCAL_DIR, EncoderName
 from fedclip.extract.encoding import worker as share
 from fedclip.extract.pipeline import extract
@@ -86,7 +85,7 @@ import json, os, random, signal, socket, sys, time
 from pathlib import Path
 import torch, torch.distributed
 from fedclip.extract.encoding import worker as share
-from fedclip.extract.encoders.openclip import Encoder
+from fedclip.extract.encoders.openclip import OpenClipEncoder
 from fedclip.extract.encoders.spec import EncoderName
 from fedclip.extract.pipeline import extract_share
 from fedclip.extract.encoding.distributed import Ranks
@@ -281,17 +280,17 @@ class StoppedError(Exception):
 
 
 def stop_after(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    encode_images = Encoder.launch_images
+    encode_images = OpenClipEncoder.launch_images
     seen = 0
 
-    def limited(self: Encoder, pixels: Any) -> Any:
+    def limited(self: OpenClipEncoder, pixels: Any) -> Any:
         nonlocal seen
         seen += len(pixels)
         if seen > images:
             raise StoppedError
         return encode_images(self, pixels)
 
-    monkeypatch.setattr(Encoder, "launch_images", limited)
+    monkeypatch.setattr(OpenClipEncoder, "launch_images", limited)
 
 
 def test_what_was_encoded_is_taken_up_and_only_the_rest_is_encoded(
@@ -364,8 +363,8 @@ def test_each_file_is_read_once_however_rows_of_several_lie_among_each_other(
     known.add_client(tmp_path / "photo.h5", cache)
     part = write_part(tmp_path, new, vectors)
     known.add_part(part)
-    monkeypatch.setattr("fedclip.cache.known.read_cache", recorded(read_cache))
-    monkeypatch.setattr("fedclip.cache.known.read_part", recorded(read_part))
+    monkeypatch.setattr("fedclip.cache.parts.read_cache", recorded(read_cache))
+    monkeypatch.setattr("fedclip.cache.parts.read_part", recorded(read_part))
     mixed = [digest for pair in zip(old, reversed(new), strict=True) for digest in pair]
     gathered = known.gather(mixed)
     assert read == [tmp_path / "photo.h5", part]

@@ -1,0 +1,112 @@
+"""May these clients be federated, and if not, what differs?"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .common.errors import CacheError
+from .key import differing_facts
+from .schema import FeatureCache
+
+
+def check_compatible(paths: Sequence[Path], clients: Sequence[FeatureCache]) -> None:
+    """Check that clients belong together: one encoder, the same classes and templates.
+
+    Raises:
+        CacheError: they differ; the message names two clients, their files and what differs.
+    """
+    first_path, first = paths[0], clients[0]
+    seen: dict[str, Path] = {}
+    for path, cache in zip(paths, clients, strict=True):
+        if cache.client in seen:
+            raise CacheError(
+                f"{path} and {seen[cache.client]} both hold the client {cache.client!r}; "
+                "keep one of them"
+            )
+        seen[cache.client] = path
+        if cache.key != first.key:
+            facts = ", ".join(differing_facts(first.encoder, cache.encoder))
+            raise CacheError(
+                f"{first_path} and {path} are of different encoders ({facts}), so their features "
+                "cannot be compared; keep them in different folders"
+            )
+        differences = _client_differences(first, cache)
+        if differences:
+            raise CacheError(
+                f"{first_path} and {path} differ in {' and '.join(differences)}; extract them "
+                "again with the same --name, --class-names and --template"
+            )
+
+
+def check_comparable(cache: FeatureCache) -> None:
+    """Check that a client's images can be compared with its class texts.
+
+    Raises:
+        CacheError: it has no class texts, or they are of another width than its images.
+    """
+    if not cache.templates:
+        raise CacheError(
+            f"{cache.client}: has no class texts to compare its images with; extract it with a "
+            "model that encodes texts too, such as a CLIP"
+        )
+    width = cache.text_features.shape[2]
+    if width != cache.embed_dim:
+        raise CacheError(
+            f"{cache.client}: its image features are {cache.embed_dim} wide and its text features "
+            f"{width}, so they cannot be compared; extract it with one model for both, such as a "
+            "CLIP"
+        )
+
+
+def cache_differences(
+    one: Sequence[FeatureCache], other: Sequence[FeatureCache]
+) -> dict[str, tuple[Any, Any]]:
+    """Find where two caches differ: facts of the encoder in their keys, then what they hold."""
+    encoders = one[0].encoder, other[0].encoder
+    differences = {
+        f"encoder {fact}": (encoders[0].get(fact), encoders[1].get(fact))
+        for fact in differing_facts(*encoders)
+    }
+    for what in ("dataset", "logit_scale", "normalized", "class_names", "templates"):
+        values = getattr(one[0], what), getattr(other[0], what)
+        if values[0] != values[1]:
+            differences[what] = values
+    rows = [{cache.client: len(cache.labels) for cache in caches} for caches in (one, other)]
+    if rows[0] != rows[1]:
+        differences["rows by client"] = (rows[0], rows[1])
+    return differences
+
+
+def _client_differences(one: FeatureCache, other: FeatureCache) -> list[str]:
+    """Describe how two clients of one encoder differ, so that they cannot be federated."""
+    differences = [
+        f"{name} ({getattr(one, name)} at {one.client}, {getattr(other, name)} at {other.client})"
+        for name in ("dataset", "embed_dim", "logit_scale", "normalized")
+        if getattr(one, name) != getattr(other, name)
+    ]
+    for name in ("class_names", "templates"):
+        values: tuple[Sequence[str], Sequence[str]] = getattr(one, name), getattr(other, name)
+        if values[0] != values[1]:
+            differences.append(f"{name} ({_only_in_one(one.client, other.client, *values)})")
+    if not differences and not _close(other.text_features, one.text_features):
+        differences = ["text features"]
+    return differences
+
+
+def _only_in_one(one: str, other: str, names: Sequence[str], others: Sequence[str]) -> str:
+    """Name what only one of two clients has, or say that their order differs."""
+    only = {one: sorted({*names} - {*others}), other: sorted({*others} - {*names})}
+    sides = [
+        f"only {client} has {', '.join(map(repr, own))}" for client, own in only.items() if own
+    ]
+    return ", ".join(sides) or f"{one} and {other} have the same in another order"
+
+
+def _close(texts: npt.NDArray[np.float32], others: npt.NDArray[np.float32]) -> bool:
+    """Return whether two sites' class texts differ by no more than their devices' rounding."""
+    return texts.shape == others.shape and bool(
+        np.linalg.norm(texts - others) <= 0.01 * np.linalg.norm(others)
+    )

@@ -1,0 +1,198 @@
+"""Encoders of any family: with images only, with texts of another width, with texts only."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from fedclip.cache import EncoderFacts, FedclipError, load_cache, verify_cache
+from fedclip.cli import run
+from fedclip.extract.encoders import registry
+from fedclip.extract.encoders.base import (
+    Encoder,
+    ImageEncoder,
+    Launched,
+    Launcher,
+    TextEncoder,
+    Vectors,
+)
+from fedclip.extract.encoders.openclip import open_clip_decoder
+from fedclip.extract.encoders.registry import Family, family_of, library_versions, load_encoder
+from fedclip.extract.encoders.spec import EncoderName
+from fedclip.extract.pipeline import extract
+from fedclip.extract.request import Extraction, Request
+
+MakeImages = Callable[..., Path]
+Refusal = Callable[..., str]
+Run = Callable[[str], Extraction]
+
+WIDTH = 6
+
+
+@dataclass(frozen=True, eq=False)
+class Toy:
+    """What every encoder has."""
+
+    name: EncoderName
+    facts: EncoderFacts = field(
+        default_factory=lambda: EncoderFacts({"library": "toy"}, {"size": 8}, {}, {"parameters": 0})
+    )
+    sources: tuple[Path, ...] = ()
+    logit_scale: float = 1.0
+    device: torch.device = torch.device("cpu")
+
+
+@dataclass(frozen=True, eq=False)
+class ToyImages(Toy):
+    """An encoder of images: the mean of each channel, and of its square."""
+
+    pixel_shape: tuple[int, int, int] = (3, 8, 8)
+
+    def decode(self, content: bytes) -> torch.Tensor:
+        from open_clip.transform import PreprocessCfg
+
+        return open_clip_decoder(PreprocessCfg(size=8), "pillow")(content)
+
+    def launch_images(self, pixels: torch.Tensor) -> Launched:
+        def encode(there: torch.Tensor) -> torch.Tensor:
+            return torch.cat([there.mean((2, 3)), there.square().mean((2, 3))], 1)
+
+        return Launcher(encode, self.device)(pixels)
+
+    def encode_images(self, pixels: torch.Tensor) -> Vectors:
+        return self.launch_images(pixels).numpy()
+
+
+class ToyTexts(Toy):
+    """An encoder of texts: their lengths."""
+
+    def encode_texts(self, prompts: Sequence[str]) -> Vectors:
+        return np.array([[len(text), text.count(" ")] for text in prompts], np.float32)
+
+
+class ToyBoth(ToyImages, ToyTexts):
+    """An encoder of images and of texts that cannot be compared with them."""
+
+
+TOYS = {"images": ToyImages, "texts": ToyTexts, "both": ToyBoth}
+
+
+@pytest.fixture(autouse=True)
+def toys(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Register a family of toys, and give the names of those that were loaded."""
+    loaded: list[str] = []
+
+    def load(name: EncoderName, device: torch.device) -> Encoder:
+        loaded.append(name.model)
+        toy: Encoder = TOYS[name.model.removeprefix("toy:")](name, device=device)
+        return toy
+
+    module = ModuleType("toy")
+    module.load_encoder = load  # type: ignore[attr-defined]
+    module.fetch_encoder = lambda name, progress: None  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "fedclip.extract.encoders.toy", module)
+    families = (Family("toy:", "toy", ("torch",)), *registry.FAMILIES)
+    monkeypatch.setattr(registry, "FAMILIES", families)
+    return loaded
+
+
+@pytest.fixture
+def extracted(make_images: MakeImages, empty_folder: Path) -> Run:
+    """Give a function that extracts images with a toy."""
+    root = make_images()
+
+    def call(toy: str) -> Extraction:
+        return extract(
+            Request(
+                dataset=str(root),
+                encoder=EncoderName.of(f"toy:{toy}", None),
+                templates=("a {}", "the {}"),
+                data_dir=root,
+                cache_dir=empty_folder / "caches",
+                workers=0,
+                device="cpu",
+            )
+        )
+
+    return call
+
+
+def test_a_family_is_found_by_the_beginning_of_the_name() -> None:
+    assert family_of(EncoderName.of("toy:images", None)).module == "toy"
+    assert family_of(EncoderName.of("ViT-B-32", None)).module == "openclip"
+    assert family_of(EncoderName.of("local-dir:toy:images", None)).module == "openclip"
+
+
+def test_the_versions_that_count_are_those_of_the_family() -> None:
+    assert [*library_versions(EncoderName.of("toy:images", None))] == ["torch"]
+    assert [*library_versions(EncoderName.of("ViT-B-32", None))] == [
+        *("open_clip_torch", "torch", "torchvision", "pillow")
+    ]
+
+
+def test_open_clip_s_encoders_have_both_sides(tiny_clip: Path) -> None:
+    name = EncoderName.of(f"local-dir:{tiny_clip}", None)
+    encoder = load_encoder(name, torch.device("cpu"))
+    assert isinstance(encoder, ImageEncoder)
+    assert isinstance(encoder, TextEncoder)
+
+
+def test_images_are_extracted_without_a_text_side(extracted: Run, toys: list[str]) -> None:
+    extraction = extracted("images")
+    assert (extraction.embed_dim, extraction.classes, extraction.encoded_texts) == (WIDTH, 2, 0)
+    assert verify_cache(extraction.folder) == []
+    for cache in load_cache(extraction.folder):
+        assert cache.image_features.shape == (6, WIDTH)
+        assert cache.class_names == ("big_dog", "cat")
+        assert cache.templates == ()
+        assert cache.text_features.shape == (2, 0, 0)
+    again = extracted("images")
+    assert (again.written, again.encoded, again.embed_dim) == (False, 0, WIDTH)
+    assert toys == ["toy:images"]
+
+
+def test_texts_may_be_of_another_width(extracted: Run) -> None:
+    extraction = extracted("both")
+    assert (extraction.embed_dim, extraction.encoded_texts) == (WIDTH, 4)
+    for cache in load_cache(extraction.folder):
+        # "a big dog", "the big dog", "a cat", "the cat"
+        assert cache.text_features.tolist() == [[[9, 2], [11, 2]], [[5, 1], [7, 1]]]
+    assert not extracted("both").written
+
+
+def test_an_encoder_of_texts_alone_is_refused_and_leaves_nothing(
+    extracted: Run, empty_folder: Path
+) -> None:
+    with pytest.raises(FedclipError, match=r"^toy:texts: encodes texts only; give a --model that"):
+        extracted("texts")
+    assert not (empty_folder / "caches").exists()
+
+
+@pytest.mark.parametrize(
+    ("toy", "reason"),
+    [
+        ("images", "photo: has no class texts to compare its images with; "),
+        ("both", "photo: its image features are 6 wide and its text features 2, "),
+    ],
+)
+def test_federating_what_cannot_be_compared_is_refused_in_one_line(
+    extracted: Run, refusal: Refusal, toy: str, reason: str
+) -> None:
+    extracted(toy)
+    assert refusal("federate", "--cache", "pets", "--rounds", "1").startswith(f"error: {reason}")
+
+
+@pytest.mark.parametrize("toy", ["images", "both"])
+def test_a_cache_that_cannot_be_federated_is_listed_shown_and_verified(
+    extracted: Run, capsys: pytest.CaptureFixture[str], toy: str
+) -> None:
+    extracted(toy)
+    capsys.readouterr()
+    assert [run(["cache", what, "pets"]) for what in ("show", "verify")] == [0, 0]
+    assert run(["cache", "ls"]) == 0
+    assert "2 files are whole" in capsys.readouterr().out
