@@ -44,8 +44,10 @@ def templates_of(name: str | None) -> tuple[str, ...]:
         return ()
     if name not in TEMPLATE_SETS:
         raise FedclipError(f"unknown template set {name!r}{suggest(name, TEMPLATE_SETS)}")
-    from .openclip import PUBLISHED_TEMPLATES
+    from .compiler import deferred_compiler
 
+    with deferred_compiler():
+        from .openclip import PUBLISHED_TEMPLATES
     return tuple(fill("{}") for fill in PUBLISHED_TEMPLATES[name])
 
 

@@ -5,6 +5,7 @@ Importing this imports no encoder.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, NamedTuple, cast
@@ -68,4 +69,7 @@ def load_encoder(name: EncoderName, device: torch.device) -> Encoder:
 
 
 def _module(name: EncoderName) -> ModuleType:
-    return import_module(f".{family_of(name).module}", __package__)
+    from .compiler import deferred_compiler
+
+    with nullcontext() if name.compiled else deferred_compiler():
+        return import_module(f".{family_of(name).module}", __package__)

@@ -9,7 +9,6 @@ from typing import Protocol
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode, functional
 
 from ...cache import FedclipError
 
@@ -108,12 +107,11 @@ def _torchvision_transform(preprocess: Preprocess, reference: Transform) -> Tran
             "--resizer torchvision: cannot resize images as this encoder needs them; "
             "use --resizer pillow"
         )
-    bilinear = preprocess.interpolation == "bilinear"
     mean, std = (torch.tensor(value)[:, None, None] for value in (preprocess.mean, preprocess.std))
     return _TensorTransform(
         reference=reference,
         size=size,
-        interpolation=InterpolationMode.BILINEAR if bilinear else InterpolationMode.BICUBIC,
+        interpolation="bilinear" if preprocess.interpolation == "bilinear" else "bicubic",
         mean=mean,
         std=std,
     )
@@ -123,14 +121,19 @@ def _torchvision_transform(preprocess: Preprocess, reference: Transform) -> Tran
 class _TensorTransform:
     reference: Transform
     size: int
-    interpolation: InterpolationMode
+    interpolation: str
     mean: Tensor
     std: Tensor
 
     def __call__(self, image: Image.Image) -> Tensor:
+        # Not imported with this module, as it takes seconds and most extractions do without.
+        from torchvision.transforms.v2 import InterpolationMode, functional
+
         if image.mode != "RGB":
             return self.reference(image)
         pixels = functional.pil_to_tensor(image)
-        pixels = functional.resize(pixels, [self.size], self.interpolation, antialias=True)
+        pixels = functional.resize(
+            pixels, [self.size], InterpolationMode(self.interpolation), antialias=True
+        )
         scaled: Tensor = functional.center_crop(pixels, [self.size, self.size]).float() / 255
         return (scaled - self.mean) / self.std
