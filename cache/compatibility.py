@@ -97,7 +97,7 @@ def _client_differences(one: FeatureCache, other: FeatureCache) -> list[str]:
 
 
 def _only_in_one(one: str, other: str, names: Sequence[str], others: Sequence[str]) -> str:
-    """Name what only one of two clients has, or say that their order differs."""
+    """Name what only one of two clients has, or state that their order differs."""
     only = {one: sorted({*names} - {*others}), other: sorted({*others} - {*names})}
     sides = [
         f"only {client} has {', '.join(map(repr, own))}" for client, own in only.items() if own

@@ -72,7 +72,7 @@ class EncoderFacts(Mapping[str, Any]):
 
 
 def canonical_json(value: Any) -> str:
-    """Give equal values equal text: sorted keys, no spaces, no NaN."""
+    """Format equal values as equal text: sorted keys, no spaces, no NaN."""
     return json.dumps(
         value,
         sort_keys=True,

@@ -29,7 +29,7 @@ UNIT_NORM_TOLERANCE = 1e-2
 
 @dataclass(frozen=True)
 class Import:
-    """What an import made: the cache, its clients, and the arrays it had no use for."""
+    """What an import made: the cache, its clients, and the names of the arrays it ignored."""
 
     folder: CacheFolder
     clients: tuple[FeatureCache, ...]
@@ -44,7 +44,7 @@ def import_npz(path: Path, cache_dir: Path, name: str) -> Import:
     which makes a client of each domain.
 
     Raises:
-        CacheError: the file is no such archive, its arrays do not fit together or
+        CacheError: the file is not such an archive, its arrays do not fit together or
             are not finite, or a cache of this name exists.
     """
     check_name(name, "cache")
@@ -81,7 +81,9 @@ def import_npz(path: Path, cache_dir: Path, name: str) -> Import:
 
 def _load(path: Path) -> tuple[dict[str, npt.NDArray[Any]], tuple[str, ...]]:
     if not path.is_file():
-        reason = "is a folder; give the .npz file" if path.is_dir() else "there is no such file"
+        reason = (
+            "is a folder; give the .npz file" if path.is_dir() else "file not found; check the path"
+        )
         raise CacheError(f"{path}: {reason}")
     with path.open("rb") as file:
         if file.read(len(MAGIC_PREFIX)) == MAGIC_PREFIX:
@@ -102,7 +104,7 @@ def _load(path: Path) -> tuple[dict[str, npt.NDArray[Any]], tuple[str, ...]]:
 
 
 def _arrays(file: BufferedReader) -> dict[str, npt.NDArray[Any] | None]:
-    """Read the arrays that have a meaning here, and name the others."""
+    """Read the arrays that are used, and name the others."""
     known = {*REQUIRED, *OPTIONAL}
     with zipfile.ZipFile(file) as archive:
         names = [Path(name).stem for name in archive.namelist() if name.endswith(".npy")]

@@ -43,7 +43,9 @@ def read_cache(path: Path) -> FeatureCache:
         with path.open("rb") as raw:
             return _parse(raw, _checked_version(raw))
     except FileNotFoundError:
-        raise CacheError(f"{path}: there is no such file") from None
+        raise CacheError(
+            f"{path}: file not found; extract the dataset again or put back a copy"
+        ) from None
     except FedclipError as error:
         reason = " ".join(str(error).split())
         raise CacheError(
@@ -101,7 +103,7 @@ _READERS: Mapping[int, Callable[[h5py.File, Mapping[str, Any]], FeatureCache]] =
     2: _read_version_2,
 }
 
-# How version 1 told the facts of open_clip's encoders apart, by name. All others are shared.
+# The groups of the facts that version 1 kept in one object, by name. All others are shared.
 _VERSION_1_GROUPS: Mapping[str, frozenset[str]] = {
     "image": frozenset(
         {
@@ -151,7 +153,7 @@ def _assemble(
         raise CacheError("has a key that is not that of its encoder")
     if attributes["embed_dim"] != cache.embed_dim:
         raise CacheError(
-            f"says embed_dim {attributes['embed_dim']}, and its features have {cache.embed_dim}"
+            f"has embed_dim {attributes['embed_dim']}, but features {cache.embed_dim} wide"
         )
     return cache
 
@@ -196,7 +198,7 @@ def _dataset(file: h5py.File, name: str, path: str) -> Any:
             f"has {path} as {dataset.ndim}-dimensional {dtype}, where "
             f"{dimensions}-dimensional {' or '.join(dtypes)} belongs"
         )
-    # HDF5 takes memory for a whole chunk, however little of it belongs to the data set.
+    # HDF5 takes memory for a whole chunk, however little of it belongs to the dataset.
     chunk = math.prod(dataset.chunks or ()) * dataset.dtype.itemsize
     claimed = max(dataset.nbytes, chunk)
     if claimed > file.id.get_filesize():

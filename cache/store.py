@@ -1,7 +1,7 @@
 """The folder of caches: find, list, load, verify and remove them.
 
 A cache is a folder ``<cache-dir>/<dataset>/<variant>/`` that holds a
-``<client>.h5`` per client; ``manifest.json`` beside them says how they came about
+``<client>.h5`` per client; ``manifest.json`` beside them records how they were made
 and holds nothing that a file needs.
 """
 
@@ -78,7 +78,7 @@ class CacheFolder:
 
 
 def _is_manifest(value: Any) -> bool:
-    """Tell whether a manifest has the form that its readers take for granted."""
+    """Return whether a manifest has the structure that its readers rely on."""
     if not isinstance(value, dict) or not isinstance(value.get("imported", {}), dict):
         return False
     clients = value.get("clients", {})
@@ -95,15 +95,15 @@ def find_caches(cache_dir: Path, *, begun: bool = False) -> list[CacheFolder]:
 
 
 def resolve_cache(cache_dir: Path, name: str, *, begun: bool = False) -> CacheFolder:
-    """Find the one cache that `name` means: its full name, its data set or a beginning.
+    """Find the one cache that `name` means: its full name, its dataset or a prefix.
 
     Args:
         cache_dir: Where caches are kept.
         name: What it is called.
-        begun: Whether it may be one whose first extraction has not ended.
+        begun: Whether its first extraction may be unfinished.
 
     Raises:
-        CacheError: none or several do; the message lists what there is.
+        CacheError: it means none or several; the message names them or similar ones.
     """
     found = find_caches(cache_dir, begun=begun)
     exact = [folder for folder in found if folder.name == name]
@@ -128,7 +128,7 @@ def latest_cache(cache_dir: Path) -> CacheFolder:
     """Find the cache extracted or imported last.
 
     Raises:
-        CacheError: there is none.
+        CacheError: `cache_dir` holds no cache.
     """
     found = find_caches(cache_dir)
     return max(found, key=lambda folder: folder.made) if found else resolve_cache(cache_dir, "")
@@ -142,7 +142,7 @@ def load_cache(folder: CacheFolder) -> list[FeatureCache]:
     """
     paths = folder.files
     if not paths:
-        raise CacheError(f"{folder.path}: there is no client's file in this folder")
+        raise CacheError(f"{folder.path}: holds no client's file; extract the dataset again")
     clients = [read_cache(path) for path in paths]
     check_compatible(paths, clients)
     return sorted(clients, key=lambda cache: cache.client)
@@ -167,9 +167,9 @@ def verify_cache(folder: CacheFolder) -> list[CacheError]:
 
 @contextmanager
 def writing(folder: CacheFolder) -> Iterator[None]:
-    """Make a cache's folder and keep other writers out of it; an empty one goes again.
+    """Make a cache's folder and keep other writers out of it; remove it if it stays empty.
 
-    The operating system lets go of the lock when its holder ends, however it ends.
+    The operating system releases the lock when its holder ends, however it ends.
 
     Raises:
         BusyError: another process is writing this cache.

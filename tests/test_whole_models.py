@@ -326,7 +326,7 @@ def test_a_killed_baseline_goes_on_to_the_same_result(command: list[str], tmp_pa
         (["--backbone", "resnet"], "give clip or alexnet"),
         (["--mu", "0.1"], "it is for fedprox"),
         (["--backbone", "alexnet", "--loss", "clip"], "no text side"),
-        (["--backbone", "alexnet", "--alexnet-weights", "no.pth"], "there is no such file"),
+        (["--backbone", "alexnet", "--alexnet-weights", "no.pth"], "file not found"),
         (["--strategy", "best"], "--strategy best: of whole models there is fedavg and fedprox"),
         (["--strategy", "fedrep"], "of whole models there is fedavg and fedprox"),
         (["--alexnet-weights", "random"], "needs --backbone alexnet"),

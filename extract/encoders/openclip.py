@@ -57,8 +57,8 @@ PUBLISHED_TEMPLATES: Mapping[str, Sequence[Callable[[str], str]]] = {
 # The one batch shape of prompts: most datasets have few classes.
 TEXT_BATCH = 16
 
-# Texts that tell tokenizers apart: every printable ASCII character, other scripts, case,
-# spaces, figures, rare words, and more than any context takes.
+# Texts that distinguish tokenizers: every printable ASCII character, other scripts, case,
+# spaces, digits, rare words, and more than any context takes.
 _PROBE = (
     string.printable,
     "Ärger, naïveté, Ελλάδα, Москва, 東京, مرحبا, 🙂",
@@ -212,7 +212,7 @@ def _preprocess(name: EncoderName, model: nn.Module) -> tuple[Decoder, dict[str,
     except Exception as error:  # whatever open_clip and torchvision make of strange values
         raise FedclipError(
             f"{name.model}: its preprocess_cfg {asked} cannot be followed ({first_line(error)}); "
-            "mend the config"
+            "fix the config"
         ) from None
 
 
@@ -236,10 +236,11 @@ def _model_config(model: str) -> dict[str, Any]:
     except Exception as error:
         if model.startswith(LOCAL_DIR) and isinstance(error, FileNotFoundError):
             raise FedclipError(
-                f"{model}: there is no {CONFIG_FILE} in this folder; "
-                "give a folder as open_clip saves it"
+                f"{model}: the folder has no {CONFIG_FILE}; give a folder as open_clip saves it"
             ) from None
-        raise FedclipError(f"{model}: its config cannot be had ({first_line(error)})") from None
+        raise FedclipError(
+            f"{model}: its config cannot be loaded ({first_line(error)}); check the name"
+        ) from None
     if config is None:
         models = open_clip.list_models()
         raise FedclipError(
@@ -342,7 +343,9 @@ def _tokenizer(model: str, config: Mapping[str, Any]) -> Callable[[list[str]], T
             f"'pip install {error.name}'"
         ) from None
     except Exception as error:
-        raise FedclipError(f"{model}: its tokenizer cannot be had ({first_line(error)})") from None
+        raise FedclipError(
+            f"{model}: its tokenizer cannot be loaded ({first_line(error)}); fix the config"
+        ) from None
     return tokenizer
 
 

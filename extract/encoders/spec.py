@@ -1,7 +1,7 @@
 """What a user calls an encoder; importing this imports no encoder.
 
-Every open_clip model is one: an architecture with a pretrained tag or a checkpoint
-file, a ``local-dir:`` folder or an ``hf-hub:`` repository.
+Of open_clip that is an architecture with a pretrained tag or a checkpoint file, a
+``local-dir:`` folder or an ``hf-hub:`` repository.
 """
 
 from dataclasses import dataclass
@@ -56,8 +56,8 @@ class EncoderName:
         """Fill in the default weights: OpenAI's for an architecture, a place's own.
 
         Raises:
-            FedclipError: weights are named for a place that brings its own, there is no
-                such precision or resizer, or a name is not UTF-8.
+            FedclipError: weights are given for a place that has its own, the precision or
+                resizer is unknown, or a name is not UTF-8.
         """
         for named in (model, pretrained or ""):
             check_utf8(named)
@@ -98,12 +98,12 @@ class EncoderName:
 
 
 def default_model(dataset: str | None) -> str:
-    """Name the model for a data set where the user names none."""
+    """Return the default model for a dataset."""
     return DEMO_MODEL if dataset == DEMO else DEFAULT_MODEL
 
 
 def is_file(pretrained: str) -> bool:
-    """Tell a checkpoint file that is there from a pretrained tag."""
+    """Return whether `pretrained` is an existing checkpoint file, as opposed to a tag."""
     return _names_file(pretrained) and Path(pretrained).is_file()
 
 

@@ -1,7 +1,7 @@
-"""Has an encoder's files on this machine before it is loaded: config, weights, tokenizer.
+"""Downloads an encoder's files before it is loaded: config, weights, tokenizer.
 
 open_clip would download them itself, from the same repositories and to the same place,
-but neither say how much there is nor go on where a connection broke.
+but neither show progress nor resume after a broken connection.
 """
 
 import json
@@ -36,10 +36,11 @@ _TOKENIZER_FILES = frozenset(
 
 
 def fetch_encoder(name: EncoderName, progress: Progress = no_progress) -> None:
-    """Download what an encoder is loaded from, where that is on the hub and not here yet.
+    """Download what an encoder is loaded from, if it is on the hub and not on this machine.
 
     Raises:
-        FedclipError: it is not here and cannot be had; the line says how to carry it here.
+        FedclipError: a file is missing and cannot be downloaded; the message explains how to
+            copy it here.
     """
     if name.model.startswith(LOCAL_DIR):
         return
@@ -78,7 +79,7 @@ def _fetch_model(name: EncoderName, progress: Progress) -> Mapping[str, Any]:
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:
-    """Read an architecture's config; loading the encoder says what is wrong with one."""
+    """Read an architecture's config; an invalid one is reported when the encoder is loaded."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         return dict(config.get("model_cfg", config))

@@ -1,4 +1,4 @@
-"""Lends whole networks to train: a CLIP, or torchvision's AlexNet.
+"""Whole networks to train: a CLIP, or torchvision's AlexNet.
 
 Whatever torch or its downloader raises on weights is the fault of these, and becomes one
 line.
@@ -45,11 +45,11 @@ class Backbone:
 
     Attributes:
         facts: What identifies it, as JSON values.
-        network: Makes it anew; what is drawn at random is drawn from the seed given.
+        network: Makes a new copy; its random initial values are drawn from the given seed.
         decode: An image file's bytes to (3, H, W) uint8 pixels.
         size: H and W.
-        mean: Of each channel, which the network wants subtracted from pixels in [0, 1].
-        std: Of each channel, which it wants divided by.
+        mean: Of each channel, to be subtracted from pixels in [0, 1].
+        std: Of each channel, by which pixels are then divided.
     """
 
     facts: Mapping[str, Any]
@@ -61,7 +61,7 @@ class Backbone:
 
 
 def clip_backbone(encoder: OpenClipEncoder) -> Backbone:
-    """Lend a CLIP, every parameter of it to be trained."""
+    """Make a backbone of a CLIP, all of whose parameters are trained."""
     preprocess = PreprocessCfg(**open_clip.get_model_preprocess_cfg(encoder.model))
     _, height, width = encoder.pixel_shape
     return Backbone(
@@ -77,17 +77,17 @@ def clip_backbone(encoder: OpenClipEncoder) -> Backbone:
 
 
 def alexnet_backbone(weights: str, classes: int) -> Backbone:
-    """Lend torchvision's AlexNet with an output for each class.
+    """Make a backbone of torchvision's AlexNet with one output per class.
 
     Krizhevsky 2014, "One weird trick for parallelizing convolutional neural networks"
-    (arXiv:1404.5997). The last layer is drawn anew unless the weights bring one of that size.
+    (arXiv:1404.5997). The last layer is drawn at random unless the weights have one of that size.
 
     Args:
         weights: `imagenet`, torchvision's; `random`; or a file of a state_dict.
         classes: C.
 
     Raises:
-        FedclipError: the weights cannot be had, loaded safely, or are not an AlexNet's.
+        FedclipError: the weights are missing, cannot be loaded safely or are not an AlexNet's.
     """
     facts: dict[str, Any] = {"backbone": "alexnet", "weights": weights}
     state: dict[str, Tensor] = {}
@@ -143,8 +143,9 @@ def _download() -> dict[str, Tensor]:
         )
     except Exception as error:
         raise FedclipError(
-            f"AlexNet's ImageNet weights cannot be downloaded ({first_line(error)}); get {url} and "
-            "give the file with --alexnet-weights FILE, or begin with --alexnet-weights random"
+            f"AlexNet's ImageNet weights cannot be downloaded ({first_line(error)}); download "
+            f"{url} and give the file with --alexnet-weights FILE, or start from "
+            "--alexnet-weights random"
         ) from None
     return state
 
@@ -152,7 +153,7 @@ def _download() -> dict[str, Tensor]:
 def _load(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FedclipError(
-            f"--alexnet-weights {path}: there is no such file; give one, {IMAGENET} or {RANDOM}"
+            f"--alexnet-weights {path}: file not found; give a file, {IMAGENET} or {RANDOM}"
         )
     try:
         if path.suffix == ".safetensors":
@@ -167,7 +168,7 @@ def _load(path: Path) -> dict[str, Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class _ByteDecoder:
-    """Makes bytes of what `decode` gives in [0, 1], which is a byte over 255."""
+    """Turns the pixels of `decode`, which are bytes over 255, back into bytes."""
 
     decode: Decoder
 

@@ -366,7 +366,7 @@ def test_a_folder_is_refused(tmp_path: Path, caches: Path) -> None:
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path, caches: Path) -> None:
     message = refusal(tmp_path / "no.npz", caches)
-    assert message == f"{tmp_path / 'no.npz'}: there is no such file"
+    assert message == f"{tmp_path / 'no.npz'}: file not found; check the path"
 
 
 @pytest.mark.parametrize("name", ["../x", "/x", "a/b", "", ".", "..", ".x", "a b", "x\n", "x\0"])

@@ -333,7 +333,9 @@ assert refused == len(limits) > 150, refused
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    assert refusal(tmp_path / "photo.h5").endswith("there is no such file")
+    assert refusal(tmp_path / "photo.h5").endswith(
+        "file not found; extract the dataset again or put back a copy"
+    )
 
 
 @many

@@ -223,7 +223,9 @@ def test_clients_are_loaded_in_alphabetical_order_of_their_names(
 
 
 def test_an_empty_folder_cannot_be_loaded(tmp_path: Path) -> None:
-    with pytest.raises(CacheError, match="there is no client's file in this folder") as caught:
+    with pytest.raises(
+        CacheError, match="holds no client's file; extract the dataset again"
+    ) as caught:
         load_cache(CacheFolder(tmp_path))
     assert str(tmp_path) in str(caught.value)
 
