@@ -5,20 +5,21 @@ declared with `option`, are its hyper-parameters; options of the command line, c
 as JSON and the tables of the docs are made from them.
 """
 
-import hashlib
-import inspect
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from ..cache import FedclipError
 from ..cache.common.errors import first_line
 from ..cache.common.fields import suggest
+from ..cache.key import file_sha256
 
 T = TypeVar("T")
 
@@ -99,18 +100,21 @@ class Registry(Generic[T]):
                     raise
         return found
 
-    def source_hash(self, method: T) -> str | None:
-        """Return the SHA-256 of the source of a method from outside the package, else None.
+    def source_hash(self, name: str) -> str | None:
+        """Hash the source of a method from outside the package, which is not run: SHA-256.
 
         It is part of a run's identity, so that a changed method does not pass for the old one.
+        Methods of the package have none.
         """
-        if _place_of(method) in self._builtin.values():
+        place = self._places.get(name, name)
+        if place in self._builtin.values():
             return None
-        try:
-            source = inspect.getsource(sys.modules[type(method).__module__])
-        except (OSError, TypeError):
+        spec = None
+        with _working_directory(), suppress(ImportError, ValueError):
+            spec = find_spec(place.partition(":")[0])
+        if spec is None or spec.origin is None:
             return None
-        return hashlib.sha256(source.encode()).hexdigest()
+        return file_sha256(Path(spec.origin))
 
 
 def _place_of(method: object) -> str:
@@ -119,16 +123,24 @@ def _place_of(method: object) -> str:
 
 def _import(place: str, kind: str) -> Any:
     module, _, attribute = place.partition(":")
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
     try:
-        found = import_module(module)
+        with _working_directory():
+            found = import_module(module)
     except Exception as error:  # a user's module may raise anything
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise FedclipError(f"--{kind} {place}: cannot import {module} ({reason})") from None
-    finally:
-        sys.path.remove(here)
     try:
         return getattr(found, attribute)
     except AttributeError:
         raise FedclipError(f"--{kind} {place}: {module} has no class {attribute!r}") from None
+
+
+@contextmanager
+def _working_directory() -> Iterator[None]:
+    """Find modules in the working directory first."""
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)

@@ -243,7 +243,7 @@ class Settings(TrainingSettings):
             if each.name in REGISTRIES and value is not None:
                 values |= {name: getattr(value, name) for name in options_of(type(value))}
                 values[each.name] = self.name_of(each.name)
-                source = REGISTRIES[each.name].source_hash(value)
+                source = REGISTRIES[each.name].source_hash(values[each.name])
                 if source is not None:
                     values[f"{each.name}_source"] = source
             else:
@@ -258,7 +258,6 @@ class Settings(TrainingSettings):
             FedclipError: a value is invalid, or the source of a method has changed.
             TypeError: a value has the wrong type.
         """
-        own = {each.name for each in fields(cls)}
         given = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in values.items()
@@ -266,15 +265,14 @@ class Settings(TrainingSettings):
         }
         if "clients" not in given:  # earlier versions recorded the default alpha
             given.pop("alpha", None)
-        settings = cls._of(given)
-        for kind in REGISTRIES.keys() & own:
-            recorded, now = values.get(f"{kind}_source"), settings.to_json().get(f"{kind}_source")
-            if recorded != now:
+        for kind, registry in REGISTRIES.items():  # before a line of a method is run
+            name = str(given.get(kind, ""))
+            if name and registry.source_hash(name) != values.get(f"{kind}_source"):
                 raise FedclipError(
-                    f"--{kind} {settings.name_of(kind)}: its source is not the one that this run "
-                    "was started with; restore it, or start a new run"
+                    f"--{kind} {name}: its source is not the one that this run was started with; "
+                    "restore it, or start a new run"
                 )
-        return settings
+        return cls._of(given)
 
 
 def _owners(name: str, values: Mapping[str, Any]) -> str:

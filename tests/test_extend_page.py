@@ -91,3 +91,19 @@ def test_a_changed_method_is_another_run(reader: Path) -> None:
     sys.modules.pop("my_adapter")
     assert run(arguments) == 0
     assert len([*(reader / "runs").iterdir()]) == 2
+
+
+def test_a_run_is_not_resumed_with_a_changed_method_nor_runs_a_line_of_it(
+    reader: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = ["--adapter", "my_adapter:Gate", "--rounds", "1", "--target", "photo", "--name", "own"]
+    assert run(["federate", *own]) == 0
+    sys.modules.pop("my_adapter")
+    module = reader / "my_adapter.py"
+    source = module.read_text()
+    module.write_text("raise SystemExit('run')\n" + source)
+    assert run(["federate", "--resume", "own"]) == 2
+    assert "--adapter my_adapter:Gate: its source is not the one" in capsys.readouterr().err
+    module.write_text(source)
+    assert run(["federate", "--resume", "own"]) == 0
+    assert "is finished" in capsys.readouterr().err
