@@ -29,6 +29,7 @@ from fedclip.extract.encoders.prompts import DEFAULT_TEMPLATE
 from fedclip.extract.encoders.spec import EncoderName
 from fedclip.extract.encoding.job import default_batch_size, default_workers
 from fedclip.extract.encoding.loader import load_batches
+from fedclip.extract.encoding.worker import keep_freed_memory
 from fedclip.extract.pipeline import extract
 from fedclip.extract.request import Request
 
@@ -155,6 +156,8 @@ def main() -> None:
         options.model, "random", options.precision, options.resizer, compiled=options.compile
     )
     encoder = load_encoder(name, resolve_device(options.device))
+    if encoder.device.type == "cpu":
+        keep_freed_memory()  # as an extraction does
     with tempfile.TemporaryDirectory() as folder, show_progress() as progress:
         work = Path(folder)
         roots = {

@@ -45,10 +45,10 @@ def extract_share(
     Raises:
         FedclipError: as `extract` does.
     """
-    with offline(request.offline), ranks.together():
+    with offline(request.offline), ranks.together(request.cache_dir):
         if ranks.leads:
             return _lead(request, ranks, progress)
-        if not ranks.ask("up to date"):  # by then everything is downloaded
+        if not ranks.ask("up to date"):  # by then a drawn dataset is there
             from .encoding.job import help_encoding
 
             help_encoding(request, opened(find_dataset(request)), ranks)

@@ -25,7 +25,6 @@ from ...cache import FedclipError
 from ...cache.common.errors import first_line
 from ...cache.common.fields import suggest
 from ...cache.key import EncoderFacts, canonical_json, file_sha256
-from ..encoding.memory import keep_freed_memory
 from .base import Launched, Launcher, Vectors, inference
 from .spec import HF_HUB, LOCAL_DIR, RANDOM, EncoderName, is_file
 from .transforms import Decoder, make_decoder
@@ -151,8 +150,6 @@ def load_encoder(name: EncoderName, device: torch.device) -> OpenClipEncoder:
     """
     config = _model_config(name.model)
     tag = _tag_config(name)
-    if device.type == "cpu":
-        keep_freed_memory()
     with quiet(), torch.random.fork_rng(devices=[]):
         weights = _weights_file(name, tag)
         torch.manual_seed(0)  # random weights are the same ones each time

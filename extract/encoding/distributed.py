@@ -1,51 +1,59 @@
 """One extraction by several processes, as `torchrun` or a cluster's launcher starts them.
 
-The processes share a file system. The first rank decides what is missing, the batches
-are dealt to all of them in turn, and the first assembles what everyone encoded. They
-talk through the launcher's key-value store, in JSON. A rank that fails says why there,
-which ends the others.
+The processes share a file system and leave each other files below the folder of caches. The
+first rank makes a folder with a random name for this attempt. The others ask for its name in
+new files of their own, which only a first rank that is running answers: so nothing that a
+killed attempt left is taken for a part of this one, even where both meet in one place. A rank
+that fails leaves its reason, which ends the others.
 """
 
-from __future__ import annotations
-
+import hashlib
 import json
 import os
+import shutil
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from pathlib import Path
+from typing import Any, Self
+from uuid import uuid4
 
 from ...cache import FedclipError
-from ...cache.common.errors import first_line
+from ...cache.common.files import replacing
 
-if TYPE_CHECKING:
-    from torch.distributed import Store  # type: ignore[attr-defined]
-
-# How long the first rank to be there waits for the last.
+# How long one rank waits for another to come.
 ARRIVAL = timedelta(minutes=10)
-# How long a first rank that fails, and may keep the store, waits until the others know.
+# How long the first rank stays where one has failed, so that all learn of it.
 FAREWELL = timedelta(minutes=1)
-# Seconds between two looks at the store: waiting in it cannot be interrupted.
+# The age at which what a killed launch left is removed.
+ABANDONED = timedelta(days=7)
+# Seconds between two looks at what the others have left.
 PAUSE = 0.2
 
-_FAILED = "failed"
+# What launchers set alike for the ranks of one launch, and differently for launches that run
+# at the same time.
+_LAUNCH = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID", "SLURM_STEP_ID")
 
-Item = TypeVar("Item")
+_PLACE, _ASK, _FAILED = ".ranks-", "ask-", "failed.json"
+
+
+class RankFailedError(FedclipError):
+    """Another rank failed."""
 
 
 @dataclass
 class Ranks:
-    """This process among its fellows; without any, by default.
+    """This process among the others of its launch; by default the only one.
 
     Attributes:
         rank: Its number; 0 leads.
         size: How many there are.
         local_rank: Its number on its host.
         local_size: How many there are on its host.
-        counted: Whether the launcher said these two; otherwise they are found out `together`.
+        counted: Whether the launcher set these two; otherwise `together` finds them out.
     """
 
     rank: int = 0
@@ -53,14 +61,14 @@ class Ranks:
     local_rank: int = 0
     local_size: int = 1
     counted: bool = True
-    _store: Store | None = field(default=None, init=False, repr=False)
+    _folder: Path = field(default=Path(), init=False, repr=False)
 
     @classmethod
     def launched(cls) -> Self:
-        """Read from the environment what a launcher left there, if one did.
+        """Read what a launcher set in the environment, if one did.
 
         Raises:
-            FedclipError: it left something else than numbers, or no number for this process.
+            FedclipError: a variable is no number, or this process has none.
         """
         size = _number("WORLD_SIZE", default=1, least=1)
         rank = _number("RANK", default=None if size > 1 else 0)
@@ -76,120 +84,142 @@ class Ranks:
 
     @property
     def leads(self) -> bool:
-        """Whether this is the rank that decides, assembles and shows progress."""
+        """Whether this is the rank that prepares, assembles and shows progress."""
         return self.rank == 0
 
-    def share(self, items: Sequence[Item]) -> Sequence[Item]:
-        """Pick this rank's share of `items`, which are dealt in turn."""
-        return items[self.rank :: self.size]
-
-    def tell(self, subject: str, value: Any) -> None:
-        """Tell the others something, a few megabytes at most.
-
-        Raises:
-            FedclipError: one of them failed, or the store is gone.
-        """
-        if self.size > 1:
-            with self._talking() as store:
-                _hear_failure(store)
-                store.set(subject, json.dumps(value))
-
-    def ask(self, subject: str) -> Any:
-        """Wait until something is told.
-
-        Raises:
-            FedclipError: another rank failed, or the store is gone.
-        """
-        with self._talking() as store:
-            while True:
-                _hear_failure(store)
-                if store.check([subject]):
-                    return json.loads(store.get(subject))
-                time.sleep(PAUSE)
-
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """Meet the others, and at the end have the leader wait until they are done.
+    def together(self, cache_dir: Path) -> Iterator[None]:
+        """Meet the other ranks, and at the end wait until the first is done.
+
+        Args:
+            cache_dir: The folder of caches, below which the ranks meet.
 
         Raises:
-            FedclipError: they do not come, or one of them failed.
+            FedclipError: a rank does not come, or one fails.
         """
         if self.size == 1:
             yield
             return
-        self._store = self._connected()
+        place = cache_dir / f"{_PLACE}{_launch()}"
+        place.mkdir(parents=True, exist_ok=True)
+        end = time.monotonic() + ARRIVAL.total_seconds()
+        self._folder = place / uuid4().hex if self.leads else self._join(place, end)
+        self._folder.mkdir(exist_ok=True)
         try:
-            if not self.counted:
-                self._count()
+            self._meet(place, end)
             yield
-            if self.leads:  # and may keep the store
-                for rank in range(1, self.size):
-                    self.ask(_done(rank))
+            if self.leads:
+                self.tell("finished", True)
             else:
-                self.tell(_done(self.rank), True)
+                self.ask("finished")
         except BaseException as error:
-            self._tell_failure(error)
+            self._fail(error)
             raise
+        finally:
+            self._leave()
 
-    def _connected(self) -> Store:
-        # What goes wrong is said in one line; torch would print its stack besides.
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
-        from torch.distributed import rendezvous  # type: ignore[attr-defined]
+    def tell(self, subject: str, value: Any) -> None:
+        """Tell the others something, as JSON."""
+        if self.size > 1:
+            _write(self._file(subject, self.rank), value)
 
+    def ask(self, subject: str, rank: int = 0) -> Any:
+        """Wait until another rank, by default the first, tells something, and return it.
+
+        Raises:
+            RankFailedError: a rank failed.
+        """
+        path = self._file(subject, rank)
+        while not path.exists():
+            self.check()
+            time.sleep(PAUSE)
+        return json.loads(path.read_bytes())
+
+    def check(self) -> None:
+        """Find out whether the others are still at work.
+
+        Raises:
+            RankFailedError: one of them failed.
+        """
+        failed = self._folder / _FAILED
+        if self.size > 1 and failed.exists():
+            rank, reason = json.loads(failed.read_bytes())
+            raise RankFailedError(f"rank {rank} failed: {reason}")
+
+    def _join(self, place: Path, end: float) -> Path:
+        request = place / f"{_ASK}{uuid4().hex}"
+        request.touch()
         try:
-            store: Store = next(rendezvous("env://", timeout=ARRIVAL))[0]
-        except (RuntimeError, ValueError, OSError) as error:
+            while not (name := request.read_text()):
+                self._wait(end)
+        finally:
+            request.unlink()
+        return place / name
+
+    def _meet(self, place: Path, end: float) -> None:
+        """Have everyone here, and know which ranks are on this host."""
+        host = socket.gethostname()
+        self.tell("host", host)
+        files = [self._file("host", rank) for rank in range(self.size)]
+        while self.leads and not all(path.exists() for path in files):
+            for request in place.glob(f"{_ASK}*"):
+                with suppress(FileNotFoundError):
+                    if not request.stat().st_size:
+                        request.write_text(self._folder.name)
+            self._wait(end)
+        hosts = [self.ask("host", rank) for rank in range(self.size)]
+        if not self.counted:
+            here = [rank for rank, other in enumerate(hosts) if other == host]
+            self.local_rank, self.local_size = here.index(self.rank), len(here)
+
+    def _wait(self, end: float) -> None:
+        if time.monotonic() > end:
             raise FedclipError(
-                f"rank {self.rank} cannot meet the others ({first_line(error)}); start all "
-                f"{self.size} ranks within {ARRIVAL.total_seconds() / 60:g} minutes, with rank 0's "
-                "host as MASTER_ADDR and a free port of it as MASTER_PORT"
-            ) from None
-        return store
+                f"rank {self.rank} cannot meet the others; start all {self.size} ranks within "
+                f"{ARRIVAL.total_seconds() / 60:g} minutes, with one --cache-dir that they share"
+            )
+        time.sleep(PAUSE)
 
-    def _count(self) -> None:
-        """Find out which ranks are on this host."""
-        self.tell(f"host/{self.rank}", socket.gethostname())
-        hosts = [self.ask(f"host/{rank}") for rank in range(self.size)]
-        here = [rank for rank, host in enumerate(hosts) if host == hosts[self.rank]]
-        self.local_rank, self.local_size = here.index(self.rank), len(here)
+    def _file(self, subject: str, rank: int) -> Path:
+        return self._folder / f"{subject}-{rank}.json"
 
-    def _tell_failure(self, error: BaseException) -> None:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        assert self._store is not None
-        with suppress(RuntimeError):  # of a store that is gone, with its keeper
-            self._store.compare_set(_FAILED, "", json.dumps([self.rank, reason]))  # the first stays
-            if not self.leads:
-                self._store.set(_done(self.rank), json.dumps(False))
-                return
-            others = [_done(rank) for rank in range(1, self.size)]
-            end = time.monotonic() + FAREWELL.total_seconds()
-            while not self._store.check(others) and time.monotonic() < end:
-                time.sleep(PAUSE)
+    def _fail(self, error: BaseException) -> None:
+        failed = self._folder / _FAILED
+        if not failed.exists():  # the first reason stays
+            reason = " ".join(str(error).split()) or type(error).__name__
+            with suppress(OSError):
+                _write(failed, [self.rank, reason])
 
-    @contextmanager
-    def _talking(self) -> Iterator[Store]:
-        assert self._store is not None
-        try:
-            yield self._store
-        except RuntimeError as error:
-            raise FedclipError(
-                f"rank {self.rank} lost the others ({first_line(error)}): rank 0 was probably "
-                "killed; see what it said last, and run again"
-            ) from None
+    def _leave(self) -> None:
+        """Leave; the first rank goes last, and removes what was left here and long ago."""
+        with suppress(OSError):
+            self.tell("left", True)
+        end = time.monotonic() + FAREWELL.total_seconds()
+        place, files = self._folder.parent, [self._file("left", r) for r in range(self.size)]
+        while self.leads and not all(path.exists() for path in files):
+            if time.monotonic() > end:
+                return  # so that those who come late can read the reason
+            time.sleep(PAUSE)
+        if self.leads:
+            shutil.rmtree(place, ignore_errors=True)
+            for other in place.parent.glob(f"{_PLACE}*"):
+                with suppress(OSError):
+                    if time.time() - other.stat().st_mtime > ABANDONED.total_seconds():
+                        shutil.rmtree(other)
 
 
-def _done(rank: int) -> str:
-    return f"done/{rank}"
+def _write(path: Path, value: Any) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value))
 
 
-def _hear_failure(store: Store) -> None:
-    if store.check([_FAILED]):
-        rank, reason = json.loads(store.get(_FAILED))
-        raise FedclipError(f"rank {rank} failed: {reason}")
+def _launch() -> str:
+    values = [os.environ.get(variable, "") for variable in _LAUNCH]
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:8]
 
 
 def _number(variable: str, default: int | None, least: int = 0) -> int:
-    """Read a number that a launcher sets; a variable that is empty is not set."""
+    """Read a number that a launcher sets; an empty variable is not set."""
     text = os.environ.get(variable, "")
     if not text and default is not None:
         return default
@@ -199,7 +229,7 @@ def _number(variable: str, default: int | None, least: int = 0) -> int:
         number = -1
     if number < least:
         raise FedclipError(
-            f"{variable}={text}: a whole number from {least} on belongs there; let the launcher "
-            "set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, or unset WORLD_SIZE"
+            f"{variable}={text}: must be a whole number from {least} on; let the launcher set "
+            "RANK and WORLD_SIZE, or unset WORLD_SIZE"
         )
     return number

@@ -1,12 +1,11 @@
 """Encodes what a cache lacks. Importing this imports torch."""
 
-import base64
 import errno
 import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,7 +23,7 @@ from ...cache import (
 from ...cache.common.device import resolve_device
 from ...cache.common.progress import Progress, no_progress
 from ...cache.key import differing_facts
-from ...cache.parts import PARTS, KnownVectors, find_parts, remove_parts
+from ...cache.parts import KnownVectors, find_parts, remove_parts
 from ...cache.schema import content_digest
 from ...cache.store import writing
 from ...cache.writer import write_caches
@@ -44,11 +43,9 @@ from ..manifest import (
     stat_files,
 )
 from ..request import ClientResult, Extraction, Request
-from .clock import Clock
 from .distributed import Ranks
-from .loader import UNREAD
 from .texts import Texts
-from .worker import ENCODING, WRITING, Receipt, Share, Task
+from .worker import ENCODING, WRITING, Clock, Outcome, Outcomes, Share, Task
 
 logger = logging.getLogger(__name__)
 
@@ -60,14 +57,6 @@ GPU_BATCH = 256
 # Why an image cannot be read whatever its disk does: it may not be, or leads nowhere. One that
 # was there before has another listing now.
 _OWN_REASONS = frozenset({errno.EACCES, errno.EPERM, errno.ENOENT, errno.ELOOP, errno.EISDIR})
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """An image's content hash, and why it has no vector, or an empty string."""
-
-    digest: bytes
-    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,70 +84,90 @@ class _Job:
         path = request.cache_dir / dataset.name / f"{request.encoder.variant}-{key[:8]}"
         return cls(request, dataset, encoder, CacheFolder(path), ranks, progress, key)
 
-    @property
-    def tasks(self) -> list[Task]:
-        """Every image of every client, numbered through."""
+    def tasks(self, batch_size: int) -> list[Task]:
+        """This rank's images, numbered through all clients: of every `size` batches one."""
         images = [
             (client.name, image) for client in self.dataset.clients for image in client.images
         ]
-        return [Task(number, name, image.source) for number, (name, image) in enumerate(images)]
+        return [
+            Task(number, name, image.source)
+            for number, (name, image) in enumerate(images)
+            if number // batch_size % self.ranks.size == self.ranks.rank
+        ]
 
     def share(self, tasks: Sequence[Task], batch_size: int) -> Share:
-        """Begin this rank's share of `tasks`; a batch is always one rank's."""
+        """Begin to encode `tasks`."""
         workers = self.request.workers
         if workers is None:
             workers = default_workers(self.encoder.device, self.ranks.local_size)
-        starts = self.ranks.share(range(0, len(tasks), batch_size))
         return Share(
             self.encoder,
             self.folder.path,
-            [task for start in starts for task in tasks[start : start + batch_size]],
+            tasks,
             batch_size,
             workers,
             self.clock,
             self.progress,
+            self.ranks.check,
         )
 
 
 def encode_missing(
     request: Request, dataset: ImageDataset, ranks: Ranks, progress: Progress = no_progress
 ) -> Extraction:
-    """Encode what a cache lacks, with the help of the other ranks, and carry over the rest.
+    """Encode what a cache lacks, with the other ranks, and write it with what is known already.
 
     Raises:
-        FedclipError: the encoder or the cache at hand cannot be used, another process
+        FedclipError: the encoder or the cache on disk cannot be used, another process
             is writing the cache, or no image of a client can be decoded (with
             `strict`, one that cannot).
     """
     fetch_encoder(request.encoder, progress)
-    ranks.tell("weights", "here")
     job = _Job.of(request, dataset, ranks, progress)
     with writing(job.folder):
         return _encode(job)
 
 
 def help_encoding(request: Request, dataset: ImageDataset, ranks: Ranks) -> None:
-    """Encode this rank's share of what the first finds missing, and tell what became of it.
+    """Encode what this rank's share of the images lacks, and tell the first rank the outcomes.
 
     Raises:
-        FedclipError: the encoder cannot be used, or it or the files here are others.
+        FedclipError: the encoder cannot be used, or it or the files differ from the first rank's.
     """
-    ranks.ask("weights")
+    fetch_encoder(request.encoder)
     job = _Job.of(request, dataset, ranks, no_progress)
     plan = ranks.ask("plan")
     _check_plan(job, plan)
-    tasks = job.tasks
-    missing = np.unpackbits(np.frombuffer(base64.b64decode(plan["missing"]), np.uint8))
-    share = job.share([tasks[number] for number in np.flatnonzero(missing)], plan["batch_size"])
-    told = 0
-    for receipt in share.encode():
-        ranks.tell(f"receipt/{ranks.rank}/{told}", asdict(receipt))
-        told += 1
-    ranks.tell(f"receipt/{ranks.rank}/{told}", None)
+    known, _ = _known(job, _standing(job.folder, job.folder.read_manifest()))
+    outcomes, share = _begin_share(job, known, plan["batch_size"])
+    for encoded in share.encode():
+        outcomes |= encoded
+    ranks.tell("outcomes", _to_json(outcomes))
+
+
+def _begin_share(
+    job: _Job, known: KnownVectors, batch_size: int
+) -> tuple[dict[int, Outcome], Share]:
+    """Begin to encode those of this rank's images that are not `known`, and list the others."""
+    tasks = job.tasks(batch_size)
+    outcomes = _carried_over(tasks, known, job.progress)
+    missing = [task for task in tasks if task.number not in outcomes]
+    return outcomes, job.share(missing, batch_size)
+
+
+def _to_json(outcomes: Outcomes) -> list[Any]:
+    return [
+        [number, outcome.digest.hex(), outcome.problem, outcome.unread, outcome.encoded]
+        for number, outcome in outcomes.items()
+    ]
+
+
+def _from_json(rows: Sequence[Any]) -> Outcomes:
+    return {number: Outcome(bytes.fromhex(digest), *rest) for number, digest, *rest in rows}
 
 
 def _check_plan(job: _Job, plan: Mapping[str, Any]) -> None:
-    """Refuse to encode other images than the first rank means, or with another encoder."""
+    """Refuse to encode other images than the first rank, or with another encoder."""
     rank, seen = job.ranks.rank, listings(job.dataset)
     if job.key != plan["key"]:
         raise FedclipError(
@@ -166,7 +175,7 @@ def _check_plan(job: _Job, plan: Mapping[str, Any]) -> None:
             f"{job.key[:8]}, than rank 0, of {plan['key'][:8]}; all ranks must have the same "
             "weights and options"
         )
-    if [*seen.items()] != [*plan["listings"].items()]:  # in order, as images are numbered through
+    if [[*each] for each in seen.items()] != plan["listings"]:  # in the order of their numbers
         raise FedclipError(
             f"{job.dataset.root}: rank {rank} finds other images here than rank 0; all ranks must "
             "see the same files"
@@ -186,12 +195,8 @@ def _encode(job: _Job) -> Extraction:
     _note_encoder(job, batch_size)
     if not request.force and len(standing) < len(folder.files):
         logger.info("           (resuming what --force began)")
-    known, texts = _known(job, () if request.force else standing)
     # What was seen before reading, so that a later change is noticed as one.
     seen = listings(dataset)
-    tasks = job.tasks
-    outcomes = _carried_over(tasks, known, job.progress)
-    missing = [task for task in tasks if task.number not in outcomes]
     manifest = {
         "dataset": dataset.name,
         "root": str(dataset.root),
@@ -203,10 +208,12 @@ def _encode(job: _Job) -> Extraction:
         "batch_size": batch_size,
         "clients": entries,
     }
-    if missing:
-        folder.write_manifest(manifest)  # the batch shape goes with the parts
-    job.ranks.tell("plan", _plan(job.key, seen, len(tasks), missing, batch_size))
-    share = job.share(missing, batch_size)
+    known, texts = _known(job, standing)
+    folder.write_manifest(manifest)  # the batch shape goes with the parts
+    plan = {"key": job.key, "listings": [*seen.items()], "batch_size": batch_size}
+    job.ranks.tell("plan", plan)
+    old_parts = find_parts(folder.path)
+    outcomes, share = _begin_share(job, known, batch_size)
     with job.clock.timing(ENCODING):
         encoded_texts = texts.encode_missing()
     for template, one, other in texts.alike():
@@ -217,10 +224,15 @@ def _encode(job: _Job) -> Extraction:
             one,
             other,
         )
-    for receipt in _receipts(share, job.ranks):
-        _enter(receipt, outcomes, known, folder)
-    results = list(_results(dataset, outcomes, {task.number for task in missing}))
-    _check_storage(dataset, results, seen)
+    for encoded in share.encode():
+        outcomes |= encoded
+    for rank in range(1, job.ranks.size):
+        outcomes |= _from_json(job.ranks.ask("outcomes", rank))
+    for path in find_parts(folder.path):
+        if path not in old_parts:
+            known.add_part(path)
+    results = list(_results(dataset, outcomes))
+    _check_storage(dataset, outcomes, seen)
     if request.strict:
         _check_all_usable(results)
     with job.clock.timing(WRITING):
@@ -286,7 +298,7 @@ def _note_encoder(job: _Job, batch_size: int) -> None:
 
 
 def _known(job: _Job, standing: Sequence[Path]) -> tuple[KnownVectors, Texts]:
-    """Learn what vectors the cache holds already: in parts, and in the files that are `standing`.
+    """Learn what vectors the cache holds already: in parts, and in the `standing` files.
 
     Raises:
         CacheError: a file is damaged, or of another encoder.
@@ -296,10 +308,10 @@ def _known(job: _Job, standing: Sequence[Path]) -> tuple[KnownVectors, Texts]:
         try:
             known.add_part(path)
         except (CacheError, ValueError, EOFError):
-            path.unlink()  # as if lost
+            path.unlink(missing_ok=True)  # as if lost
     if known:
         logger.info("           (resuming after %d images that were encoded before)", len(known))
-    for path in standing:
+    for path in () if job.request.force else standing:
         cache = read_cache(path)
         if cache.key != job.key:
             facts = ", ".join(differing_facts(cache.encoder, job.encoder.facts))
@@ -314,16 +326,16 @@ def _known(job: _Job, standing: Sequence[Path]) -> tuple[KnownVectors, Texts]:
 
 def _carried_over(
     tasks: Sequence[Task], known: KnownVectors, progress: Progress
-) -> dict[int, _Outcome]:
+) -> dict[int, Outcome]:
     """Find the images whose vectors are known by their content."""
-    outcomes: dict[int, _Outcome] = {}
+    outcomes: dict[int, Outcome] = {}
     if not known:
         return outcomes
     for done, task in enumerate(tasks):
         progress("comparing", done, len(tasks), "images")
         digest = _digest(task.source)
         if digest is not None and digest in known:
-            outcomes[task.number] = _Outcome(digest)
+            outcomes[task.number] = Outcome(digest, encoded=False)
     progress("comparing", len(tasks), len(tasks), "images")
     return outcomes
 
@@ -335,73 +347,39 @@ def _digest(source: Source) -> bytes | None:
         return None  # decoding will say why
 
 
-def _plan(
-    key: str, seen: Mapping[str, str], images: int, missing: Sequence[Task], batch_size: int
-) -> dict[str, Any]:
-    """Say with which encoder which images are to be encoded: of those listed, in a bit each."""
-    bits = np.zeros(images, bool)
-    bits[[task.number for task in missing]] = True
-    return {
-        "key": key,
-        "listings": dict(seen),
-        "missing": base64.b64encode(np.packbits(bits).tobytes()).decode(),
-        "batch_size": batch_size,
-    }
+def _results(dataset: ImageDataset, outcomes: Outcomes) -> Iterator[ClientResult]:
+    for client, mine in _by_client(dataset, outcomes):
+        skipped = tuple(
+            Skipped(image.id, outcome.problem)
+            for image, outcome in zip(client.images, mine, strict=True)
+            if outcome.problem
+        )
+        encoded = sum(outcome.encoded and not outcome.problem for outcome in mine)
+        yield ClientResult(client.name, len(mine) - len(skipped), encoded, skipped)
 
 
-def _receipts(share: Share, ranks: Ranks) -> Iterator[Receipt]:
-    """Encode this rank's share, then hear what became of the others'."""
-    yield from share.encode()
-    for rank in range(1, ranks.size):
-        told = 0
-        while (receipt := ranks.ask(f"receipt/{rank}/{told}")) is not None:
-            yield Receipt(**receipt)
-            told += 1
-
-
-def _enter(
-    receipt: Receipt, outcomes: dict[int, _Outcome], known: KnownVectors, folder: CacheFolder
-) -> None:
-    for number, digest, problem in zip(
-        receipt.numbers, receipt.digests, receipt.problems, strict=True
-    ):
-        outcomes[number] = _Outcome(bytes.fromhex(digest), problem)
-    if receipt.part:
-        usable = [
-            bytes.fromhex(digest)
-            for digest, problem in zip(receipt.digests, receipt.problems, strict=True)
-            if not problem
-        ]
-        known.add_part(folder.path / PARTS / Path(receipt.part).name, usable)
-
-
-def _results(
-    dataset: ImageDataset, outcomes: Mapping[int, _Outcome], encoded: set[int]
-) -> Iterator[ClientResult]:
+def _by_client(
+    dataset: ImageDataset, outcomes: Outcomes
+) -> Iterator[tuple[ClientImages, list[Outcome]]]:
     number = 0
     for client in dataset.clients:
-        skipped, fresh = [], 0
-        for image in client.images:
-            problem = outcomes[number].problem
-            if problem:
-                skipped.append(Skipped(image.id, problem))
-            elif number in encoded:
-                fresh += 1
-            number += 1
-        yield ClientResult(client.name, len(client.images) - len(skipped), fresh, tuple(skipped))
+        yield client, [outcomes[number + row] for row in range(len(client.images))]
+        number += len(client.images)
 
 
-def _check_storage(
-    dataset: ImageDataset, results: Sequence[ClientResult], seen: Mapping[str, str]
-) -> None:
+def _check_storage(dataset: ImageDataset, outcomes: Outcomes, seen: Mapping[str, str]) -> None:
     """Refuse to leave out images that are only away: a good file would become a smaller one."""
-    for client, result in zip(dataset.clients, results, strict=True):
-        unread = {item.id: item for item in result.skipped if item.reason.startswith(UNREAD)}
-        sources = [image.source for image in client.images if image.id in unread]
-        if unread and not (listing(client) == seen[client.name] and all(map(_is_unfit, sources))):
-            first = next(iter(unread.values()))
+    for client, mine in _by_client(dataset, outcomes):
+        unread = [
+            (image, outcome.problem)
+            for image, outcome in zip(client.images, mine, strict=True)
+            if outcome.unread
+        ]
+        unfit = all(_is_unfit(image.source) for image, _ in unread)
+        if unread and not (unfit and listing(client) == seen[client.name]):
+            first, problem = unread[0]
             raise FedclipError(
-                f"{dataset.root}: {first.id} {first.reason}, as if its disk had gone away midway; "
+                f"{dataset.root}: {first.id} {problem}, as if its disk had gone away midway; "
                 "the cache is as it was; see that all images are there, or remove what cannot be "
                 "read, and extract again"
             )
@@ -427,20 +405,17 @@ def _check_all_usable(results: Sequence[ClientResult]) -> None:
 
 
 def _caches(
-    job: _Job, outcomes: Mapping[int, _Outcome], known: KnownVectors, texts: Texts
+    job: _Job, outcomes: Outcomes, known: KnownVectors, texts: Texts
 ) -> Iterator[tuple[Path, FeatureCache]]:
     """Assemble the clients' caches, one at a time, each with the path it belongs to."""
-    number = 0
-    for client in job.dataset.clients:
-        mine = [outcomes[number + row] for row in range(len(client.images))]
-        number += len(mine)
+    for client, mine in _by_client(job.dataset, outcomes):
         yield job.folder.file(client.name), _client_cache(job, client, mine, known, texts)
 
 
 def _client_cache(
     job: _Job,
     client: ClientImages,
-    outcomes: Sequence[_Outcome],
+    outcomes: Sequence[Outcome],
     known: KnownVectors,
     texts: Texts,
 ) -> FeatureCache:

@@ -17,9 +17,6 @@ from ..encoders.transforms import Decoder
 # Seconds that a batch of images may take to be read; a stuck worker would be waited for for ever.
 PATIENCE = 600
 
-# How `describe` begins of what could not be read, rather than not be decoded.
-UNREAD = "cannot be read"
-
 # What torch says of a tensor that there is no memory for, where it has no error of its own for it.
 _NO_MEMORY = (
     "DefaultCPUAllocator",
@@ -36,11 +33,13 @@ class Decoded:
         pixels: (3, H, W) float32; zeros where there is a `problem`.
         digest: `content_digest` of the bytes that were decoded.
         problem: Why the file is no usable image, or an empty string.
+        unread: Whether its bytes could not be read, as where a disk went away.
     """
 
     pixels: Tensor
     digest: bytes
-    problem: str
+    problem: str = ""
+    unread: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,11 +50,13 @@ class PixelBatch:
         pixels: (B, 3, H, W) float32; rows past the last image are zeros.
         digests: Content hash of each image, at most B.
         problems: Why an image is not usable, or an empty string; as many as `digests`.
+        unread: Whether an image's bytes could not be read; as many as `digests`.
     """
 
     pixels: Tensor
     digests: tuple[bytes, ...]
     problems: tuple[str, ...]
+    unread: tuple[bool, ...]
 
     def pin_memory(self) -> "PixelBatch":
         """Move the pixels to memory that a GPU can copy from while it computes."""
@@ -77,16 +78,20 @@ class _Images(Dataset[Decoded]):
         content = b""
         try:
             content = self.sources[index].read()
-            pixels, problem = self.decode(content), ""
+            return Decoded(self.decode(content), content_digest(content))
         except Exception as error:  # whatever a decoder makes of a broken file
-            pixels, problem = torch.zeros(self.shape), describe(error, content)
-        return Decoded(pixels, content_digest(content), problem)
+            return Decoded(
+                torch.zeros(self.shape),
+                content_digest(content),
+                describe(error, content),
+                _is_unread(error),
+            )
 
 
 def describe(error: Exception, content: bytes) -> str:
     """Say in a few words why a file could not be decoded."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{UNREAD}: {error.strerror}"
+    if isinstance(error, OSError) and _is_unread(error):
+        return f"cannot be read: {error.strerror}"
     if isinstance(error, MemoryError):
         return "needs more memory than there is"
     if not content:
@@ -94,6 +99,11 @@ def describe(error: Exception, content: bytes) -> str:
     if type(error).__name__ == "UnidentifiedImageError":
         return "is no image that Pillow knows"
     return f"cannot be decoded: {' '.join(str(error).split())[:200] or type(error).__name__}"
+
+
+def _is_unread(error: Exception) -> bool:
+    """Tell what the system says of a file from what a decoder says of its content."""
+    return isinstance(error, OSError) and bool(error.strerror)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -114,6 +124,7 @@ class _Collate:
             pixels,
             tuple(image.digest for image in images),
             tuple(image.problem for image in images),
+            tuple(image.unread for image in images),
         )
 
 

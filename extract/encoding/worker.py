@@ -1,10 +1,12 @@
 """One process's share of the encoding: batches of pixels in, parts on disk out."""
 
+import ctypes
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -16,7 +18,7 @@ from ...cache.common.progress import Progress, no_progress
 from ...cache.parts import write_part
 from ..datasets.sources import Source
 from ..encoders.base import ImageEncoder, Launched
-from .clock import Clock
+from .distributed import RankFailedError
 from .loader import PixelBatch, is_out_of_memory, load_batches
 
 # What a killed extraction loses at most: a dozen seconds on a CPU, none on a GPU.
@@ -36,21 +38,45 @@ class Task:
     source: Source
 
 
-@dataclass
-class Receipt:
-    """What became of some images, whose vectors are in one part.
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of an image.
 
     Attributes:
-        numbers: The images' numbers.
-        digests: Content hash of each, in hexadecimal digits.
-        problems: Why an image could not be used, or an empty string.
-        part: File name of the part; empty where none of the images could be used.
+        digest: Its content hash.
+        problem: Why it has no vector, or an empty string.
+        unread: Whether its bytes could not be read.
+        encoded: Whether it was encoded now, rather than known by its content.
     """
 
-    numbers: list[int] = field(default_factory=list)
-    digests: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    part: str = ""
+    digest: bytes
+    problem: str = ""
+    unread: bool = False
+    encoded: bool = True
+
+
+Outcomes = Mapping[int, Outcome]
+
+
+class Clock:
+    """Adds up wall-clock seconds by what they were spent on.
+
+    Attributes:
+        seconds: Seconds by activity, in the order in which they were first begun.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def timing(self, activity: str) -> Iterator[None]:
+        """Add what happens inside to `activity`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - start
+            self.seconds[activity] = self.seconds.get(activity, 0.0) + spent
 
 
 class Share:
@@ -64,6 +90,7 @@ class Share:
         workers: Processes that decode images.
         clock: Where the time is added up.
         progress: Called after each batch, client by client.
+        check: Called after each batch; raises where another rank failed.
     """
 
     def __init__(
@@ -75,8 +102,12 @@ class Share:
         workers: int,
         clock: Clock,
         progress: Progress = no_progress,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
+        if encoder.device.type == "cpu":
+            keep_freed_memory()
         self._encoder = encoder
+        self._check = check
         self._folder = folder
         self._tasks = tasks
         self._batch_size = batch_size
@@ -91,33 +122,35 @@ class Share:
             pinned=encoder.device.type == "cuda",
         )
 
-    def encode(self) -> Iterator[Receipt]:
-        """Encode everything; a receipt comes when its part is on disk.
+    def encode(self) -> Iterator[Outcomes]:
+        """Encode everything; what became of images comes, by number, when their part is on disk.
 
-        An interrupt (Ctrl-C) keeps what was encoded.
+        An interrupt (Ctrl-C), or another rank that fails, keeps what was encoded.
 
         Raises:
             OSError: a part cannot be written.
-            FedclipError: a worker process was killed, or there is no memory for a batch.
+            FedclipError: a worker process was killed, there is no memory for a batch, or another
+                rank failed.
         """
         with _memory_for(self._batch_size), _Keeper(self._folder) as keeper:
             try:
                 for batch, vectors in self._encoded():
                     keeper.add(batch, vectors, self._tasks)
                     self._progress.advance(batch)
+                    self._check()
                     if keeper.full:
                         yield from self._kept(keeper)
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, RankFailedError):
                 list(self._kept(keeper))
                 raise
             yield from self._kept(keeper)
             yield from self._kept(keeper)
 
-    def _kept(self, keeper: "_Keeper") -> Iterator[Receipt]:
+    def _kept(self, keeper: "_Keeper") -> Iterator[Outcomes]:
         with self._clock.timing(WRITING):
-            receipt = keeper.keep()
-        if receipt is not None:
-            yield receipt
+            outcomes = keeper.keep()
+        if outcomes:
+            yield outcomes
 
     def _encoded(self) -> Iterator[tuple[PixelBatch, npt.NDArray[np.float32]]]:
         """Encode batch by batch; a device may compute one while the one before is taken home."""
@@ -154,10 +187,10 @@ class _Keeper:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._thread = ThreadPoolExecutor(1)
-        self._receipt = Receipt()
+        self._outcomes: dict[int, Outcome] = {}
         self._vectors: list[npt.NDArray[np.float32]] = []
         self._done = 0
-        self._writing: Future[Receipt] | None = None
+        self._writing: Future[Outcomes] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -167,40 +200,55 @@ class _Keeper:
 
     @property
     def full(self) -> bool:
-        return len(self._receipt.numbers) >= PART_ROWS
+        return len(self._outcomes) >= PART_ROWS
 
     def add(
         self, batch: PixelBatch, vectors: npt.NDArray[np.float32], tasks: Sequence[Task]
     ) -> None:
         """Take a batch's rows; those past its last image are padding."""
         rows = len(batch.digests)
-        self._receipt.numbers += [task.number for task in tasks[self._done : self._done + rows]]
-        self._receipt.digests += [digest.hex() for digest in batch.digests]
-        self._receipt.problems += batch.problems
+        numbers = [task.number for task in tasks[self._done : self._done + rows]]
+        outcomes = map(Outcome, batch.digests, batch.problems, batch.unread)
+        self._outcomes.update(zip(numbers, outcomes, strict=True))
         self._vectors.append(vectors[:rows])
         self._done += rows
 
-    def keep(self) -> Receipt | None:
+    def keep(self) -> Outcomes:
         """Begin to write what was gathered; first wait for what is being written, if anything."""
-        written = self._writing.result() if self._writing is not None else None
+        written = self._writing.result() if self._writing is not None else {}
         self._writing = None
-        if self._receipt.numbers:
+        if self._outcomes:
             vectors = np.concatenate(self._vectors)
-            self._writing = self._thread.submit(_write, self._folder, self._receipt, vectors)
-            self._receipt, self._vectors = Receipt(), []
+            self._writing = self._thread.submit(_write, self._folder, self._outcomes, vectors)
+            self._outcomes, self._vectors = {}, []
         return written
 
 
-def _write(folder: Path, receipt: Receipt, vectors: npt.NDArray[np.float32]) -> Receipt:
-    usable = [not problem for problem in receipt.problems]
-    digests = [
-        bytes.fromhex(digest)
-        for digest, wanted in zip(receipt.digests, usable, strict=True)
-        if wanted
-    ]
-    if digests:
-        receipt.part = write_part(folder, digests, vectors[usable]).name
-    return receipt
+def _write(folder: Path, outcomes: Outcomes, vectors: npt.NDArray[np.float32]) -> Outcomes:
+    usable = [not outcome.problem for outcome in outcomes.values()]
+    if any(usable):
+        digests = [outcome.digest for outcome in outcomes.values() if not outcome.problem]
+        write_part(folder, digests, vectors[usable])
+    return outcomes
+
+
+# Parameters of glibc's mallopt (malloc.h).
+_TRIM_THRESHOLD = -1
+_MMAP_MAX = -4
+_MOST = 2**31 - 1
+
+
+def keep_freed_memory() -> None:
+    """Have what is freed kept for the next allocation, whatever its size.
+
+    glibc gives blocks over 32 MB back to the system, as an encoder's operations on a CPU
+    use them, and has every page of the next one zeroed: a seventh of the encoder's time.
+    The process then holds what it once needed at most. Other C libraries are left alone.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_MMAP_MAX, 0)  # every block is of the heap,
+        mallopt(_TRIM_THRESHOLD, _MOST)  # and the heap stays as it is
 
 
 class _ClientProgress:

@@ -2,9 +2,9 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -20,18 +20,13 @@ Begin = Callable[..., "subprocess.Popen[str]"]
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+# Seconds that only a hang takes.
+HANGS = 1800
 
 
 @pytest.fixture
 def begin(tmp_path: Path) -> Begin:
     """Give a function that begins a Python process as a launcher begins a rank."""
-    port = free_port()
 
     def process(
         rank: int, size: int, arguments: Sequence[object], **environment: str
@@ -43,7 +38,7 @@ def begin(tmp_path: Path) -> Begin:
             cwd=tmp_path,
             env={
                 **inherited,
-                **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "HF_HUB_OFFLINE": "1"},
+                "HF_HUB_OFFLINE": "1",
                 **told,
                 **environment,
             },
@@ -57,7 +52,7 @@ def begin(tmp_path: Path) -> Begin:
 
 def ended(processes: Sequence["subprocess.Popen[str]"]) -> list[tuple[int, str]]:
     """Wait for them all: each one's code and what it said of errors."""
-    said = [process.communicate(timeout=120)[1] for process in processes]
+    said = [process.communicate(timeout=HANGS)[1] for process in processes]
     return [(process.returncode, errors) for process, errors in zip(processes, said, strict=True)]
 
 
@@ -100,84 +95,103 @@ def test_where_one_rank_fails_all_end_with_the_reason(
 
 
 MEETING = """
-import os, socket, sys, time
+import socket, sys
+from pathlib import Path
 from fedclip.cache import FedclipError
 from fedclip.extract.encoding.distributed import Ranks
 
 if len(sys.argv) > 2:
     socket.gethostname = lambda: sys.argv[2]
 ranks = Ranks.launched()
-try:
-    with ranks.together():
-        print(ranks.local_rank, ranks.local_size, flush=True)
-        if sys.argv[1] == "wait":
-            ranks.ask("nothing")
-except FedclipError as error:
-    print(error, file=sys.stderr)
+with ranks.together(Path("caches")):
+    print(ranks.local_rank, ranks.local_size, flush=True)
+    if sys.argv[1] == "wait":
+        ranks.ask("nothing")
 """
 
 
-def test_ranks_without_a_number_on_their_host_are_counted(begin: Begin) -> None:
+def test_ranks_without_a_number_on_their_host_are_counted(begin: Begin, tmp_path: Path) -> None:
     hosts = ("a", "b", "a")
     processes = [
         begin(rank, len(hosts), ["-c", MEETING, "go", host]) for rank, host in enumerate(hosts)
     ]
-    told = [process.communicate(timeout=120) for process in processes]
-    assert [output.split() for output, _ in told] == [
-        ["0", "2"],
-        ["0", "1"],
-        ["1", "2"],
-    ]
+    told = [process.communicate(timeout=HANGS)[0] for process in processes]
+    assert [output.split() for output in told] == [["0", "2"], ["0", "1"], ["1", "2"]]
+    assert list((tmp_path / "caches").iterdir()) == []
 
 
-def test_ranks_that_are_told_their_number_on_their_host_keep_it(begin: Begin) -> None:
-    told = {"LOCAL_RANK": "5", "LOCAL_WORLD_SIZE": "8"}
-    processes = [begin(rank, 2, ["-c", MEETING, "go"], **told) for rank in range(2)]
-    assert [process.communicate(timeout=120)[0].split() for process in processes] == [
+def test_ranks_that_are_given_their_number_on_their_host_keep_it(begin: Begin) -> None:
+    given = {"LOCAL_RANK": "5", "LOCAL_WORLD_SIZE": "8"}
+    processes = [begin(rank, 2, ["-c", MEETING, "go"], **given) for rank in range(2)]
+    assert [process.communicate(timeout=HANGS)[0].split() for process in processes] == [
         ["5", "8"],
         ["5", "8"],
     ]
 
 
-def test_where_the_leader_is_killed_the_others_end_with_a_line(begin: Begin) -> None:
-    leader, other = (begin(rank, 2, ["-c", MEETING, "wait"]) for rank in range(2))
-    for process in (leader, other):  # they have met
+def test_what_killed_ranks_left_does_not_confuse_the_next_ones(
+    begin: Begin, tmp_path: Path
+) -> None:
+    killed = [begin(rank, 2, ["-c", MEETING, "wait"]) for rank in range(2)]
+    for process in killed:
         assert process.stdout is not None
-        assert process.stdout.readline()
-    leader.send_signal(signal.SIGKILL)
-    (_, _), (code, said) = ended([leader, other])
-    assert code == 0
-    (line,) = said.splitlines()
-    assert line.startswith("rank 1 lost the others (")
+        assert process.stdout.readline()  # they have met
+        process.send_signal(signal.SIGKILL)
+    ended(killed)
+    (place,) = (tmp_path / "caches").iterdir()
+    (attempt,) = (path for path in place.iterdir() if path.is_dir())
+    (attempt / "failed.json").write_text('[1, "long ago"]')
+    (place / "ask-of-a-killed-rank").touch()
+    last = begin(1, 2, ["-c", MEETING, "go"])  # before the first, which it must wait for
+    with pytest.raises(subprocess.TimeoutExpired):
+        last.wait(timeout=3)
+    first = begin(0, 2, ["-c", MEETING, "go"])
+    assert ended([first, last]) == [(0, ""), (0, "")]
+    assert list((tmp_path / "caches").iterdir()) == []
+
+
+def test_launches_at_the_same_time_do_not_meet(begin: Begin, tmp_path: Path) -> None:
+    ports = ("1", "2")
+    processes = [
+        begin(rank, 2, ["-c", MEETING, "go", port], MASTER_PORT=port)
+        for port in ports
+        for rank in range(2)
+    ]
+    assert ended(processes) == [(0, "")] * 4
+    assert list((tmp_path / "caches").iterdir()) == []
 
 
 def test_a_rank_whose_fellows_do_not_come_ends_with_a_line(
-    launched: Launched, monkeypatch: pytest.MonkeyPatch
+    launched: Launched, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(ranks, "ARRIVAL", timedelta(seconds=1))
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    monkeypatch.setattr(ranks, "FAREWELL", timedelta(seconds=1))
     for rank in ("0", "1"):
-        alone = launched({"RANK": rank, "WORLD_SIZE": "2", **place})
+        alone = launched({"RANK": rank, "WORLD_SIZE": "2"})
         with (
-            pytest.raises(FedclipError, match=rf"^rank {rank} cannot meet the others \(.*\); "),
-            alone.together(),
+            pytest.raises(FedclipError, match=rf"^rank {rank} cannot meet the others; start all 2"),
+            alone.together(tmp_path),
         ):
             pass
 
 
-def test_without_a_place_to_meet_the_line_names_what_is_missing(launched: Launched) -> None:
-    alone = launched({"RANK": "1", "WORLD_SIZE": "2"})
-    with pytest.raises(FedclipError, match="MASTER_ADDR expected"), alone.together():
-        pass
+def test_what_was_left_long_ago_is_removed(begin: Begin, tmp_path: Path) -> None:
+    for name in ("old", "new"):
+        (tmp_path / "caches" / f".ranks-{name}" / "attempt").mkdir(parents=True)
+    eight_days_ago = time.time() - 8 * 24 * 3600
+    os.utime(tmp_path / "caches" / ".ranks-old", (eight_days_ago, eight_days_ago))
+    processes = [begin(rank, 2, ["-c", MEETING, "go"]) for rank in range(2)]
+    assert ended(processes) == [(0, ""), (0, "")]
+    assert [path.name for path in (tmp_path / "caches").iterdir()] == [".ranks-new"]
 
 
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({"WORLD_SIZE": "2"}, "^RANK=: a whole number from 0 on belongs there"),
-        ({"WORLD_SIZE": "two"}, "^WORLD_SIZE=two: a whole number from 1 on"),
-        ({"WORLD_SIZE": "0"}, "^WORLD_SIZE=0: a whole number from 1 on"),
-        ({"WORLD_SIZE": "2", "RANK": "-1"}, "^RANK=-1: a whole number"),
+        ({"WORLD_SIZE": "2"}, "^RANK=: must be a whole number from 0 on; let the launcher"),
+        ({"WORLD_SIZE": "two"}, "^WORLD_SIZE=two: must be a whole number from 1 on"),
+        ({"WORLD_SIZE": "0"}, "^WORLD_SIZE=0: must be a whole number from 1 on"),
+        ({"WORLD_SIZE": "2", "RANK": "-1"}, "^RANK=-1: must be a whole number"),
         ({"WORLD_SIZE": "2", "RANK": "2"}, "^RANK=2: ranks are numbered from 0"),
         ({"LOCAL_RANK": "x"}, "^LOCAL_RANK=x: "),
         ({"LOCAL_WORLD_SIZE": "0"}, "^LOCAL_WORLD_SIZE=0: "),

@@ -9,7 +9,7 @@ import pytest
 CODE = """
 import resource, sys
 import numpy as np
-from fedclip.extract.encoding.memory import keep_freed_memory
+from fedclip.extract.encoding.worker import keep_freed_memory
 
 def faults(size=48 << 20):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
