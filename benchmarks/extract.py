@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fedclip.cache.common.device import resolve_device
 from fedclip.cache.common.progress import Progress, show_progress
-from fedclip.extract.datasets.sources import FileSource
+from fedclip.extract.datasets.base import FileSource
 from fedclip.extract.encoders.openclip import OpenClipEncoder, load_encoder
 from fedclip.extract.encoders.prompts import DEFAULT_TEMPLATE
 from fedclip.extract.encoders.spec import EncoderName
@@ -106,11 +106,11 @@ def row(name: str, root: Path, encoder: OpenClipEncoder, work: Path, progress: P
     paths = sorted(path for path in root.rglob("*") if path.is_file())
     decoding = measure_decoder(encoder, paths[:: max(1, len(paths) // 128)])
     request = Request(
-        str(root),
-        encoder.name,
-        (DEFAULT_TEMPLATE,),
-        work,
-        work / "caches" / name,
+        dataset=str(root),
+        encoder=encoder.name,
+        templates=(DEFAULT_TEMPLATE,),
+        data_dir=work,
+        cache_dir=work / "caches" / name,
         name="bench",
         device=str(encoder.device),
     )

@@ -24,7 +24,7 @@ from ..cache.common.errors import first_line
 from ..cache.common.files import replacing
 from ..cache.common.progress import Progress, no_progress
 from ..cache.key import file_sha256
-from .datasets.sources import FileSource
+from .datasets.base import FileSource
 
 logger = logging.getLogger(__name__)
 

@@ -1,26 +1,23 @@
 """What an extraction remembers, so that a second one need not load the encoder to skip it."""
 
 import hashlib
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..cache import CacheFolder, FedclipError
-from ..cache.store import MANIFEST
-from .datasets.base import ClientImages, ImageDataset
+from ..cache import CacheFolder, FedclipError, read_cache
+from ..cache.common.errors import BusyError
+from ..cache.parts import remove_parts
+from ..cache.store import MANIFEST, writing
+from .datasets.base import ClientImages, ImageDataset, Source
+from .datasets.hub_tables import LocatedTable
 from .datasets.registry import HF, KNOWN
-from .datasets.sources import Source
 from .encoders.registry import library_versions
 from .encoders.spec import LOCAL_DIR, EncoderName, is_file
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """An image that was left out, by id, and why."""
-
-    id: str
-    reason: str
+from .request import ClientResult, Extraction, Request, Skipped
 
 
 @dataclass(frozen=True)
@@ -183,3 +180,101 @@ def client_entry(manifest: Mapping[str, Any], client: str) -> ClientEntry | None
         return ClientEntry(int(entry["rows"]), str(entry["listing"]), skipped)
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def _suffices(complete: Extraction, request: Request) -> bool:
+    return not request.force and not (request.strict and complete.skipped)
+
+
+def made_of(request: Request, table: LocatedTable) -> Extraction | None:
+    """Sum up the cache that was made of these very rows, which need not be on this machine.
+
+    Returns:
+        None if there is no such cache, or it lacks something that is requested.
+    """
+    start = time.perf_counter()
+    folder = recall(request.cache_dir, table.name, request.encoder)
+    if folder is None:
+        return None
+    manifest = folder.read_manifest()
+    clients = clients_from(manifest, table.facts)
+    made = _read(folder, manifest, clients, request.templates, start)
+    if made is None or not _suffices(made, request):
+        return None
+    _note_use(folder)
+    return made
+
+
+def up_to_date(request: Request, dataset: ImageDataset) -> Extraction | None:
+    """Sum up the cache of these very images.
+
+    Returns:
+        None if there is no such cache, or it lacks something that is requested.
+    """
+    start = time.perf_counter()
+    folder = recall(request.cache_dir, dataset.name, request.encoder)
+    if folder is None:
+        return None
+    manifest = folder.read_manifest()
+    for images in dataset.clients:
+        entry = client_entry(manifest, images.name)
+        if entry is None or entry.listing != listing(images):
+            return None
+    clients = [images.name for images in dataset.clients]
+    complete = _read(folder, manifest, clients, request.templates, start, dataset.class_names)
+    if complete is None or not _suffices(complete, request):
+        return None
+    _note_use(folder, dataset)
+    return complete
+
+
+def _note_use(folder: CacheFolder, dataset: ImageDataset | None = None) -> None:
+    """Have the manifest's time say which cache was asked for last, and its roots where images are.
+
+    Where another process is writing the cache, that one does it; where nothing may be written,
+    as in a folder that is shared to be read, there is nothing to note.
+    """
+    with suppress(BusyError, OSError), writing(folder):
+        manifest = folder.read_manifest()  # as others left it in the meantime
+        if dataset is not None:
+            remove_parts(folder.path)  # of a run that was killed after its last file
+            manifest["root"] = str(dataset.root)
+            entries = manifest.get("clients", {})
+            for client in entries.keys() & {images.name for images in dataset.clients}:
+                entries[client].update(origin(dataset))
+        folder.write_manifest(manifest)
+
+
+def _read(
+    folder: CacheFolder,
+    manifest: Mapping[str, Any],
+    clients: Sequence[str],
+    templates: Sequence[str],
+    start: float,
+    class_names: Sequence[str] | None = None,
+) -> Extraction | None:
+    """Sum up clients' files; None if one is missing or is not what is asked for."""
+    if not clients or not all(folder.file(client).exists() for client in clients):
+        return None
+    caches = [read_cache(folder.file(client)) for client in clients]
+    results = []
+    for client, cache in zip(clients, caches, strict=True):
+        entry = client_entry(manifest, client)
+        if (
+            entry is None
+            or (cache.client, len(cache.labels)) != (client, entry.rows)
+            or cache.key != manifest.get("key")
+            or cache.class_names != tuple(class_names or caches[0].class_names)
+            or cache.templates != caches[0].templates
+            or (cache.templates and not set(templates) <= set(cache.templates))
+        ):
+            return None
+        results.append(ClientResult(client, entry.rows, 0, entry.skipped))
+    return Extraction(
+        folder=folder,
+        clients=tuple(results),
+        classes=len(caches[0].class_names),
+        embed_dim=caches[0].embed_dim,
+        encoded_texts=0,
+        seconds=time.perf_counter() - start,
+    )

@@ -6,50 +6,66 @@ from pathlib import Path
 
 from ..cache import CacheFolder
 from .encoders.spec import EncoderName
-from .manifest import Skipped
 from .options import TableOptions
 
 
-@dataclass(frozen=True)
-class Request:
+@dataclass(frozen=True, kw_only=True)
+class DatasetRequest:
+    """Which images to find.
+
+    Attributes:
+        dataset: A published dataset's name, a folder, or ``hf:owner/name``; None for a list
+            whose paths are not relative to a folder of their own.
+        data_dir: Where datasets are looked for.
+        name: What the caches are filed under; None for the dataset's own name.
+        listed: A list of images to take instead of a folder's.
+        client: Whose images these all are; None if there are several clients.
+        class_names: The classes in their order; empty for all that have an image, sorted.
+        table: How to read a dataset on the hub.
+    """
+
+    dataset: str | None
+    data_dir: Path
+    name: str | None = None
+    listed: Path | None = None
+    client: str | None = None
+    class_names: tuple[str, ...] = ()
+    table: TableOptions = TableOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(DatasetRequest):
     """What to extract.
 
     Attributes:
-        dataset: A published data set's name, a folder, or ``hf:owner/name``; None for a list
-            whose paths are not relative to a folder of their own.
         encoder: The encoder's name.
         templates: Prompt templates, each with one ``{}``.
-        data_dir: Where data sets are looked for.
         cache_dir: Where caches are kept.
-        name: What the caches are filed under; None for the data set's own name.
         batch_size: The one batch shape that the encoder sees; None for what suits the device.
         workers: Processes that decode images; None for what suits the device.
         device: ``auto`` or a torch device.
         force: Whether to encode everything again.
         strict: Whether an image that cannot be used is an error.
-        listed: A list of images to take instead of a folder's.
-        client: Whose images these all are; None where there are several clients.
-        class_names: The classes in their order; empty for all that have an image, sorted.
-        table: How to read a data set on the hub.
-        offline: Whether the network is out of bounds.
+        offline: Whether to stay off the network.
     """
 
-    dataset: str | None
     encoder: EncoderName
     templates: tuple[str, ...]
-    data_dir: Path
     cache_dir: Path
-    name: str | None = None
     batch_size: int | None = None
     workers: int | None = None
     device: str = "auto"
     force: bool = False
     strict: bool = False
-    listed: Path | None = None
-    client: str | None = None
-    class_names: tuple[str, ...] = ()
-    table: TableOptions = TableOptions()
     offline: bool = False
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An image that was left out, by id, and why."""
+
+    id: str
+    reason: str
 
 
 @dataclass(frozen=True)

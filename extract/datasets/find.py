@@ -6,7 +6,7 @@ from pathlib import Path
 from ...cache import FedclipError
 from ...cache.common.progress import Progress, no_progress
 from .. import hub
-from ..request import Request
+from ..request import DatasetRequest
 from .base import ImageDataset
 from .folders import below, open_dataset
 from .hub_tables import LocatedTable, locate_table
@@ -16,7 +16,9 @@ from .registry import HF, KNOWN, HubDataset
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def find_dataset(request: Request, progress: Progress = no_progress) -> ImageDataset | LocatedTable:
+def find_dataset(
+    request: DatasetRequest, progress: Progress = no_progress
+) -> ImageDataset | LocatedTable:
     """Find what was asked for; what is on the hub is located, and not downloaded yet.
 
     A known data set that is below the data folder is taken from there; otherwise it is
@@ -86,7 +88,7 @@ def _repository(dataset: str) -> HubDataset | None:
     return HubDataset(repository)
 
 
-def _check_options(request: Request, place: HubDataset | None, known: str | None) -> None:
+def _check_options(request: DatasetRequest, place: HubDataset | None, known: str | None) -> None:
     """Refuse options that would be passed over."""
     if request.client and known:
         raise FedclipError(
@@ -101,7 +103,7 @@ def _check_options(request: Request, place: HubDataset | None, known: str | None
         )
 
 
-def _locate(request: Request, place: HubDataset, known: str | None) -> LocatedTable:
+def _locate(request: DatasetRequest, place: HubDataset, known: str | None) -> LocatedTable:
     try:
         return locate_table(
             request.table.over(place),

@@ -9,9 +9,8 @@ from ...cache import FedclipError
 from ...cache.common.fields import suggest
 from ...cache.common.files import client_name, slug
 from ...cache.common.text import check_utf8
-from .base import ImageDataset, gather
+from .base import FileSource, ImageDataset, Source, gather
 from .registry import KNOWN, KnownDataset
-from .sources import FileSource, Source
 
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}

@@ -7,9 +7,8 @@ from pathlib import Path, PurePosixPath
 from ...cache import FedclipError
 from ...cache.common.files import client_name, slug
 from ...cache.common.text import check_utf8
-from .base import ImageDataset, gather
+from .base import FileSource, ImageDataset, Source, gather
 from .folders import find_folder
-from .sources import FileSource, Source
 
 PATH, LABEL, CLIENT = "path", "label", "client"
 

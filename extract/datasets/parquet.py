@@ -20,9 +20,8 @@ import pyarrow.parquet as pq
 from ...cache import FedclipError
 from ...cache.common.errors import first_line
 from ...cache.common.limits import check_unpacked
-from .base import ClassImages
+from .base import ClassImages, Source
 from .registry import Columns
-from .sources import Source
 
 # Arrow has no array over 2 GiB: enough for so many images of 128 MB.
 _ROWS_AT_ONCE = 16

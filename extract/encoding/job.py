@@ -27,13 +27,11 @@ from ...cache.parts import KnownVectors, find_parts, remove_parts
 from ...cache.schema import content_digest
 from ...cache.store import writing
 from ...cache.writer import write_caches
-from ..datasets.base import ClientImages, ImageDataset
-from ..datasets.sources import Source
+from ..datasets.base import ClientImages, ImageDataset, Source
 from ..encoders.base import ImageEncoder
 from ..encoders.registry import fetch_encoder, library_versions, load_encoder
 from ..encoders.spec import RESIZERS
 from ..manifest import (
-    Skipped,
     encoder_request,
     forced_clients,
     listing,
@@ -42,7 +40,7 @@ from ..manifest import (
     make_forced_entry,
     stat_files,
 )
-from ..request import ClientResult, Extraction, Request
+from ..request import ClientResult, Extraction, Request, Skipped
 from .distributed import Ranks
 from .texts import Texts
 from .worker import ENCODING, WRITING, Clock, Outcome, Outcomes, Share, Task

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ...cache import FedclipError
 from ...cache.schema import content_digest
-from ..datasets.sources import Source
+from ..datasets.base import Source
 from ..encoders.transforms import Decoder
 
 # Seconds that a batch of images may take to be read; a stuck worker would be waited for for ever.

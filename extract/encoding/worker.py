@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ...cache import FedclipError
 from ...cache.common.progress import Progress, no_progress
 from ...cache.parts import write_part
-from ..datasets.sources import Source
+from ..datasets.base import Source
 from ..encoders.base import ImageEncoder, Launched
 from .distributed import RankFailedError
 from .loader import PixelBatch, is_out_of_memory, load_batches

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from ...cache import FeatureCache, FedclipError
 from ...cache.schema import content_digest
-from ..datasets.base import ImageDataset
-from ..datasets.sources import Source
+from ..datasets.base import ImageDataset, Source
 from ..encoding.loader import describe
 
 # The most that the decoded images of a data set may take to be kept in memory, in bytes.

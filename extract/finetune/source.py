@@ -17,7 +17,7 @@ from ..encoders.prompts import prompt
 from ..encoders.spec import EncoderName
 from ..encoders.weights import fetch_encoder
 from ..manifest import encoder_request
-from ..request import Request
+from ..request import DatasetRequest
 from .backbones import Backbone, alexnet_backbone, clip_backbone
 from .images import Images, lend_images
 
@@ -129,13 +129,8 @@ def lend(
         tokens = encoder.tokenizer([prompt(template, each) for each in class_names])
     else:
         backbone = alexnet_backbone(origin.alexnet_weights, len(class_names))
-    request = Request(
-        dataset=origin.dataset,
-        encoder=name,
-        templates=(template,),
-        data_dir=Path(origin.root),
-        cache_dir=Path(),
-        name=caches[0].dataset,
+    request = DatasetRequest(
+        dataset=origin.dataset, data_dir=Path(origin.root), name=caches[0].dataset
     )
     dataset = opened(find_dataset(request, progress), progress)
     images = lend_images(dataset, caches, backbone.decode, backbone.size, device)

@@ -35,8 +35,8 @@ from fedclip.cache import (
 from fedclip.cache.common.progress import show_progress
 from fedclip.cache.schema import content_digest
 from fedclip.cache.store import writing
-from fedclip.extract import pipeline
-from fedclip.extract.datasets.sources import FileSource
+from fedclip.extract import manifest
+from fedclip.extract.datasets.base import FileSource
 from fedclip.extract.encoders.openclip import OpenClipEncoder
 from fedclip.extract.encoders.spec import EncoderName
 from fedclip.extract.pipeline import extract
@@ -213,7 +213,16 @@ def test_progress_counts_every_image_of_every_client(make_images: MakeImages, ru
 
     root = make_images()
     (root / "sketch" / "cat" / "00.png").write_bytes(b"")
-    request = Request(str(root), run.encoder, (TEMPLATE,), root, run.cache_dir, None, 4, 0, "cpu")
+    request = Request(
+        dataset=str(root),
+        encoder=run.encoder,
+        templates=(TEMPLATE,),
+        data_dir=root,
+        cache_dir=run.cache_dir,
+        batch_size=4,
+        workers=0,
+        device="cpu",
+    )
     extract(request, record)
     assert seen == [
         ("photo", 0, 6, "images", ""),
@@ -286,7 +295,7 @@ def test_what_is_up_to_date_is_so_where_nothing_may_be_written(
     def read_only(folder: CacheFolder) -> NoReturn:  # root, who may run this, may write anywhere
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(folder.path))
 
-    monkeypatch.setattr(pipeline, "writing", read_only)
+    monkeypatch.setattr(manifest, "writing", read_only)
     assert file_bytes(run(root)) == before
 
 
@@ -303,7 +312,7 @@ def test_what_another_site_enters_in_the_meantime_stays(
         folder.write_manifest(manifest)
         return writing(folder)
 
-    monkeypatch.setattr("fedclip.extract.pipeline.writing", late)
+    monkeypatch.setattr("fedclip.extract.manifest.writing", late)
     assert run(root).encoded == 0
     entries = folder.read_manifest()["clients"]
     assert list(entries) == ["photo", "site", "sketch"]
@@ -554,8 +563,8 @@ def test_classes_that_a_long_template_makes_one_are_warned_of(
     assert run.warnings == []
     run(root, templates=(long,))
     assert run.warnings == [
-        f"with the template {long!r} the classes 'bird' and 'cat' have the same text, and are not "
-        "told apart; an encoder reads only the beginning of a long prompt"
+        f"with the template {long!r} the classes 'bird' and 'cat' have the same text and cannot "
+        "be told apart; an encoder reads only the beginning of a long prompt"
     ]
 
 

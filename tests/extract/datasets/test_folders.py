@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from fedclip.cache import FedclipError
-from fedclip.extract.datasets.base import ImageDataset
+from fedclip.extract.datasets.base import FileSource, ImageDataset
 from fedclip.extract.datasets.folders import below, open_dataset
 from fedclip.extract.datasets.registry import KNOWN
-from fedclip.extract.datasets.sources import FileSource
 
 PACS = ("art_painting", "cartoon", "photo", "sketch")
 PACS_CLASSES = ("dog", "guitar")

@@ -10,9 +10,8 @@ import pytest
 
 from fedclip.cache import FedclipError
 from fedclip.cache.common import limits
-from fedclip.extract.datasets.base import ImageDataset
+from fedclip.extract.datasets.base import FileSource, ImageDataset
 from fedclip.extract.datasets.image_lists import open_list
-from fedclip.extract.datasets.sources import FileSource
 
 Write = Callable[[Path, Sequence[dict[str, str]]], Path]
 

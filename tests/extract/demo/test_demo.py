@@ -153,7 +153,13 @@ def zero_shot(work: Path, model: Path, images: int) -> float:
     if not root.exists():
         draw_dataset(root, seed=77, images=images)
     name = EncoderName.of(f"{LOCAL_DIR}{model}", None, "fp32")
-    request = Request(str(root), name, (DEFAULT_TEMPLATE,), work, work / "caches")
+    request = Request(
+        dataset=str(root),
+        encoder=name,
+        templates=(DEFAULT_TEMPLATE,),
+        data_dir=work,
+        cache_dir=work / "caches",
+    )
     return float(np.mean([accuracy(c) for c in load_cache(extract(request).folder)]))
 
 

@@ -153,7 +153,7 @@ from open_clip.transform import PreprocessCfg
 
 from fedclip.extract.encoders.openclip import open_clip_decoder
 from fedclip.extract.encoding.loader import load_batches
-from fedclip.extract.datasets.sources import FileSource
+from fedclip.extract.datasets.base import FileSource
 
 multiprocessing.set_start_method("forkserver")
 sources = [FileSource(Path(path)) for path in sys.argv[1:]]

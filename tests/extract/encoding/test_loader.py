@@ -15,7 +15,7 @@ from PIL import Image
 
 from fedclip.cache import FedclipError
 from fedclip.cache.schema import content_digest
-from fedclip.extract.datasets.sources import FileSource
+from fedclip.extract.datasets.base import FileSource
 from fedclip.extract.encoders.openclip import open_clip_decoder
 from fedclip.extract.encoding.loader import PixelBatch, load_batches
 

@@ -33,7 +33,7 @@ from fedclip.cache import (
 from fedclip.cache.common.progress import show_progress
 from fedclip.cache.parts import PARTS, KnownVectors, find_parts, read_part, write_part
 from fedclip.cache.store import writing
-from fedclip.extract.datasets.sources import FileSource
+from fedclip.extract.datasets.base import FileSource
 from fedclip.extract.encoders.openclip import OpenClipEncoder
 from fedclip.extract.encoders.spec import LOCAL_DIR, EncoderName
 from fedclip.extract.encoding import worker as share
@@ -103,7 +103,8 @@ def begin(cache_dir):
             os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks)}
             name = EncoderName.of(model, None)
             request = Request(
-                str(root), name, ("a {}",), work, cache_dir, batch_size=4, workers=0
+                dataset=str(root), encoder=name, templates=("a {}",), data_dir=work,
+                cache_dir=cache_dir, batch_size=4, workers=0
             )
             extract_share(request, Ranks.launched())
             os._exit(0)
