@@ -1,6 +1,6 @@
-"""Makes the figures of docs/demo.md: the demo over several draws of its data set.
+"""Makes the figures of docs/demo.md: the demo over several draws of its dataset.
 
-``uv run python benchmarks/demo.py --draws 1 2 3 4 5`` draws the data set anew from each
+``uv run python benchmarks/demo.py --draws 1 2 3 4 5`` draws the dataset from each
 seed, extracts it and federates every target; further options are `federate`'s own.
 """
 
@@ -30,7 +30,7 @@ Result = Mapping[str, Any]
 def run_draw(
     draw: int, model: str, settings: Settings, work: Path, progress: Progress
 ) -> list[Result]:
-    """Draw, extract and federate one data set."""
+    """Draw, extract and federate one dataset."""
     root = work / f"draw-{draw}"
     draw_dataset(root, progress, seed=draw)
     extraction = extract(
@@ -88,7 +88,7 @@ def average(results: Sequence[Result]) -> Result:
 
 def main() -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(description="The demo over several draws of its data set.")
+    parser = argparse.ArgumentParser(description="The demo over several draws of its dataset.")
     parser.add_argument("--draws", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--model", default=DEMO_MODEL)
     parser.add_argument("--rounds", type=int, default=40)

@@ -53,7 +53,7 @@ class Repository:
         revision: A branch, tag or commit.
 
     Raises:
-        FedclipError: on construction, where this is no repository's name.
+        FedclipError: on construction, if `id` is not a repository's name.
     """
 
     id: str
@@ -83,7 +83,7 @@ class Repository:
         return Path(constants.HF_HUB_CACHE) / folder
 
     def command(self, *files: str) -> str:
-        """Say what gets it, or some of its files, on a machine that is connected."""
+        """Return the command that downloads it, or some of its files."""
         kind = ["--repo-type", "dataset"] if self.kind == DATASET else []
         revision = ["--revision", self.revision] if self.revision != MAIN else []
         return shlex.join(["hf", "download", self.id, *files, *kind, *revision])
@@ -104,7 +104,7 @@ class Snapshot:
     Attributes:
         repository: Whose they are.
         commit: The commit that the revision means.
-        files: Their sizes and hashes by path; None for one that is known from disk only.
+        files: Their sizes and hashes by path; None if known from disk only.
         partial: Whether it lists what is on this machine, which may not be all.
     """
 
@@ -115,20 +115,20 @@ class Snapshot:
 
     @property
     def folder(self) -> Path:
-        """Where its files are, once they are here."""
+        """Where its files are after their download."""
         return self.repository.storage / "snapshots" / self.commit
 
     def version(self, path: str) -> str:
-        """Identify the content of a file that is here."""
+        """Identify the content of a downloaded file."""
         blob = (self.folder / path).resolve()
         if _HASH.fullmatch(blob.name):
             return blob.name
-        return FileSource(blob).stamp()  # a disk without links has the file itself
+        return FileSource(blob).stamp()  # without symbolic links it is the file itself
 
 
 @contextmanager
 def offline(wanted: bool) -> Iterator[None]:
-    """Keep the hub's client, and every library that uses it, off the network if `wanted`."""
+    """Keep the hub's client and the libraries that use it off the network if `wanted`."""
     if not wanted:
         yield
         return
@@ -143,11 +143,11 @@ def offline(wanted: bool) -> Iterator[None]:
 
 
 def look_up(repository: Repository) -> Snapshot:
-    """Resolve a revision to a commit and list its files; of those here, where offline.
+    """Resolve a revision to a commit and list its files; if offline, those on this machine.
 
     Raises:
-        FedclipError: there is no such repository or revision, it is not ours to read, or it
-            can neither be reached nor is it here.
+        FedclipError: the repository or revision does not exist or may not be read, or the hub
+            cannot be reached and the repository is not on this machine.
     """
     from huggingface_hub import HfApi, constants
     from huggingface_hub.hf_api import RepoFile
@@ -192,7 +192,7 @@ def _check_names(repository: Repository, commit: str, files: Mapping[str, HubFil
 
 
 def _commit(repository: Repository) -> str | None:
-    """Look up which commit a revision meant when it was last here."""
+    """Return the commit that a revision meant when it was last looked up."""
     names = [repository.revision]
     ref = repository.storage / "refs" / repository.revision
     if ref.is_file():
@@ -214,12 +214,12 @@ def _local(repository: Repository) -> Snapshot:
 
 
 def is_here(repository: Repository) -> bool:
-    """Tell whether a repository was downloaded, at least in part."""
+    """Whether a repository was downloaded, at least in part."""
     return _commit(repository) is not None
 
 
 def how_to_carry(repository: Repository, *files: str) -> str:
-    """Say how it, or some of its files, comes to a machine without a network."""
+    """Say how to bring it, or some of its files, to a machine without a network."""
     return (
         f"run '{repository.command(*files)}' on a machine that is connected and carry the folder "
         f"{repository.storage.name} of its HF_HOME/hub to {repository.storage.parent}"
@@ -252,7 +252,7 @@ def download(snapshot: Snapshot, paths: Sequence[str], progress: Progress = no_p
 
 
 def remember(snapshot: Snapshot) -> None:
-    """Record what the revision means, for when the hub is not asked; its files must be here."""
+    """Record what the revision means, for offline use; its files must have been downloaded."""
     repository = snapshot.repository
     if snapshot.partial or repository.revision == snapshot.commit:
         return
@@ -331,7 +331,7 @@ def _check_content(snapshot: Snapshot, path: str, etag: str) -> None:
 
 @contextmanager
 def explained(repository: Repository, advice: str) -> Iterator[None]:
-    """Turn what the hub's client raises of a repository into one line."""
+    """Turn what the hub's client raises about a repository into one line."""
     from huggingface_hub import constants, errors
 
     try:
@@ -345,12 +345,12 @@ def explained(repository: Repository, advice: str) -> Iterator[None]:
         ) from None
     except errors.RepositoryNotFoundError:
         raise FedclipError(
-            f"{repository}: there is no such {repository.kind} on {constants.ENDPOINT}, or it is "
+            f"{repository}: no such {repository.kind} on {constants.ENDPOINT}, or it is "
             "private; check the name, or log in with 'hf auth login'"
         ) from None
     except errors.RevisionNotFoundError:
         raise FedclipError(
-            f"{repository}: there is no such revision; {_page(repository)} lists them"
+            f"{repository}: no such revision; {_page(repository)} lists them"
         ) from None
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:

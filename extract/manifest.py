@@ -1,4 +1,4 @@
-"""What an extraction remembers, so that a second one need not load the encoder to skip it."""
+"""What an extraction records, so that the next one knows without an encoder what is up to date."""
 
 import hashlib
 import time
@@ -69,13 +69,13 @@ def _stamp(source: Source) -> str:
 
 
 def variants(cache_dir: Path, dataset: str) -> list[CacheFolder]:
-    """List a data set's caches that have a manifest, the last one made first."""
+    """List a dataset's caches that have a manifest, the newest first."""
     folders = [CacheFolder(path.parent) for path in (cache_dir / dataset).glob(f"*/{MANIFEST}")]
     return sorted(folders, key=lambda folder: -folder.made)
 
 
 def check_root(cache_dir: Path, dataset: ImageDataset) -> None:
-    """Refuse to file two different folders under one name; sites of their own have one each.
+    """Refuse to file two different folders under one name; each separate site has a folder.
 
     Raises:
         FedclipError: a cache of this name was made from another folder that still exists.
@@ -102,7 +102,7 @@ def _may_differ(root: str) -> bool:
 
 
 def _published(dataset: ImageDataset, root: str) -> bool:
-    """Tell whether two places have one published data set: the hub, and a folder of it."""
+    """Whether two places hold the same published dataset: the hub, and a folder."""
     known = KNOWN.get(dataset.name)
     return (
         known is not None
@@ -144,22 +144,22 @@ def make_entry(
 
 
 def make_forced_entry(dataset: ImageDataset) -> dict[str, Any]:
-    """Describe a client whose file is to be made anew, and holds until then what must not be."""
+    """Describe a client whose file `--force` is to replace, and nobody may use until then."""
     return {"forced": True, **origin(dataset)}
 
 
 def forced_clients(manifest: Mapping[str, Any]) -> set[str]:
-    """Name the clients that a forced extraction is to make anew and has not yet."""
+    """Name the clients whose files a forced extraction has yet to replace."""
     return {client for client, entry in manifest.get("clients", {}).items() if entry.get("forced")}
 
 
 def origin(dataset: ImageDataset) -> dict[str, Any]:
-    """Say where a data set's images are."""
+    """Return where a dataset's images are."""
     return {"root": str(dataset.root), **({"hub": dict(dataset.hub)} if dataset.hub else {})}
 
 
 def clients_from(manifest: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
-    """List the clients that were made of these rows on the hub, or none if one is missing."""
+    """List the clients that were extracted from these rows on the hub; empty if one is missing."""
     made = {client: entry.get("hub") for client, entry in manifest.get("clients", {}).items()}
     for record in made.values():
         clients = record.get("clients") if isinstance(record, dict) else None
@@ -173,7 +173,7 @@ def clients_from(manifest: Mapping[str, Any], facts: Mapping[str, Any]) -> list[
 
 
 def client_entry(manifest: Mapping[str, Any], client: str) -> ClientEntry | None:
-    """Read what became of a client; None where that is not known."""
+    """Read what became of a client; None if the manifest does not say."""
     try:
         entry = manifest["clients"][client]
         skipped = tuple(Skipped(str(item["id"]), str(item["reason"])) for item in entry["skipped"])
@@ -190,7 +190,7 @@ def made_of(request: Request, table: LocatedTable) -> Extraction | None:
     """Sum up the cache that was made of these very rows, which need not be on this machine.
 
     Returns:
-        None if there is no such cache, or it lacks something that is requested.
+        None if no cache matches, or it lacks something that is requested.
     """
     start = time.perf_counter()
     folder = recall(request.cache_dir, table.name, request.encoder)
@@ -209,7 +209,7 @@ def up_to_date(request: Request, dataset: ImageDataset) -> Extraction | None:
     """Sum up the cache of these very images.
 
     Returns:
-        None if there is no such cache, or it lacks something that is requested.
+        None if no cache matches, or it lacks something that is requested.
     """
     start = time.perf_counter()
     folder = recall(request.cache_dir, dataset.name, request.encoder)
@@ -229,10 +229,10 @@ def up_to_date(request: Request, dataset: ImageDataset) -> Extraction | None:
 
 
 def _note_use(folder: CacheFolder, dataset: ImageDataset | None = None) -> None:
-    """Have the manifest's time say which cache was asked for last, and its roots where images are.
+    """Record which cache was used last, by the manifest's time, and where its images are.
 
-    Where another process is writing the cache, that one does it; where nothing may be written,
-    as in a folder that is shared to be read, there is nothing to note.
+    Skipped while another process is writing the cache, which records it then, and in a folder
+    that is read-only.
     """
     with suppress(BusyError, OSError), writing(folder):
         manifest = folder.read_manifest()  # as others left it in the meantime
@@ -253,7 +253,7 @@ def _read(
     start: float,
     class_names: Sequence[str] | None = None,
 ) -> Extraction | None:
-    """Sum up clients' files; None if one is missing or is not what is asked for."""
+    """Sum up clients' files; None if one is missing or is not what is requested."""
     if not clients or not all(folder.file(client).exists() for client in clients):
         return None
     caches = [read_cache(folder.file(client)) for client in clients]

@@ -19,10 +19,10 @@ logger = logging.getLogger(__name__)
 
 
 def extract(request: Request, progress: Progress = no_progress) -> Extraction:
-    """Bring a data set's cache up to date: download and encode what it lacks, and nothing else.
+    """Bring a dataset's cache up to date: download and encode what it lacks, and nothing else.
 
     Raises:
-        FedclipError: the data set, the encoder or the cache at hand cannot be used.
+        FedclipError: the dataset, the encoder or the cache on disk cannot be used.
     """
     extraction = extract_share(request, Ranks(), progress)
     assert extraction is not None

@@ -1,4 +1,4 @@
-"""What is extracted: clients, their classes and their images, wherever these come from."""
+"""What is extracted: clients, their classes and their images, wherever they come from."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ class Source(Protocol):
         """
 
     def stamp(self) -> str:
-        """Say, without reading the image, what changes when the image does.
+        """Return what changes when the image does, without reading the image.
 
         Raises:
-            OSError: it is no longer there.
+            OSError: it no longer exists.
         """
 
 
@@ -42,13 +42,13 @@ class FileSource:
     def stamp(self) -> str:
         """Give the file's size and times of change.
 
-        The second time cannot be set, and tells of renamed and of newly readable files too.
+        The second time cannot be set, and changes with a file's name and permissions too.
         """
         stat = self.path.stat()
         return f"{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}"
 
 
-# class -> its images: id and source. A class without images is one all the same.
+# class -> its images: id and source. A class may have no images.
 ClassImages = Mapping[str, Sequence[tuple[str, Source]]]
 
 
@@ -71,14 +71,14 @@ class ClientImages:
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """A data set found.
+    """A dataset that was found.
 
     Attributes:
         name: What its caches are filed under.
         root: The folder or list that its images are in, or the repository, ``hf:owner/name``.
         class_names: The classes, in the order of the labels.
         clients: One per domain.
-        warnings: What is unusual about it, a line each.
+        warnings: What is unusual about it, one line each.
         alone: Whether its one client is a site's own, beside which others may be filed.
         hub: The repository, commit, split, columns and clients, where it is from the hub.
     """
@@ -102,14 +102,14 @@ def gather(
     alone: bool = False,
     hub: Mapping[str, Any] | None = None,
 ) -> ImageDataset:
-    """Make a data set of each client's images by class.
+    """Make a dataset from each client's images by class.
 
     Args:
         name: What its caches are filed under.
         root: Where it was found.
         clients: Each client's name and images.
-        class_names: The classes in their order; by default every class that has an image, sorted.
-        known: The published data set to compare it with.
+        class_names: The classes in their order; by default all classes with images, sorted.
+        known: The published dataset to compare it with.
         alone: Whether the one client is a site's own.
         hub: Where on the hub it is from.
 
@@ -117,7 +117,7 @@ def gather(
         FedclipError: a name cannot be a file's, clients have one name, a class has a name that
             a cache cannot keep, or their classes differ from each other or from `class_names`.
     """
-    check_name(name, "data set")
+    check_name(name, "dataset")
     found = [(client, classes) for client, classes in clients if any(classes.values())]
     _check_clients(root, [client for client, _ in found])
     if class_names:

@@ -1,4 +1,4 @@
-"""From what a user asks for to a data set: a folder, a list, or a repository on the hub."""
+"""Finds the dataset that a user asks for: a folder, a list, or a repository on the hub."""
 
 import re
 from pathlib import Path
@@ -19,13 +19,13 @@ _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 def find_dataset(
     request: DatasetRequest, progress: Progress = no_progress
 ) -> ImageDataset | LocatedTable:
-    """Find what was asked for; what is on the hub is located, and not downloaded yet.
+    """Find the requested dataset; one on the hub is located, but not downloaded yet.
 
-    A known data set that is below the data folder is taken from there; otherwise it is
-    drawn, or had from the hub, where the one or the other can be.
+    A known dataset below the data folder is read from there; otherwise it is drawn, or
+    located on the hub.
 
     Raises:
-        FedclipError: there is no such data set, or options contradict each other.
+        FedclipError: the dataset is not found, or options contradict each other.
     """
     dataset = request.dataset
     if request.listed is not None:
@@ -39,7 +39,7 @@ def find_dataset(
             class_names=request.class_names,
         )
     if dataset is None:
-        raise FedclipError("there is no data set without --dataset or --manifest")
+        raise FedclipError("--dataset: is missing; give it, or --manifest")
     known = KNOWN.get(dataset)
     if known is None:
         here, place = False, _repository(dataset)
@@ -61,16 +61,16 @@ def find_dataset(
 
 
 def opened(found: ImageDataset | LocatedTable, progress: Progress = no_progress) -> ImageDataset:
-    """Download what is not here of what was found, and list its images.
+    """Download what is missing of a dataset, and list its images.
 
     Raises:
-        FedclipError: it cannot be had, or holds no images.
+        FedclipError: it cannot be downloaded, or holds no images.
     """
     return found.open(progress) if isinstance(found, LocatedTable) else found
 
 
 def place_of(dataset: str, data_dir: Path) -> str | None:
-    """Say where on this machine a known data set is: in a folder, or in the hub's cache."""
+    """Return where on this machine a known dataset is: in a folder, or in the hub's cache."""
     folder = below(dataset, data_dir)
     if folder is not None:
         return str(folder)
@@ -89,7 +89,7 @@ def _repository(dataset: str) -> HubDataset | None:
 
 
 def _check_options(request: DatasetRequest, place: HubDataset | None, known: str | None) -> None:
-    """Refuse options that would be passed over."""
+    """Refuse options that would have no effect."""
     if request.client and known:
         raise FedclipError(
             f"--client {request.client}: {known} has clients of its own; leave --client out, or "
@@ -98,7 +98,7 @@ def _check_options(request: DatasetRequest, place: HubDataset | None, known: str
     given = [option for option, value in request.table.options.items() if value]
     if given and place is None:
         raise FedclipError(
-            f"{given[0]}: is for data sets on the hub, --dataset {HF}OWNER/NAME, and "
+            f"{given[0]}: is for datasets on the hub, --dataset {HF}OWNER/NAME, and "
             f"{request.dataset or request.listed} is on this machine"
         )
 

@@ -1,4 +1,4 @@
-"""Data sets as folders of image files: published layouts, any folder, one site of its own."""
+"""Datasets as folders of image files: published layouts, any folder, one site of its own."""
 
 import os
 import re
@@ -16,7 +16,7 @@ IMAGE_SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
 
-# How far below --data-dir a known data set is looked for: PACS/kfold is 2 deep.
+# How far below --data-dir a known dataset is looked for: PACS/kfold is 2 deep.
 SEARCH_DEPTH = 3
 
 ClassFolders = dict[str, list[Path]]
@@ -31,7 +31,7 @@ def open_dataset(
     client: str | None = None,
     class_names: Sequence[str] = (),
 ) -> ImageDataset:
-    """Find a data set by its published name below `data_dir`, or by its folder.
+    """Find a dataset by its published name below `data_dir`, or by its folder.
 
     A folder, relative to the working directory or to `data_dir`, is laid out
     ``<domain>/<class>/<image>``, or, where `client` names whose it is,
@@ -40,7 +40,7 @@ def open_dataset(
     by default all that have an image, sorted.
 
     Raises:
-        FedclipError: there is no such data set, it has no images, or its domains
+        FedclipError: the dataset is not found, has no images, or its domains
             differ in their classes.
     """
     known = KNOWN.get(dataset)
@@ -73,7 +73,7 @@ def open_dataset(
 
 
 def below(dataset: str, data_dir: Path) -> Path | None:
-    """Find the folder below `data_dir` that holds a known data set."""
+    """Find the folder below `data_dir` that holds a known dataset."""
     found = _search(dataset, data_dir)
     return found[0] if found else None
 
@@ -90,7 +90,7 @@ def _find_known(dataset: str, known: KnownDataset, data_dir: Path) -> tuple[Path
     """Find the nearest folder that holds a folder of each domain."""
     if not data_dir.is_dir():
         raise FedclipError(
-            f"{data_dir}: there is no such folder to look for {dataset} in; "
+            f"{data_dir}: no such folder to look for {dataset} in; "
             "say where the data is with --data-dir"
         )
     found = _search(dataset, data_dir)
@@ -107,7 +107,7 @@ def _search(dataset: str, data_dir: Path) -> tuple[Path, dict[str, Path]] | None
     top = data_dir.resolve()
     level = {top: _folders(top)} if top.is_dir() else {}
     for depth in range(SEARCH_DEPTH + 1):
-        # Among equals, a folder named like the data set comes first.
+        # Among equals, a folder named like the dataset comes first.
         for root in sorted(level, key=lambda path: _plain(dataset) not in _plain(path.name)):
             folders = _match_domains(root, level[root], KNOWN[dataset])
             if folders:
@@ -178,7 +178,7 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _is_file_or_lost(path: Path) -> bool:
-    """Tell a file, and a link to one that is gone, whose loss should not go unnoticed."""
+    """Whether this is a file, or a link to a lost one, which must not go unnoticed."""
     return path.is_file() or (path.is_symlink() and not path.exists())
 
 

@@ -1,4 +1,4 @@
-"""Data sets on the hub as tables of images: which files are a split, and whose rows they hold."""
+"""Datasets on the hub as tables of images: which files belong to a split, and to which clients."""
 
 import fnmatch
 import re
@@ -21,14 +21,14 @@ _CUSTOMARY_SPLITS = ("train", "validation", "valid", "val", "test")
 
 @dataclass(frozen=True)
 class LocatedTable:
-    """A data set on the hub of which nothing but the list of files needs to be here yet.
+    """A dataset on the hub of which only the list of files is known yet.
 
     Attributes:
         name: What its caches are filed under.
-        known: The published data set that it is, if it is one.
+        known: The published dataset that it is, if it is one.
         snapshot: Its files.
         place: Its repository, split and columns.
-        client: The client of all rows, where there is no column of domains.
+        client: The client of all rows, if there is no column of domains.
         class_names: The classes in their order; empty for all that occur, sorted.
     """
 
@@ -41,7 +41,7 @@ class LocatedTable:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What decides which rows these are, and what they are called."""
+        """What determines which rows these are, and their names."""
         return {
             "repository": self.place.repository,
             "revision": self.snapshot.repository.revision,
@@ -53,10 +53,10 @@ class LocatedTable:
         }
 
     def open(self, progress: Progress = no_progress) -> ImageDataset:
-        """Download what is not here, and list each client's rows.
+        """Download what is missing, and list each client's rows.
 
         Raises:
-            FedclipError: it cannot be had, has no such split or column, or holds no images.
+            FedclipError: it cannot be downloaded, has no such split or column, or holds no images.
         """
         from .parquet import RowFile, read_clients
 
@@ -107,7 +107,7 @@ def locate_table(
     """Resolve a repository's revision.
 
     Raises:
-        FedclipError: there is no such repository or revision, or it cannot be had.
+        FedclipError: the repository or revision does not exist, or the hub cannot be reached.
     """
     snapshot = hub.look_up(hub.Repository(place.repository, hub.DATASET, revision))
     return LocatedTable(
@@ -131,7 +131,7 @@ def _name_client(known: str | None) -> Callable[[str], str]:
 
 
 def _card(snapshot: hub.Snapshot, progress: Progress) -> Mapping[str, Any]:
-    """Read the metadata at the head of a data set's card, if it has one."""
+    """Read the metadata at the head of a dataset's card, if it has one."""
     if CARD not in snapshot.files:
         return {}
     from huggingface_hub.repocard import metadata_load
@@ -145,14 +145,14 @@ def _card(snapshot: hub.Snapshot, progress: Progress) -> Mapping[str, Any]:
 
 
 def _listed(value: Any) -> list[Any]:
-    """Give what a card lists; one thing alone need not be in a list, and others do not count."""
+    """Return what a card lists, as a list or as a single value; other types are ignored."""
     if isinstance(value, (str, dict)):
         return [value]
     return value if isinstance(value, list) else []
 
 
 def _card_features(card: Mapping[str, Any]) -> dict[str, Any]:
-    """Read the names of columns' numbers from a data set card's metadata."""
+    """Read the names of columns' numbers from a dataset card's metadata."""
     features: dict[str, Any] = {}
     for info in _listed(card.get("dataset_info")):
         for feature in _listed(info.get("features")) if isinstance(info, dict) else []:
@@ -179,12 +179,12 @@ def _split_files(snapshot: hub.Snapshot, card: Mapping[str, Any], split: str) ->
         )
     if not tables:
         raise FedclipError(
-            f"{dataset}: holds no Parquet files; the hub converts most data sets, see whether "
+            f"{dataset}: holds no Parquet files; the hub converts most datasets, see whether "
             f"--revision {PARQUET_BRANCH} has them"
         )
     splits = _card_splits(card, tables) or _named_splits(tables)
     if split not in splits:
-        raise FedclipError(f"{dataset}: there is no split {split!r}; there is {', '.join(splits)}")
+        raise FedclipError(f"{dataset}: no split {split!r}; it has {', '.join(splits)}")
     files = splits[split]
     for path in files:
         series = re.search(r"-of-(\d{5})", path)
@@ -219,7 +219,7 @@ def _entry(entry: Any) -> tuple[str, Any]:
 
 
 def _named_splits(tables: Sequence[str]) -> dict[str, list[str]]:
-    """Tell splits by the words in the files' paths; without any, all is train."""
+    """Find splits by words in the files' paths; without any, everything is train."""
     splits = {
         split: [path for path in tables if re.search(rf"(^|[/._-]){split}([/._-]|$)", path)]
         for split in _CUSTOMARY_SPLITS

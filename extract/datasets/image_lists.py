@@ -30,7 +30,7 @@ def open_list(
 
     Args:
         file: The list, ``.csv`` or ``.parquet``.
-        data_dir: Where data sets are looked for.
+        data_dir: Where datasets are looked for.
         dataset: The folder that the paths are relative to.
         name: What its caches are filed under; by default the folder's or the list's name.
         client: Whose images these are, where the list has no column ``client``.
@@ -69,7 +69,7 @@ _Row = tuple[str, str, str, str]
 
 def _read(file: Path, client: str | None) -> Iterator[_Row]:
     if not file.is_file():
-        raise FedclipError(f"{file}: there is no such list")
+        raise FedclipError(f"{file}: no such file; give a .csv or .parquet list")
     readers = {".csv": _read_csv, ".parquet": _read_parquet}
     if file.suffix.lower() not in readers:
         raise FedclipError(f"{file}: a list is a .csv or a .parquet file")
@@ -92,7 +92,7 @@ def _read_csv(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
                     raise FedclipError(f"{where}: has more values than there are columns")
                 yield where, {column: value.strip() for column, value in values.items()}
     except (csv.Error, UnicodeDecodeError) as error:
-        raise FedclipError(f"{file}: is no CSV file in UTF-8 ({error})") from None
+        raise FedclipError(f"{file}: is not a CSV file in UTF-8 ({error})") from None
 
 
 def _read_parquet(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
@@ -142,5 +142,5 @@ def _below(where: str, path: str, root: Path) -> str:
         )
     check_utf8(root / plain)
     if not (root / plain).is_file():
-        raise FedclipError(f"{where}: there is no file {path!r} below {root}")
+        raise FedclipError(f"{where}: no file {path!r} below {root}")
     return plain.as_posix()

@@ -31,7 +31,7 @@ _READING = Lock()
 
 @dataclass(frozen=True)
 class RowFile:
-    """A Parquet file of a data set.
+    """A Parquet file of a dataset.
 
     Attributes:
         path: Where it is.
@@ -124,11 +124,11 @@ def read_clients(
     """List each client's rows by class; the images themselves stay unread.
 
     Args:
-        dataset: What to call the data set where something is wrong with it.
+        dataset: What to call the dataset in errors.
         files: Its files, in order; a row's id is its split and its number in it.
         columns: What its columns are called.
         name_client: Turns a domain into a client's name.
-        client: The client of all rows, where there is no column of domains.
+        client: The client of all rows, if there is no column of domains.
         class_names: What labels count, where they are numbers without names.
         features: What columns' numbers mean, where the files do not say.
 
@@ -243,7 +243,7 @@ def _check_columns(dataset: str, schema: Any, wanted: Mapping[str, str]) -> None
         if column not in schema.names:
             without = " or --client" if option == "--domain-column" else ""
             raise FedclipError(
-                f"{dataset}: there is no column {column!r}; it has {', '.join(schema.names)}, "
+                f"{dataset}: no column {column!r}; it has {', '.join(schema.names)}, "
                 f"say which with {option}{without}"
             )
     kind = schema.field(wanted["--image-column"]).type

@@ -1,4 +1,4 @@
-"""Published data sets: their clients, sizes, layouts on disk and places on the hub."""
+"""Published datasets: their clients, sizes, layouts on disk and places on the hub."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Domain:
-    """A domain of a known data set: its folder names, and how many images, where that is known."""
+    """A domain of a known dataset: its folder names, and how many images, where that is known."""
 
     client: str
     folders: tuple[str, ...]
@@ -29,7 +29,7 @@ class Domain:
 
 @dataclass(frozen=True)
 class HubDataset:
-    """A data set's repository on the Hugging Face hub.
+    """A dataset's repository on the Hugging Face hub.
 
     Attributes:
         repository: ``owner/name``.
@@ -44,7 +44,7 @@ class HubDataset:
 
 @dataclass(frozen=True)
 class KnownDataset:
-    """A published data set in the layouts in which it is distributed.
+    """A published dataset in the layouts in which it is distributed.
 
     Attributes:
         domains: Its domains; a folder that holds one folder of each is its root.

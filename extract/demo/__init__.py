@@ -1,1 +1,1 @@
-"""A data set that the package draws itself, and a tiny CLIP pre-trained on its like."""
+"""A dataset that the package draws itself, and a tiny CLIP pre-trained on similar pictures."""

@@ -1,4 +1,4 @@
-"""Writes the drawn data set as image files, ``<domain>/<class>/<number>.png``."""
+"""Writes the drawn dataset as image files, ``<domain>/<class>/<number>.png``."""
 
 import logging
 from pathlib import Path

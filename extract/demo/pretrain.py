@@ -35,7 +35,7 @@ from .shapes import THINGS, Draw
 
 WEIGHTS_FILE = "open_clip_model.safetensors"
 
-# No data set is drawn from this seed, so none of its pictures was seen in pre-training.
+# No dataset is drawn from this seed, so none of its pictures was seen in pre-training.
 SEED = 1_000_003
 THREADS = 2
 

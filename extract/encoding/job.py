@@ -254,7 +254,7 @@ def _encode(job: _Job) -> Extraction:
 
 
 def _forced_entries(job: _Job) -> dict[str, dict[str, Any]]:
-    """Note, for when this is killed, whose files are not to be read but made anew."""
+    """List the clients whose files must be replaced, even if this process is killed first."""
     return {
         client.name: make_forced_entry(job.dataset)
         for client in job.dataset.clients
@@ -263,7 +263,7 @@ def _forced_entries(job: _Job) -> dict[str, dict[str, Any]]:
 
 
 def _standing(folder: CacheFolder, manifest: Mapping[str, Any]) -> list[Path]:
-    """List the clients' files but for those that a forced extraction is to make anew."""
+    """List the clients' files except those that a forced extraction has yet to replace."""
     forced = {folder.file(client) for client in forced_clients(manifest)}
     return [path for path in folder.files if path not in forced]
 
@@ -296,7 +296,7 @@ def _note_encoder(job: _Job, batch_size: int) -> None:
 
 
 def _known(job: _Job, standing: Sequence[Path]) -> tuple[KnownVectors, Texts]:
-    """Learn what vectors the cache holds already: in parts, and in the `standing` files.
+    """Find the vectors that the cache holds already, in parts and in the `standing` files.
 
     Raises:
         CacheError: a file is damaged, or of another encoder.
@@ -366,7 +366,7 @@ def _by_client(
 
 
 def _check_storage(dataset: ImageDataset, outcomes: Outcomes, seen: Mapping[str, str]) -> None:
-    """Refuse to leave out images that are only away: a good file would become a smaller one."""
+    """Refuse to leave out images that are only unreachable now: a good file would get smaller."""
     for client, mine in _by_client(dataset, outcomes):
         unread = [
             (image, outcome.problem)
@@ -384,7 +384,7 @@ def _check_storage(dataset: ImageDataset, outcomes: Outcomes, seen: Mapping[str,
 
 
 def _is_unfit(source: Source) -> bool:
-    """Tell whether an image still cannot be read, and for a reason of its own."""
+    """Whether an image still cannot be read, and for a reason of its own."""
     try:
         source.read()
     except OSError as error:
@@ -397,7 +397,7 @@ def _check_all_usable(results: Sequence[ClientResult]) -> None:
     if skipped:
         others = f", and {len(skipped) - 1} more" if len(skipped) > 1 else ""
         raise FedclipError(
-            f"{skipped[0].id} cannot be used, it {skipped[0].reason}{others}; mend or remove what "
+            f"{skipped[0].id} cannot be used, it {skipped[0].reason}{others}; fix or remove what "
             "cannot be used, or leave out --strict"
         )
 
@@ -453,7 +453,7 @@ def _client_cache(
 def default_workers(device: torch.device, local_ranks: int = 1) -> int:
     """Choose how many processes decode images for an encoder on `device`."""
     if device.type == "cpu":
-        return 0  # it has all cores, and lends them between two batches
+        return 0  # it has all cores, and threads decode between its batches
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )

@@ -14,10 +14,10 @@ from ...cache.schema import content_digest
 from ..datasets.base import Source
 from ..encoders.transforms import Decoder
 
-# Seconds that a batch of images may take to be read; a stuck worker would be waited for for ever.
+# Seconds that a batch of images may take to be read; without a limit, a stuck worker would hang.
 PATIENCE = 600
 
-# What torch says of a tensor that there is no memory for, where it has no error of its own for it.
+# How torch words being out of memory where it raises a plain RuntimeError.
 _NO_MEMORY = (
     "DefaultCPUAllocator",
     "Storage size calculation overflowed",
@@ -102,12 +102,12 @@ def describe(error: Exception, content: bytes) -> str:
 
 
 def _is_unread(error: Exception) -> bool:
-    """Tell what the system says of a file from what a decoder says of its content."""
+    """Whether the system could not read a file, rather than a decoder its content."""
     return isinstance(error, OSError) and bool(error.strerror)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Tell whether torch found no memory for a tensor, here, on a GPU or in a worker process."""
+    """Whether torch ran out of memory, here, on a GPU or in a worker process."""
     known = isinstance(error, torch.OutOfMemoryError)
     return known or any(words in str(error) for words in _NO_MEMORY)
 
@@ -183,11 +183,11 @@ def _explained(batches: Iterator[PixelBatch]) -> Iterator[PixelBatch]:
     try:
         yield from batches
     except RuntimeError as error:
-        # DataLoader raises this of a worker that was killed, for want of memory for example,
-        # or that cannot hand over its batch, for want of shared memory.
+        # DataLoader raises this if a worker was killed, by a lack of memory for example, or
+        # cannot hand over its batch, by a lack of shared memory.
         if "DataLoader" not in str(error) or is_out_of_memory(error):
             raise
         raise FedclipError(
-            "a process that decodes images was killed or is stuck, probably for want of (shared) "
-            "memory; give --workers 0 or a smaller --batch-size"
+            "a process that decodes images was killed or is stuck, probably from a lack of "
+            "(shared) memory; give --workers 0 or a smaller --batch-size"
         ) from None

@@ -31,7 +31,7 @@ WRITING = "writing"
 
 @dataclass(frozen=True)
 class Task:
-    """An image to encode: its number in the data set, its client and its source."""
+    """An image to encode: its number in the dataset, its client and its source."""
 
     number: int
     client: str

@@ -1,4 +1,4 @@
-"""Lends the images behind a cache's rows, for models that are trained on pixels."""
+"""The images behind a cache's rows, for models that are trained on pixels."""
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +11,7 @@ from ...cache.schema import content_digest
 from ..datasets.base import ImageDataset, Source
 from ..encoding.loader import describe
 
-# The most that the decoded images of a data set may take to be kept in memory, in bytes.
+# Decoded images of a dataset are kept in memory up to so many bytes.
 KEPT_BYTES = 4 << 30
 
 # An image file's bytes to (3, H, W) uint8.
@@ -19,7 +19,7 @@ ByteDecoder = Callable[[bytes], Tensor]
 
 
 class Images:
-    """The images behind a client's rows, decoded by threads when they are asked for.
+    """The images behind a client's rows, decoded by threads on demand.
 
     Args:
         sources: The image of each row.
@@ -77,7 +77,7 @@ class Images:
                 return self._decode(content)
         except Exception as error:  # whatever a decoder makes of a broken file
             raise FedclipError(
-                f"{name}: {describe(error, b'?')}; mend it and extract again"
+                f"{name}: {describe(error, b'?')}; fix it and extract again"
             ) from None
         raise FedclipError(
             f"{name}: is not the image that was encoded; extract again, so that both are trained "
@@ -94,10 +94,10 @@ def lend_images(
 ) -> Mapping[str, Images]:
     """Find the images behind the rows of `caches` in `dataset`: by client.
 
-    Sources come from the data set, never from a cache.
+    Sources come from the dataset, never from a cache.
 
     Raises:
-        FedclipError: the data set lacks an image that a cache has.
+        FedclipError: the dataset lacks an image that a cache has.
     """
     height, width = size
     rows = sum(len(cache.ids) for cache in caches)

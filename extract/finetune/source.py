@@ -1,4 +1,4 @@
-"""What stage one lends for training a whole model: a network, its images and its texts."""
+"""What training a whole model takes from stage one: a network, its images and its texts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -27,10 +27,10 @@ BACKBONES = (CLIP, ALEXNET)
 
 
 def check_backbone(backbone: str, alexnet_weights: str) -> None:
-    """Find out what is wrong with a backbone before there is hours of work in it.
+    """Check a backbone before hours of work depend on it.
 
     Raises:
-        FedclipError: there is no such backbone, or its weights cannot be had.
+        FedclipError: the backbone is unknown, or its weights cannot be loaded.
     """
     if backbone not in BACKBONES:
         raise FedclipError(f"--backbone {backbone}: give {' or '.join(BACKBONES)}")
@@ -40,13 +40,13 @@ def check_backbone(backbone: str, alexnet_weights: str) -> None:
 
 @dataclass(frozen=True)
 class Origin:
-    """What a whole model and its images can be had from again.
+    """What a whole model and its images can be loaded from again.
 
     Attributes:
         backbone: One of `BACKBONES`.
         alexnet_weights: `imagenet`, `random` or a file.
         encoder: As `EncoderName` takes it, places made absolute.
-        dataset: A known data set's name, a folder or a repository on the hub.
+        dataset: A known dataset's name, a folder or a repository on the hub.
         root: Where its images were found, a folder or the repository.
     """
 
@@ -77,7 +77,7 @@ class Origin:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as JSON values, from which the class makes it again."""
+        """Return it as JSON values, from which the class can be made again."""
         return asdict(self)
 
 
@@ -103,7 +103,7 @@ def lend(
     device: torch.device,
     progress: Progress = no_progress,
 ) -> Loan:
-    """Find and load what a whole model is made of.
+    """Load what a whole model is trained on.
 
     Args:
         origin: Where it comes from.
@@ -113,7 +113,7 @@ def lend(
         progress: Called while something is downloaded.
 
     Raises:
-        FedclipError: the weights or the images cannot be had, or are not those of the caches.
+        FedclipError: the weights or the images cannot be loaded, or are not those of the caches.
     """
     name, class_names = EncoderName(**origin.encoder), caches[0].class_names
     tokens = torch.zeros(len(class_names), 0, dtype=torch.int64)

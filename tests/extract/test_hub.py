@@ -1,4 +1,4 @@
-"""Data sets and weights from the hub: the headline command on a machine that has nothing yet."""
+"""Datasets and weights from the hub: the headline command on a machine that has nothing yet."""
 
 import json
 import os
@@ -55,7 +55,7 @@ configs:
   - split: train
     path: data/train-*
 ---
-# A small data set
+# A small dataset
 """
     return {
         "README.md": card.encode(),

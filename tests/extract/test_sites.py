@@ -185,10 +185,10 @@ def test_class_names_that_are_none_are_refused(text: str, expected: str) -> None
     ("arguments", "expected"),
     [
         ("--dataset pacs --client mine", "pacs has clients of its own"),
-        ("--dataset pets --split test", "--split: is for data sets on the hub"),
+        ("--dataset pets --split test", "--split: is for datasets on the hub"),
         ("--dataset pets --client a/b", "'a/b' cannot name a file"),
         ("--dataset pets --class-names @nowhere.txt", "nowhere.txt: No such file"),
-        ("--manifest nowhere.csv", "nowhere.csv: there is no such list"),
+        ("--manifest nowhere.csv", "nowhere.csv: no such file; give a .csv or .parquet list"),
     ],
 )
 def test_options_that_do_not_go_together_are_one_line(

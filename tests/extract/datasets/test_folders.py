@@ -1,4 +1,4 @@
-"""Data sets on disk: found in the layouts they are distributed in, or refused in one line."""
+"""Datasets on disk: found in the layouts they are distributed in, or refused in one line."""
 
 import errno
 import os
@@ -380,7 +380,7 @@ def test_a_data_set_that_is_not_there_is_refused_with_the_known_ones(
 def test_a_data_folder_that_is_not_there_is_refused(tmp_path: Path, kind: str) -> None:
     if kind == "file":
         (tmp_path / "data").touch()
-    with pytest.raises(FedclipError, match="there is no such folder to look for pacs in") as error:
+    with pytest.raises(FedclipError, match="no such folder to look for pacs in") as error:
         open_dataset("pacs", tmp_path / "data")
     assert str(tmp_path / "data") in one_line(error)
     assert "--data-dir" in str(error.value)
@@ -391,7 +391,7 @@ def test_a_name_that_cannot_be_a_folder_is_refused(tmp_path: Path, name: str) ->
     root = fill(tmp_path / "pets", images(("photo",), ("cat",)))
     with pytest.raises(FedclipError, match="cannot name a file") as error:
         open_dataset(str(root), tmp_path, name)
-    assert one_line(error).startswith(f"data set {name!r}")
+    assert one_line(error).startswith(f"dataset {name!r}")
 
 
 @pytest.mark.parametrize("domain", ["photo:1", "-photo", "photo\n2", "(photo)", "_photo"])

@@ -198,7 +198,7 @@ def test_columns_split_and_names_are_as_the_user_and_the_card_say(
     pq.write_table(renamed, buffer)
     files = {"README.md": CARD.encode(), "tables/b.parquet": buffer.getvalue()}
     hub.repo("owner/pets", {**files, "other/a.parquet": b"not looked at"})
-    with pytest.raises(FedclipError, match=r"there is no split 'train'; there is all"):
+    with pytest.raises(FedclipError, match=r"no split 'train'; it has all"):
         ask(tmp_path, "hf:owner/pets")
     dataset = ask(
         tmp_path, "hf:owner/pets", image="picture", label="kind", domain="style", split="all"
@@ -224,7 +224,7 @@ def test_without_domains_all_rows_are_one_named_client(
     made = [{"image": row["image"], "label": row["label"]} for row in rows()]
     hub.repo("owner/scans", {"a.parquet": image_table(made, NAMES)})
     message = refusal(tmp_path, "hf:owner/scans")
-    assert "there is no column 'domain'; it has image, label, " in message
+    assert "no column 'domain'; it has image, label, " in message
     assert "--domain-column or --client" in message
     dataset = ask(tmp_path, "hf:owner/scans", client="Hospital A")
     assert [(client.name, len(client.images)) for client in dataset.clients] == [("hospital_a", 4)]
@@ -233,13 +233,13 @@ def test_without_domains_all_rows_are_one_named_client(
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"image": "picture"}, "there is no column 'picture'; it has image, domain, label, "),
-        ({"label": "class"}, "there is no column 'class'; it has image, domain, label, "),
-        ({"domain": "style"}, "there is no column 'style'; it has image, domain, label, "),
+        ({"image": "picture"}, "no column 'picture'; it has image, domain, label, "),
+        ({"label": "class"}, "no column 'class'; it has image, domain, label, "),
+        ({"domain": "style"}, "no column 'style'; it has image, domain, label, "),
         ({"label": "image"}, "its column 'image' holds the images; give --label-column another"),
         ({"image": "domain"}, "its column 'domain' holds string and no images; "),
-        ({"split": "test"}, "there is no split 'test'; there is train"),
-        ({"revision": "v9"}, "at v9: there is no such revision; "),
+        ({"split": "test"}, "no split 'test'; it has train"),
+        ({"revision": "v9"}, "at v9: no such revision; "),
         ({"class_names": ("cat",)}, "art has images of 'dog', and --class-names has only cat"),
     ],
 )
@@ -300,7 +300,7 @@ def test_a_repository_that_is_missing_or_gated_is_one_line_with_what_to_do(
     hub: Hub, image_table: Table, tmp_path: Path
 ) -> None:
     message = refusal(tmp_path, "hf:owner/pets")
-    assert message.startswith(f"hf:owner/pets: there is no such dataset on {hub.url}, or it is ")
+    assert message.startswith(f"hf:owner/pets: no such dataset on {hub.url}, or it is ")
     hub.repo("owner/pets", {"train.parquet": image_table(rows(), NAMES)}).gated = True
     message = refusal(tmp_path, "hf:owner/pets")
     assert f"is gated; accept its terms on {hub.url}/datasets/owner/pets, then log in" in message
@@ -328,7 +328,7 @@ def test_what_is_below_the_data_folder_is_taken_and_the_hub_is_not_asked(
     assert dataset.root == tmp_path / "data"
     assert hub.requests == []
     message = refusal(tmp_path, "office-home", revision="main")
-    assert message.startswith("--revision: is for data sets on the hub")
+    assert message.startswith("--revision: is for datasets on the hub")
 
 
 def test_offline_takes_what_was_downloaded_and_asks_nothing(

@@ -121,8 +121,8 @@ def test_a_path_that_leaves_the_folder_is_refused_with_its_line(
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
-        ({"path": "a/9.png", "label": "cat", "client": "x"}, "there is no file 'a/9.png' below"),
-        ({"path": "a", "label": "cat", "client": "x"}, "there is no file 'a' below"),
+        ({"path": "a/9.png", "label": "cat", "client": "x"}, "no file 'a/9.png' below"),
+        ({"path": "a", "label": "cat", "client": "x"}, "no file 'a' below"),
         ({"path": "a/1.png", "label": "", "client": "x"}, "has no label"),
         ({"path": "a/1.png", "label": "cat", "client": ""}, "has no client"),
         ({"path": "", "label": "cat", "client": "x"}, "has no path"),
@@ -150,9 +150,9 @@ def test_columns_that_are_missing_are_named_beside_those_there_are(
     ("name", "content", "expected"),
     [
         ("none.csv", b"path,label,client\n", "names no images"),
-        ("latin.csv", b"path,label,client\n\xe9,b,c\n", "is no CSV file in UTF-8"),
+        ("latin.csv", b"path,label,client\n\xe9,b,c\n", "is not a CSV file in UTF-8"),
         ("long.csv", b"path,label,client\na,b,c,d\n", "has more values than there are columns"),
-        ("quote.csv", b'path,label,client\n"a,b,c\n', "is no CSV file in UTF-8"),
+        ("quote.csv", b'path,label,client\n"a,b,c\n', "is not a CSV file in UTF-8"),
         ("nul.csv", b"path,label,client\nnul.csv,d\0g,c\n", "has a class 'd\\x00g' with a NUL"),
         ("words.parquet", b"words", "is no Parquet file, or damaged"),
         ("list.txt", b"a", "a list is a .csv or a .parquet file"),
@@ -171,7 +171,10 @@ def test_a_list_whose_own_name_is_not_utf_8_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_list_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    assert refusal(tmp_path / "x.csv") == f"{tmp_path / 'x.csv'}: there is no such list"
+    assert (
+        refusal(tmp_path / "x.csv")
+        == f"{tmp_path / 'x.csv'}: no such file; give a .csv or .parquet list"
+    )
 
 
 def write_columns(path: Path, **columns: pa.Array) -> Path:

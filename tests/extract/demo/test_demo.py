@@ -1,4 +1,4 @@
-"""The drawn data set, the tiny CLIP that comes with it, and ``fedclip demo``."""
+"""The drawn dataset, the tiny CLIP that comes with it, and ``fedclip demo``."""
 
 import hashlib
 import json

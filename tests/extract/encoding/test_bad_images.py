@@ -2,7 +2,7 @@
 
 A row's files go through ``fedclip extract`` beside good ones. What the page calls used has
 exactly the pixels of open_clip's own transform, what it calls skipped is listed in the
-manifest with the page's reason, and what it calls not seen is no image of the data set.
+manifest with the page's reason, and what it calls not seen is no image of the dataset.
 """
 
 import json
@@ -430,7 +430,7 @@ def test_strict_makes_a_skipped_file_an_error_and_finishes_nothing(
     assert extract(tmp_path / "strict", tiny_clip, tmp_path / "caches", *options) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith(f"error: photo/odd/{names[0]} cannot be used, it {FATES[row].reason}")
-    assert (f", and {len(names) - 1} more; mend" in last) == (len(names) > 1)
+    assert (f", and {len(names) - 1} more; fix" in last) == (len(names) > 1)
     assert list(tmp_path.rglob("*.h5")) == []
 
 

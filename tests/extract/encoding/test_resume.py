@@ -498,7 +498,7 @@ def test_strict_writes_nothing_as_finished_where_an_image_is_bad_and_keeps_what_
     with pytest.raises(FedclipError) as error:
         run(root, strict=True)
     assert str(error.value).startswith(
-        "sketch/cat/01.png cannot be used, it is no image that Pillow knows; mend or remove"
+        "sketch/cat/01.png cannot be used, it is no image that Pillow knows; fix or remove"
     )
     assert find_caches(root.parent / "caches") == []
     result = run(root)
