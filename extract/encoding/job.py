@@ -138,8 +138,8 @@ def help_encoding(request: Request, dataset: ImageDataset, ranks: Ranks) -> None
     _check_plan(job, plan)
     known, _ = _known(job, _standing(job.folder, job.folder.read_manifest()))
     outcomes, share = _begin_share(job, known, plan["batch_size"])
-    for encoded in share.encode():
-        outcomes |= encoded
+    for receipt in share.encode():
+        outcomes |= receipt.outcomes
     ranks.tell("outcomes", _to_json(outcomes))
 
 
@@ -208,9 +208,9 @@ def _encode(job: _Job) -> Extraction:
     }
     known, texts = _known(job, standing)
     folder.write_manifest(manifest)  # the batch shape goes with the parts
+    parts = {*find_parts(folder.path)}  # before the other ranks write theirs
     plan = {"key": job.key, "listings": [*seen.items()], "batch_size": batch_size}
     job.ranks.tell("plan", plan)
-    old_parts = find_parts(folder.path)
     outcomes, share = _begin_share(job, known, batch_size)
     with job.clock.timing(ENCODING):
         encoded_texts = texts.encode_missing()
@@ -222,12 +222,15 @@ def _encode(job: _Job) -> Extraction:
             one,
             other,
         )
-    for encoded in share.encode():
-        outcomes |= encoded
+    for receipt in share.encode():
+        outcomes |= receipt.outcomes
+        if receipt.part is not None:
+            known.add_part(receipt.part, receipt.digests)
+            parts.add(receipt.part)
     for rank in range(1, job.ranks.size):
         outcomes |= _from_json(job.ranks.ask("outcomes", rank))
     for path in find_parts(folder.path):
-        if path not in old_parts:
+        if path not in parts:  # of another rank
             known.add_part(path)
     results = list(_results(dataset, outcomes))
     _check_storage(dataset, outcomes, seen)

@@ -58,6 +58,21 @@ class Outcome:
 Outcomes = Mapping[int, Outcome]
 
 
+@dataclass(frozen=True)
+class Receipt:
+    """Images that are done, their vectors on disk.
+
+    Attributes:
+        outcomes: What became of each, by number.
+        digests: Those of the images that have vectors, in the order of the part's rows.
+        part: The part with these vectors; None if no image has one.
+    """
+
+    outcomes: Outcomes
+    digests: Sequence[bytes]
+    part: Path | None
+
+
 class Clock:
     """Adds up wall-clock seconds by what they were spent on.
 
@@ -122,8 +137,8 @@ class Share:
             pinned=encoder.device.type == "cuda",
         )
 
-    def encode(self) -> Iterator[Outcomes]:
-        """Encode everything; what became of images comes, by number, when their part is on disk.
+    def encode(self) -> Iterator[Receipt]:
+        """Encode everything; a receipt comes when its part is on disk.
 
         An interrupt (Ctrl-C), or another rank that fails, keeps what was encoded.
 
@@ -146,11 +161,11 @@ class Share:
             yield from self._kept(keeper)
             yield from self._kept(keeper)
 
-    def _kept(self, keeper: "_Keeper") -> Iterator[Outcomes]:
+    def _kept(self, keeper: "_Keeper") -> Iterator[Receipt]:
         with self._clock.timing(WRITING):
-            outcomes = keeper.keep()
-        if outcomes:
-            yield outcomes
+            receipt = keeper.keep()
+        if receipt is not None:
+            yield receipt
 
     def _encoded(self) -> Iterator[tuple[PixelBatch, npt.NDArray[np.float32]]]:
         """Encode batch by batch; a device may compute one while the one before is taken home."""
@@ -190,7 +205,7 @@ class _Keeper:
         self._outcomes: dict[int, Outcome] = {}
         self._vectors: list[npt.NDArray[np.float32]] = []
         self._done = 0
-        self._writing: Future[Outcomes] | None = None
+        self._writing: Future[Receipt] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -213,9 +228,9 @@ class _Keeper:
         self._vectors.append(vectors[:rows])
         self._done += rows
 
-    def keep(self) -> Outcomes:
+    def keep(self) -> Receipt | None:
         """Begin to write what was gathered; first wait for what is being written, if anything."""
-        written = self._writing.result() if self._writing is not None else {}
+        written = self._writing.result() if self._writing is not None else None
         self._writing = None
         if self._outcomes:
             vectors = np.concatenate(self._vectors)
@@ -224,12 +239,11 @@ class _Keeper:
         return written
 
 
-def _write(folder: Path, outcomes: Outcomes, vectors: npt.NDArray[np.float32]) -> Outcomes:
+def _write(folder: Path, outcomes: Outcomes, vectors: npt.NDArray[np.float32]) -> Receipt:
     usable = [not outcome.problem for outcome in outcomes.values()]
-    if any(usable):
-        digests = [outcome.digest for outcome in outcomes.values() if not outcome.problem]
-        write_part(folder, digests, vectors[usable])
-    return outcomes
+    digests = [outcome.digest for outcome in outcomes.values() if not outcome.problem]
+    part = write_part(folder, digests, vectors[usable]) if digests else None
+    return Receipt(outcomes, digests, part)
 
 
 # Parameters of glibc's mallopt (malloc.h).
