@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fedclip.federate.models.losses import class_loss, clip_loss, cosine_logits
+from fedclip.federate.models.losses import ClassLoss, ClipLoss, cosine_logits
 
 
 def test_logits_are_scaled_cosines_whatever_the_norms() -> None:
@@ -20,9 +20,9 @@ def test_the_clip_loss_takes_the_other_rows_of_the_batch_as_negatives() -> None:
     image = torch.eye(2)
     text = torch.eye(2)
     right = math.log(1 + math.exp(-2.0))
-    assert clip_loss(image, text, torch.tensor([0, 1]), 2.0).item() == pytest.approx(right)
+    assert ClipLoss()(image, text, torch.tensor([0, 1]), 2.0).item() == pytest.approx(right)
     # Two samples of one class are negatives of each other, as in the paper.
-    value = clip_loss(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), text, torch.tensor([0, 0]), 2.0)
+    value = ClipLoss()(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), text, torch.tensor([0, 0]), 2.0)
     assert value.item() == pytest.approx(math.log(2))
 
 
@@ -31,11 +31,11 @@ def test_the_clip_loss_is_the_mean_of_both_directions() -> None:
     text = torch.eye(2)
     by_image = (math.log(1 + math.exp(-1.0)) + math.log(1 + math.exp(0.6 - 0.8))) / 2
     by_text = (math.log(1 + math.exp(0.6 - 1.0)) + math.log(1 + math.exp(0.0 - 0.8))) / 2
-    value = clip_loss(image, text, torch.tensor([0, 1]), 1.0).item()
+    value = ClipLoss()(image, text, torch.tensor([0, 1]), 1.0).item()
     assert value == pytest.approx((by_image + by_text) / 2)
 
 
 def test_the_class_loss_compares_with_the_texts_of_all_classes() -> None:
     image = torch.tensor([[1.0, 0.0, 0.0]])
-    value = class_loss(image, torch.eye(3), torch.tensor([0]), 2.0).item()
+    value = ClassLoss()(image, torch.eye(3), torch.tensor([0]), 2.0).item()
     assert value == pytest.approx(math.log(1 + 2 * math.exp(-2.0)))
