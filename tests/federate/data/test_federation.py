@@ -7,8 +7,6 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fedclip.cache import FeatureCache, FedclipError
 from fedclip.federate.data.federation import (
@@ -16,8 +14,8 @@ from fedclip.federate.data.federation import (
     FeaturePool,
     build_federation,
     class_texts,
-    partition,
 )
+from fedclip.federate.data.partition import Dirichlet
 from fedclip.federate.runs.experiment import choose_targets
 from fedclip.federate.settings import Settings
 
@@ -97,42 +95,11 @@ def test_the_target_is_tested_whole_and_trains_nothing(make_features: MakeFeatur
     assert federation.target.test.features.numpy().tobytes() == caches[1].image_features.tobytes()
 
 
-@given(
-    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=6),
-    clients=st.integers(1, 12),
-    alpha=st.sampled_from([0.01, 0.3, 1.0, 1000.0]),
-    seed=st.integers(0, 2**31),
-)
-def test_every_row_is_dealt_to_one_client(
-    sizes: list[int], clients: int, alpha: float, seed: int
-) -> None:
-    labels = np.repeat(np.arange(len(sizes)), sizes).astype(np.int32)
-    if not len(labels):
-        return
-    hands = partition(labels, clients, alpha, seed, "photo")
-    assert len(hands) == clients
-    assert sorted(np.concatenate(hands).tolist()) == list(range(len(labels)))
-    for first, second in zip(hands, partition(labels, clients, alpha, seed, "photo"), strict=True):
-        assert first.tolist() == second.tolist()
-
-
-def test_a_large_alpha_deals_evenly_and_a_small_one_does_not() -> None:
-    labels = np.repeat(np.arange(10), 100).astype(np.int32)
-
-    def spread(alpha: float) -> float:
-        hands = partition(labels, 5, alpha, 0, "photo")
-        counts = np.array([np.bincount(labels[hand], minlength=10) for hand in hands])
-        return float(counts.std())
-
-    assert spread(1e4) < 1
-    assert spread(0.05) > 30
-
-
-def test_dealt_clients_are_named_by_domain_and_number_and_small_ones_dropped_by_name(
+def test_clients_of_a_split_domain_are_numbered_and_small_ones_dropped_by_name(
     make_features: MakeFeatures,
 ) -> None:
     caches = [make_features("photo", 40), make_features("sketch", 40)]
-    settings = Settings(clients=12, alpha=0.2, seed=1)
+    settings = Settings(partition=Dirichlet(12, 0.2), seed=1)
     federation = build_federation(caches, settings, "sketch", CPU)
     kept = {client.name: client for client in federation.participants}
     dropped = dict(federation.dropped)
@@ -154,15 +121,15 @@ def test_an_unknown_target_is_refused_and_the_domains_are_listed(
     make_features: MakeFeatures,
 ) -> None:
     caches = [make_features("photo", 20), make_features("sketch", 20)]
-    with pytest.raises(FedclipError, match=r"no target 'art'.* photo, sketch"):
+    with pytest.raises(FedclipError, match=r"--target art: unknown domain; choose photo, sketch, all or none"):
         choose_targets(caches, "art")
 
 
-def test_a_target_with_the_name_of_a_dealt_client_is_refused(make_features: MakeFeatures) -> None:
+def test_a_target_with_the_name_of_a_client_of_a_split_domain_is_refused(make_features: MakeFeatures) -> None:
     caches = [make_features("photo", 40), make_features("photo-001", 40)]
-    settings = Settings(clients=2, alpha=100.0)
+    settings = Settings(partition=Dirichlet(2, 100.0))
     build_federation(caches, settings, "photo", CPU)
-    with pytest.raises(FedclipError, match="photo-001 would be both the target and a client"):
+    with pytest.raises(FedclipError, match="--target photo-001: --clients makes a client of the same name"):
         build_federation(caches, settings, "photo-001", CPU)
 
 
@@ -185,7 +152,7 @@ def test_all_federations_of_a_pool_view_one_tensor_a_domain(make_features: MakeF
     caches = [make_features("photo", 60), make_features("sketch", 40)]
     pool = FeaturePool(caches, None, CPU)
     owners = [cache.image_features.ctypes.data for cache in caches]
-    for settings in (Settings(), Settings(clients=4, alpha=10.0, seed=3)):
+    for settings in (Settings(), Settings(partition=Dirichlet(4, 10.0), seed=3)):
         for target in (None, "photo", "sketch"):
             for client in pool.federation(settings, target).clients:
                 for part in (client.train, client.validation, client.test):
@@ -235,5 +202,5 @@ def test_the_prompt_is_the_first_cached_one_the_named_one_or_a_mean_of_unit_vect
 def test_a_prompt_that_is_not_cached_is_refused_and_the_cached_ones_are_listed(
     make_features: MakeFeatures,
 ) -> None:
-    with pytest.raises(FedclipError, match=r"'the \{\}' is not cached.*'a picture of a \{\}'"):
+    with pytest.raises(FedclipError, match=r"'the \{\}': is not cached; choose 'a picture of a \{\}' or all"):
         class_texts(make_features(), ["the {}"])

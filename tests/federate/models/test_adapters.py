@@ -1,10 +1,10 @@
 """The adapters: what each does to the features, and what a run makes of it."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import get_args
 
 import pytest
 import torch
@@ -17,14 +17,15 @@ from torch.nn import functional
 from fedclip.cache import FeatureCache, find_caches, load_cache
 from fedclip.cli import run
 from fedclip.federate.data.federation import build_federation
-from fedclip.federate.models.adapters import make_adapter, trainable_parameters
-from fedclip.federate.settings import AdapterName, Settings
+from fedclip.federate.models.adapters import ADAPTERS, Adapter
+from fedclip.federate.models.network import Network, trainable_parameters
+from fedclip.federate.settings import Settings
 from fedclip.federate.training.evaluate import accuracy
 
 MakeCache = Callable[..., Path]
 MakeFeatures = Callable[..., FeatureCache]
 
-NAMES: tuple[AdapterName, ...] = get_args(AdapterName)
+NAMES = tuple(ADAPTERS)
 D, C = 8, 3
 IMAGE = torch.randn(5, D, generator=torch.Generator().manual_seed(0))
 TEXT = torch.randn(C, D, generator=torch.Generator().manual_seed(1))
@@ -32,8 +33,16 @@ TEXT = torch.randn(C, D, generator=torch.Generator().manual_seed(1))
 Sides = tuple[Tensor, Tensor]
 
 
+def adapter_of(name: str, ratio: float | None = None) -> Adapter:
+    return ADAPTERS.make(name, {} if ratio is None else {"ratio": ratio})
+
+
+def make_adapter(name: str, text: Tensor, seed: int, ratio: float | None = None) -> Network:
+    return adapter_of(name, ratio).make(text, seed)
+
+
 def adapted(
-    name: AdapterName,
+    name: str,
     state: Mapping[str, Tensor] = MappingProxyType({}),
     ratio: float | None = None,
 ) -> Sides:
@@ -61,7 +70,7 @@ def adapted(
     ],
 )
 def test_the_size_of_each_adapter_for_512_features_and_65_classes(
-    name: AdapterName, parameters: int
+    name: str, parameters: int
 ) -> None:
     adapter = make_adapter(name, torch.zeros(65, 512), seed=0)
     assert trainable_parameters(adapter) == parameters
@@ -72,7 +81,7 @@ def test_the_size_of_each_adapter_for_512_features_and_65_classes(
 @pytest.mark.parametrize(
     "name", ["linear", "taskres", "scale", "linear-probe", "cache-model", "none"]
 )
-def test_adapters_that_start_at_the_identity_start_at_zero_shot(name: AdapterName) -> None:
+def test_adapters_that_start_at_the_identity_start_at_zero_shot(name: str) -> None:
     image, text = adapted(name)
     assert torch.equal(image, IMAGE)
     assert torch.equal(text, TEXT)
@@ -140,7 +149,7 @@ def test_the_linear_probe_does_not_train_the_texts_that_it_starts_from() -> None
 
 @given(st.sampled_from(NAMES), st.integers(1, 9), st.integers(1, 4), st.integers(1, 6))
 def test_every_adapter_keeps_the_shapes_and_adapts_rows_by_themselves(
-    name: AdapterName, width: int, classes: int, rows: int
+    name: str, width: int, classes: int, rows: int
 ) -> None:
     random = torch.Generator().manual_seed(rows)
     image = torch.randn(rows, width, generator=random)
@@ -156,7 +165,7 @@ def test_every_adapter_keeps_the_shapes_and_adapts_rows_by_themselves(
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.usefixtures("empty_folder")
-def test_a_run_records_the_adapter_that_it_used(make_cache: MakeCache, name: AdapterName) -> None:
+def test_a_run_records_the_adapter_that_it_used(make_cache: MakeCache, name: str) -> None:
     make_cache({"art": 30, "photo": 40})
     options = ["--target", "none", "--rounds", "2", "--lr", "1e-3", "--name", "one"]
     if name == "cache-model":
@@ -211,13 +220,16 @@ def test_a_run_with_the_cache_model_tests_each_client_with_its_own_samples(
     result = json.loads(Path("runs/one/result.json").read_text())
     caches = load_cache(find_caches(Path("caches"))[0])
     federation = build_federation(caches, Settings(), "sketch", torch.device("cpu"))
-    expected, on_target = {}, []
+    expected, on_target, scale = {}, [], federation.logit_scale
     for client in federation.participants:
         adapter = make_adapter("cache-model", federation.text, 0)
         adapter.remember(client.train)
-        expected[client.name] = accuracy(adapter, federation, client.test)
         assert federation.target is not None
-        on_target.append(accuracy(adapter, federation, federation.target.test))
+        expected[client.name], tested = (
+            accuracy(adapter, adapter_of("cache-model"), part, federation.text, scale)
+            for part in (client.test, federation.target.test)
+        )
+        on_target.append(tested)
     assert result["personal"] == expected
     assert result["generalization"] == pytest.approx(sum(on_target) / 2)
     assert result["bytes_per_round"] == 0
@@ -231,7 +243,7 @@ def test_the_cache_model_is_not_federated(
 ) -> None:
     make_cache({"photo": 60})
     assert run(["federate", "--adapter", "cache-model"]) == 2
-    assert "give the strategy local" in capsys.readouterr().err
+    assert "has no effect; choose --strategy local" in capsys.readouterr().err
     assert not Path("runs").exists()
 
 
@@ -254,10 +266,12 @@ def test_a_run_without_an_adapter_stays_at_zero_shot(
 def test_the_list_of_adapters_names_each_with_its_size(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["adapters", "--embed-dim", "512", "--classes", "65"]) == 0
     rows = {
-        line.split()[0]: line.split()[-1]
-        for line in capsys.readouterr().out.splitlines()
-        if line.strip()
+        name: cells
+        for name, *cells in (
+            re.split(r"\s{2,}", line.strip()) for line in capsys.readouterr().out.splitlines()
+        )
     }
-    assert rows["attention"] == "525,312"
-    assert rows["taskres"] == "33,280"
+    assert rows["attention"][1:] == ["525,312"]
+    assert rows["taskres"][1:] == ["33,280", "--ratio 0.5 (Yu et al. 2023)"]
+    assert rows["residual"][2] == "--ratio 0.2 (Gao et al. 2021, code)"
     assert set(NAMES) <= set(rows)

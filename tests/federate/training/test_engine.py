@@ -5,12 +5,12 @@ from itertools import chain
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedclip.federate.settings import Settings
-from fedclip.federate.training.engine import draw_batches
+from fedclip.federate.training.settings import TrainingSettings
+from fedclip.federate.training.tasks import draw_batches
 
 
 def batches(
-    samples: int, settings: Settings, number: int = 1, client: str = "a"
+    samples: int, settings: TrainingSettings, number: int = 1, client: str = "a"
 ) -> list[list[int]]:
     return [batch.tolist() for batch in draw_batches(samples, settings, number, client)]
 
@@ -24,7 +24,7 @@ def batches(
 def test_an_epoch_visits_every_sample_once_but_for_a_last_one_alone(
     samples: int, batch_size: int, epochs: int, seed: int
 ) -> None:
-    settings = Settings(batch_size=batch_size, local_epochs=epochs, seed=seed)
+    settings = TrainingSettings(batch_size=batch_size, local_epochs=epochs, seed=seed)
     drawn = batches(samples, settings)
     per_epoch = len(drawn) // epochs
     alone = samples % batch_size == 1
@@ -35,15 +35,15 @@ def test_an_epoch_visits_every_sample_once_but_for_a_last_one_alone(
 
 
 def test_batches_depend_on_seed_round_and_client_alone() -> None:
-    settings = Settings(batch_size=8)
+    settings = TrainingSettings(batch_size=8)
     drawn = batches(50, settings)
     assert batches(50, settings) == drawn
-    assert batches(50, Settings(batch_size=8, seed=1)) != drawn
+    assert batches(50, TrainingSettings(batch_size=8, seed=1)) != drawn
     assert batches(50, settings, number=2) != drawn
     assert batches(50, settings, client="b") != drawn
 
 
-def test_epochs_of_a_round_are_shuffled_anew() -> None:
-    drawn = batches(8, Settings(batch_size=8, local_epochs=2))
+def test_each_epoch_of_a_round_is_shuffled_again() -> None:
+    drawn = batches(8, TrainingSettings(batch_size=8, local_epochs=2))
     assert sorted(drawn[0]) == sorted(drawn[1])
     assert drawn[0] != drawn[1]
