@@ -170,7 +170,8 @@ class Settings(TrainingSettings):
                 f"{adapter}: has no part that {strategy} could leave with the client; choose "
                 f"--adapter {listed(able)}"
             )
-        if self.strategy.pooled and self.participation != 1.0:
+        everyone = isinstance(self.participation, float) and self.participation == 1
+        if self.strategy.pooled and not everyone:
             raise FedclipError(
                 f"--participation {self.participation}: {strategy} trains on all participants' "
                 "samples at once; leave out --participation"
