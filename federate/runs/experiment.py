@@ -228,6 +228,8 @@ def load_experiment(
         folder = CacheFolder(Path(config["cache"]["folder"]))
         name, target = str(config["cache"]["name"]), str(config["target"])
         origin = dict(model["origin"]) if model else {}
+    except FedclipError as error:
+        raise FedclipError(f"{path / 'config.json'}: {error}") from None
     except (KeyError, TypeError, ValueError) as error:
         raise FedclipError(
             f"{path / 'config.json'}: is damaged or of another version ({error!r}); "
