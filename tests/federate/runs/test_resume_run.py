@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,14 @@ import torch
 
 from fedclip.cache import FeatureCache, FedclipError
 from fedclip.cli import run
-from fedclip.federate import server
-from fedclip.federate.ablations.runner import FIGURES
+from fedclip.federate import simulation
 from fedclip.federate.data.federation import Federation
+from fedclip.federate.models.base import Model
 from fedclip.federate.runs.checkpoint import read_state, write_state
-from fedclip.federate.runs.folder import RunFolder, summary_of
-from fedclip.federate.server import Round, RunState
-from fedclip.federate.training.evaluate import test_accuracy as accuracy_of_all
+from fedclip.federate.runs.folder import RunFolder
+from fedclip.federate.runs.results import Result
+from fedclip.federate.server import Best, Round, ServerState
+from fedclip.federate.simulation import RunState
 
 MakeFeatures = Callable[..., FeatureCache]
 MakeCache = Callable[..., Path]
@@ -30,6 +31,9 @@ Refusal = Callable[..., str]
 Records = Callable[[Path], dict[str, Any]]
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
+
+# Seconds after which a process is taken to hang.
+HANGS = 1800
 
 COMMAND = ["federate", "--clients", "3", "--alpha", "10", "--participation", "2"]
 
@@ -57,7 +61,7 @@ def test_a_run_killed_again_and_again_ends_as_an_unbroken_one(
             stderr=subprocess.DEVNULL,
         )
         enough = rounds_done(folder) + 6 + 10 * kill
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + HANGS
         while rounds_done(folder) < enough and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.002)
@@ -107,7 +111,7 @@ def test_it_does_not_matter_at_which_write_a_run_dies(
     pytest.fail("it never survived")
 
 
-def test_an_interrupted_run_goes_on(
+def test_an_interrupted_run_is_resumed(
     make_cache: MakeCache,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -132,9 +136,9 @@ def test_an_interrupted_run_goes_on(
     assert rounds_done(art) == 2
     assert (art / "state.safetensors").is_file()
     assert not Path("runs/broken/photo").exists()
-    assert "rest       fedclip federate --resume runs/broken\n" in capsys.readouterr().out
+    assert "resume     fedclip federate --resume runs/broken\n" in capsys.readouterr().out
     assert run([*COMMAND, *options, "--name", "broken"]) == 2
-    assert "this run exists; go on with --resume runs/broken, or" in capsys.readouterr().err
+    assert "this run exists; resume it with --resume runs/broken, or pass --overwrite" in capsys.readouterr().err
     assert run(["federate", "--resume", "runs/broken"]) == 0
     assert "target art: 2/5 rounds" in capsys.readouterr().err
     assert records(Path("runs/broken")) == records(Path("runs/unbroken"))
@@ -142,18 +146,18 @@ def test_an_interrupted_run_goes_on(
 
 def interrupt_opening(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interrupt when the run of that number is being opened."""
-    opened = iter(range(1, 100))
+    opened, evaluate = iter(range(1, 100)), simulation._zero_shot
 
-    def zero_shot(federation: Federation) -> dict[str, float]:
+    def zero_shot(federation: Federation, model: Model) -> dict[str, float]:
         if next(opened) == number:
             raise KeyboardInterrupt
-        return accuracy_of_all(None, federation)
+        return evaluate(federation, model)
 
-    monkeypatch.setattr(server, "_zero_shot", zero_shot)
+    monkeypatch.setattr(simulation, "_zero_shot", zero_shot)
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_a_run_interrupted_while_it_is_opened_goes_on(
+def test_a_run_interrupted_while_it_is_opened_is_resumed(
     make_cache: MakeCache,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -175,7 +179,7 @@ def test_a_run_interrupted_while_it_is_opened_goes_on(
     assert records(Path("runs/broken")) == records(Path("runs/unbroken"))
 
 
-def test_an_ablation_interrupted_between_two_targets_goes_on(
+def test_an_ablation_interrupted_between_two_targets_is_resumed(
     make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch, records: Records
 ) -> None:
     make_cache({"art": 40, "photo": 40})
@@ -196,7 +200,7 @@ def test_runs_that_fail_in_the_step_of_an_interrupt_have_failed(
     assert run([*command, "--runs-dir", "unbroken"]) == 1
     write, writes = RunFolder.write_result, []
 
-    def interrupt(folder: RunFolder, result: Mapping[str, Any]) -> None:
+    def interrupt(folder: RunFolder, result: Result) -> None:
         writes.append(folder)
         if len(writes) == 1:
             raise KeyboardInterrupt
@@ -206,19 +210,6 @@ def test_runs_that_fail_in_the_step_of_an_interrupt_have_failed(
         patch.setattr(RunFolder, "write_result", interrupt)
         assert run([*command, "--runs-dir", "broken"]) == 130
     assert records(Path("broken")) == records(Path("unbroken"))
-
-
-def test_what_can_go_on_is_not_over_whatever_else_failed() -> None:
-    figures = dict.fromkeys([name for each in FIGURES for name in (each, f"zero_shot_{each}")], 0.5)
-    fixed = {"target": "art", "best_round": 1, "trainable_parameters": 1, "bytes_per_round": 4}
-    fixed["seconds_per_round"] = 1
-    failed, broken, finished = (
-        {"status": status, **fixed, **figures} for status in ("failed", "interrupted", "finished")
-    )
-    assert summary_of([failed, broken])["status"] == "interrupted"
-    assert summary_of([failed, finished])["status"] == "failed"
-    assert summary_of([failed, finished], complete=False)["status"] == "interrupted"
-    assert summary_of([finished, finished])["status"] == "finished"
 
 
 def test_a_finished_run_says_so_and_prints_its_table(
@@ -242,7 +233,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> Path:
 
     def stop(folder: RunFolder, state: RunState) -> None:
         save(folder, state)
-        if state.number == 2:
+        if state.server.number == 2:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -252,7 +243,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path("runs/mine")
 
 
-def test_only_what_belongs_to_the_run_is_taken_up(
+def test_only_what_belongs_to_the_run_is_resumed(
     make_cache: MakeCache,
     make_features: MakeFeatures,
     monkeypatch: pytest.MonkeyPatch,
@@ -262,18 +253,20 @@ def test_only_what_belongs_to_the_run_is_taken_up(
     caches = make_cache({"photo": 60})
     folder = interrupted(monkeypatch)
     resume = ["federate", "--resume", "mine"]
-    assert "there is no run 'other', as a path or below runs" in refusal(
+    assert "run 'other' is neither a run's folder nor the name of one in runs" in refusal(
         "federate", "--resume", "other"
     )
-    assert "--lr cannot be given with --resume" in refusal(*resume, "--lr", "1")
+    assert "--lr cannot be combined with --resume" in refusal(*resume, "--lr", "1")
 
     with RunFolder(folder).claimed():
-        assert "another process is at this run" in refusal(*resume)
+        assert "another process is working on this run" in refusal(*resume)
 
     config = (folder / "config.json").read_text()
     (folder / "config.json").write_text(config[:-20])
     assert "config.json: is damaged" in refusal(*resume)
     (folder / "config.json").write_text(config.replace('"rounds"', '"orbits"'))
+    assert "mine/config.json: --orbits 4: unknown setting" in refusal(*resume)
+    (folder / "config.json").write_text(config.replace('"preset"', '"base"'))
     assert "of another version" in refusal(*resume)
     (folder / "config.json").write_text(config)
 
@@ -284,11 +277,11 @@ def test_only_what_belongs_to_the_run_is_taken_up(
 
     rounds = (folder / "rounds.jsonl").read_text()
     (folder / "rounds.jsonl").write_text(rounds.splitlines()[0])
-    assert "rounds.jsonl: lacks some of the 2 rounds" in refusal(*resume)
+    assert "rounds.jsonl: some of its 2 rounds are missing" in refusal(*resume)
     (folder / "rounds.jsonl").write_text(rounds + rounds.splitlines()[0][:9])
 
     caches.rename("elsewhere")
-    assert "the cache of this run is gone; say where" in refusal(*resume)
+    assert "the cache of this run is missing; pass its place with" in refusal(*resume)
     make_cache([make_features("photo", 60, seed=1)])
     assert "the cache tiny/drawn is not the one of this run (its content" in refusal(*resume)
     assert json.loads((folder / "config.json").read_text()) == json.loads(config)
@@ -302,16 +295,20 @@ def test_a_targets_part_is_resumed_with_the_whole(make_cache: MakeCache, refusal
     make_cache({"art": 40, "photo": 40})
     assert run([*COMMAND, "--rounds", "1", "--name", "all"]) == 0
     message = refusal("federate", "--resume", "runs/all/art")
-    assert "is one target's part of a run; resume the whole" in message
+    assert f"is one target's part of a run; resume {Path('runs/all').resolve()}" in message
 
 
 def state_after(number: int, best: int | None) -> RunState:
     parameters = {"w": torch.randn(3, 2), "b": torch.randn(2)}
     older = {"w": torch.randn(3, 2), "b": torch.randn(2)}
-    strategy = {"server": parameters, "moment": older, "client/photo-000": {"c": torch.ones(1)}}
+    strategy = {"server": parameters, "moment": older}
+    clients = {
+        "photo-000": {"client": {"c": torch.ones(1)}, "personal": older},
+        "photo-001": {"personal": parameters},
+    }
     kept = None
     if best is not None:
-        kept = Round(
+        done = Round(
             number=best,
             seconds=0.1,
             train_loss=1 / 3,
@@ -321,32 +318,37 @@ def state_after(number: int, best: int | None) -> RunState:
             bytes_up=8,
             bytes_down=8,
             finite=True,
-            parameters=parameters if best == number else older,
-            own={"photo": older, "art": older},
         )
-    return RunState(number, strategy, {"photo": 0.7}, kept)
+        kept = Best(done, parameters if best == number else older)
+    own = {"photo": older, "art": older} if kept else {}
+    return RunState(ServerState(number, strategy, kept), {"photo": 0.7}, clients, own)
+
+
+def assert_same(one: Any, other: Any) -> None:
+    """Compare mappings of mappings of tensors."""
+    assert {*one} == {*other}
+    for name, value in one.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, other[name])
+        else:
+            assert_same(value, other[name])
 
 
 @pytest.mark.parametrize("best", [None, 2, 5])
 def test_a_state_is_read_as_it_was_written(tmp_path: Path, best: int | None) -> None:
     path, state = tmp_path / "state.safetensors", state_after(5, best)
     write_state(path, state)
-    again = read_state(path, state.strategy["server"])
-    assert (again.number, again.zero_shot, again.failed) == (5, {"photo": 0.7}, False)
-    assert {*again.strategy} == {*state.strategy}
-    for part, parameters in state.strategy.items():
-        for name, tensor in parameters.items():
-            assert torch.equal(again.strategy[part][name], tensor)
-    assert (again.best is None) == (best is None)
-    if again.best and state.best:
-        tensors = {"parameters": None, "own": None}
-        assert vars(again.best) | tensors == vars(state.best) | tensors
-        assert {*again.best.own} == {"photo", "art"}
-        for client, parameters in state.best.own.items():
-            for name, tensor in parameters.items():
-                assert torch.equal(again.best.own[client][name], tensor)
-        for name, tensor in state.best.parameters.items():
-            assert torch.equal(again.best.parameters[name], tensor)
+    again = read_state(path, state.server.strategy["server"])
+    server, before = again.server, state.server
+    assert (server.number, again.zero_shot, server.failed) == (5, {"photo": 0.7}, False)
+    assert_same(server.strategy, before.strategy)
+    assert_same(again.clients, state.clients)
+    assert (server.best is None) == (best is None)
+    assert {*again.best_own} == ({"photo", "art"} if best else set())
+    assert_same(again.best_own, state.best_own)
+    if server.best and before.best:
+        assert vars(server.best.round) == vars(before.best.round)
+        assert_same(server.best.parameters, before.best.parameters)
 
 
 def test_a_state_of_another_adapter_is_refused(tmp_path: Path) -> None:
@@ -361,5 +363,5 @@ def test_a_damaged_state_is_named(tmp_path: Path, end: int) -> None:
     path, state = tmp_path / "state.safetensors", state_after(5, 2)
     write_state(path, state)
     path.write_bytes(path.read_bytes()[:end])
-    with pytest.raises(FedclipError, match=r"state.safetensors: is damaged \(.*begins anew"):
-        read_state(path, state.strategy["server"])
+    with pytest.raises(FedclipError, match=r"state.safetensors: is damaged \(.*to start the run from the"):
+        read_state(path, state.server.strategy["server"])
