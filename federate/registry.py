@@ -8,7 +8,7 @@ as JSON and the tables of the docs are made from them.
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import fields
+from dataclasses import Field, fields
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -65,7 +65,8 @@ class Registry(Generic[T]):
         A module is looked for in the working directory too.
 
         Raises:
-            FedclipError: the name is unknown, or its module cannot be imported.
+            FedclipError: the name is unknown, its module cannot be imported, or the class
+                cannot be used.
         """
         place = self._places.get(name, name)
         if ":" not in place:
@@ -75,6 +76,12 @@ class Registry(Generic[T]):
             raise FedclipError(
                 f"--{self.kind} {name}: is not a subclass of {self._base.__module__}."
                 f"{self._base.__qualname__}; see docs/extend.md"
+            )
+        # `dataclass` replaces what `option` made, in the class that declares it.
+        if any(isinstance(each, Field) for cls in found.__mro__ for each in vars(cls).values()):
+            raise FedclipError(
+                f"--{self.kind} {name}: declares options but is not a dataclass; put "
+                "@dataclass(frozen=True) above the class"
             )
         return found
 
