@@ -27,9 +27,9 @@ import torch
 from fedclip.cache import EncoderFacts, FeatureCache, write_cache
 from fedclip.cache.common.device import resolve_device
 from fedclip.federate.data.federation import FeaturePool
-from fedclip.federate.server import TASKS_AT_ONCE, Run, drive
 from fedclip.federate.settings import Settings
-from fedclip.federate.strategies import SERVER
+from fedclip.federate.simulation import TASKS_AT_ONCE, Run, simulate
+from fedclip.federate.strategies.base import SERVER
 from fedclip.federate.training.engine import AUTO
 
 ROWS = {"art": 2427, "clipart": 4365, "product": 4439, "real_world": 4357}
@@ -65,7 +65,7 @@ class Way:
 
     Attributes:
         engine: The back end of local training.
-        tasks_at_once: As `drive` has it; 1 does one run after the other.
+        tasks_at_once: As `simulate` has it; 1 does one run after the other.
     """
 
     engine: str
@@ -90,8 +90,7 @@ def make_runs(pool: FeaturePool, rounds: int, seeds: int, engine: str) -> list[R
 def seconds(runs: Sequence[Run], tasks_at_once: int, device: torch.device) -> float:
     """Time runs from their first round to their last."""
     start = time.perf_counter()
-    for _ in drive(runs, tasks_at_once):
-        pass
+    simulate(runs, tasks_at_once=tasks_at_once)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start
@@ -102,7 +101,7 @@ def furthest(runs: Sequence[Run], others: Sequence[Run]) -> float:
     worst = 0.0
     for run, other in zip(runs, others, strict=True):
         one, two = (
-            torch.cat([tensor.flatten() for tensor in each.state.strategy[SERVER].values()])
+            torch.cat([tensor.flatten() for tensor in each.state.server.strategy[SERVER].values()])
             for each in (run, other)
         )
         worst = max(worst, float((one - two).norm() / two.norm()))

@@ -1,8 +1,8 @@
-"""Makes the table of baselines in docs/demo.md: FedCLIP beside whole models, on the demo.
+"""Makes the table of baselines in docs/demo.md: FedCLIP beside full models, on the demo.
 
-``uv run python benchmarks/baselines.py --work FOLDER`` extracts the demo's data set there and
+``uv run python benchmarks/baselines.py --work FOLDER`` extracts the demo's dataset there and
 runs each method for each seed, every domain left out in turn. Run again with the same folder
-it goes on where it was.
+it is resumed.
 """
 
 import argparse
@@ -24,10 +24,10 @@ METHODS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "zero-shot": ("federate", ("--adapter", "none")),
     "FedCLIP": ("federate", ()),
     "FedCLIP, 40 rounds": ("federate", ("--rounds", "40")),
-    "whole CLIP, FedAVG": ("baseline", ("--dataset", "demo", "--strategy", "fedavg")),
-    "whole CLIP, FedProx": ("baseline", ("--dataset", "demo", "--strategy", "fedprox")),
+    "full CLIP, FedAVG": ("baseline", ("--dataset", "demo", "--strategy", "fedavg")),
+    "full CLIP, FedProx": ("baseline", ("--dataset", "demo", "--strategy", "fedprox")),
     "FedCLIP, paper's optimizer": ("federate", PAPER),
-    "whole CLIP, FedAVG, paper's optimizer": ("baseline", ("--dataset", "demo", *PAPER)),
+    "full CLIP, FedAVG, paper's optimizer": ("baseline", ("--dataset", "demo", *PAPER)),
 }
 
 
@@ -39,7 +39,7 @@ def fedclip(*arguments: str) -> None:
 
 
 def result_of(work: Path, method: str, seed: int, settings: Sequence[str]) -> Result:
-    """Do what is not done of a run, and read its result."""
+    """Begin or resume a run, and read its result."""
     command, own = METHODS[method]
     name = f"{re.sub('[^a-z0-9]+', '-', method.lower())}-seed{seed}"
     folder = work / "runs" / name
@@ -61,7 +61,7 @@ def accuracy(results: Sequence[Result], figure: str) -> str:
 
 def main() -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(description="FedCLIP beside whole models, on the demo.")
+    parser = argparse.ArgumentParser(description="FedCLIP beside full models, on the demo.")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=10)

@@ -30,10 +30,10 @@ from fedclip.extract.encoders.openclip import load_encoder
 from fedclip.extract.encoders.spec import EncoderName
 from fedclip.federate.data.federation import Client, Federation
 from fedclip.federate.data.samples import Domain, Samples
-from fedclip.federate.models.adapters import make_adapter
 from fedclip.federate.settings import Settings
-from fedclip.federate.training.engine import EngineName, LocalTask, copy_parameters, train_clients
-from fedclip.federate.training.evaluate import test_accuracy, validation_accuracy
+from fedclip.federate.training.engine import EngineName, train_clients
+from fedclip.federate.training.evaluate import accuracy
+from fedclip.federate.training.tasks import LocalTask, copy_parameters
 
 WIDTH = 512
 LOGIT_SCALE = 100.0
@@ -56,7 +56,7 @@ def make_federation(sizes: Sequence[int], target: int, classes: int) -> Federati
         noise = torch.randn(rows, WIDTH, generator=random)
         order = torch.arange(rows)
         features = 0.2 * text[labels] + 0.4 * noise
-        domain = Domain(None, features, labels, order.numpy())  # type: ignore[arg-type]
+        domain = Domain(None, features, labels, order.numpy(), features)  # type: ignore[arg-type]
         return Samples(domain, order)
 
     participants = []
@@ -69,7 +69,7 @@ def make_federation(sizes: Sequence[int], target: int, classes: int) -> Federati
 
 
 class PublicAdapter(nn.Module):
-    """The adapter as one writes it without thinking of speed."""
+    """The adapter written plainly, without regard to speed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -188,13 +188,19 @@ def measure_case(sizes: Sequence[int], target: int, classes: int, turns: int) ->
     """Measure a case's contenders."""
     settings = Settings()
     federation = make_federation(sizes, target, classes)
-    adapter = make_adapter(settings.adapter, federation.text, seed=0)
-    start = copy_parameters(adapter)
-    tasks = [LocalTask(c, federation, settings, 1, start) for c in federation.participants]
+    adapter, text, scale = settings.adapter, federation.text, federation.logit_scale
+    network = adapter.make(text, seed=0)
+    start = copy_parameters(network)
+    tasks = [
+        LocalTask(each.name, adapter, each.train, text, scale, settings.training, 1, start)
+        for each in federation.participants
+    ]
+    parts = [each.validation for each in federation.participants]
+    parts += [each.test for each in federation.clients]
     steps = sum(task.steps for task in tasks)
 
     def engine(name: EngineName) -> Callable[[], object]:
-        return lambda: train_clients(adapter, tasks, name)
+        return lambda: train_clients(network, tasks, name)
 
     return measure(
         {
@@ -203,10 +209,7 @@ def measure_case(sizes: Sequence[int], target: int, classes: int, turns: int) ->
             "plain": engine("plain"),
             "public loop": lambda: public_loop(federation, settings),
             "bare": lambda: bare_arithmetic(steps, settings),
-            "evaluation": lambda: (
-                validation_accuracy(adapter, federation),
-                test_accuracy(adapter, federation),
-            ),
+            "evaluation": lambda: [accuracy(network, adapter, part, text, scale) for part in parts],
         },
         turns,
     )

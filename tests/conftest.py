@@ -1,4 +1,4 @@
-"""Caches, images and an encoder small enough to make anew for every test run."""
+"""Caches, images and an encoder small enough to be made for every test run."""
 
 import json
 import os
@@ -10,11 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from fedclip.cache import EncoderFacts, FeatureCache, write_cache
 from fedclip.cache.schema import content_digest
 from fedclip.cli import run
+
+# A test is not wrong because a machine is slow.
+settings.register_profile("fedclip", deadline=None)
+settings.load_profile("fedclip")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -167,7 +172,7 @@ def fedclip(tmp_path: Path) -> Fedclip:
             env={**environment, "HF_HUB_OFFLINE": "1", **options.pop("env", {})},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=1800,
             check=False,
             **options,
         )

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from fedclip.cli import run
+from fedclip.federate.models.adapters import NoAdapter
 from fedclip.federate.report.paper import METHODS, PUBLISHED, paper_table
-from fedclip.federate.runs import runner as recording
+from fedclip.federate.runs import runner
 from fedclip.federate.runs.cost import drawn_cache, measure_cost, multiply_adds
 from fedclip.federate.settings import Settings
 
@@ -71,7 +72,7 @@ def test_multiply_adds_of_a_layer_forward_and_back() -> None:
 
 def test_an_adapter_without_parameters_costs_nothing_to_send() -> None:
     cache = drawn_cache(8, classes=3, rows=32)
-    cost = measure_cost(cache, Settings(adapter="none"), 40, torch.device("cpu"))
+    cost = measure_cost(cache, Settings(adapter=NoAdapter()), 40, torch.device("cpu"))
     assert (cost.parameters, cost.message) == (0, 0)
     assert cost.inference == 8 * 3
 
@@ -143,7 +144,7 @@ def test_an_interrupt_before_the_first_round_ends_the_table(
     def interrupt(*_arguments: object) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(recording, "forecast", interrupt)
+    monkeypatch.setattr(runner, "forecast", interrupt)
     assert run([*paper, "--rounds", "1", "--seeds", "2", "--methods", "clip-fedavg"]) == 130
     assert len(list(Path("runs").iterdir())) == 1
     errors = capsys.readouterr().err

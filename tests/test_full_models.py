@@ -1,4 +1,4 @@
-"""Whole models trained on images, compared with a few lines of plain PyTorch."""
+"""Full models trained on images, compared with a few lines of plain PyTorch."""
 
 import json
 import math
@@ -27,12 +27,14 @@ from fedclip.extract.finetune.source import Loan, Origin, lend
 from fedclip.extract.pipeline import extract
 from fedclip.extract.request import Request
 from fedclip.federate.data.federation import FeaturePool, Federation
-from fedclip.federate.models.full import Classifier, WholeClip, WholeModel
+from fedclip.federate.models.full import Classifier, FullClip, FullModel
+from fedclip.federate.models.network import Network
 from fedclip.federate.runs.checkpoint import read_state, write_state
-from fedclip.federate.server import Round, Run, drive
+from fedclip.federate.server import Round
 from fedclip.federate.settings import Settings
-from fedclip.federate.strategies import SERVER
-from fedclip.federate.training.engine import draw_batches
+from fedclip.federate.simulation import Run, step
+from fedclip.federate.strategies.base import SERVER
+from fedclip.federate.training.tasks import Parameters, draw_batches
 
 MakeImages = Callable[..., Path]
 CPU = torch.device("cpu")
@@ -62,40 +64,59 @@ def lent(
     return lend(Origin(**origin.to_json()), load_cache(cache), DEFAULT_TEMPLATE, CPU)
 
 
-def whole(loan: Loan, wrapper: type[WholeClip | Classifier]) -> WholeModel:
+def full(loan: Loan, wrapper: type[FullClip | Classifier]) -> FullModel:
     backbone = loan.backbone
-    return WholeModel(
+    return FullModel(
         facts=backbone.facts,
         origin={},
-        make=lambda seed: wrapper(backbone.network(seed), backbone.mean, backbone.std),
-        inputs=lambda cache: loan.images[cache.client],
-        text=loan.tokens,
-        zero_shot=wrapper is WholeClip,
+        network=lambda seed: wrapper(backbone.network(seed), backbone.mean, backbone.std),
+        images=lambda cache: loan.images[cache.client],
+        tokens=loan.tokens,
+        zero_shot=wrapper is FullClip,
     )
 
 
 def federation_of(
-    extracted: tuple[Path, CacheFolder], model: WholeModel, settings: Settings
+    extracted: tuple[Path, CacheFolder], model: FullModel, settings: Settings
 ) -> Federation:
     clients = load_cache(extracted[1])
-    return FeaturePool(clients, None, CPU, whole=model).federation(settings, None)
+    return FeaturePool(clients, None, CPU, model=model).federation(settings, None)
 
 
-def rounds_of(federation: Federation, settings: Settings) -> list[Round]:
-    return [current for stepped in drive([Run(federation, settings)]) for _, current in stepped]
+def rounds_of(
+    federation: Federation, settings: Settings, model: FullModel
+) -> list[tuple[Round, Parameters]]:
+    """Do a run; give each round and the server's parameters after it."""
+    run, rounds = Run(federation, settings, model), []
+    while not run.over:
+        (current,) = step([run])
+        rounds.append((current, run.state.server.strategy[SERVER]))
+    return rounds
+
+
+def make(model: FullModel, seed: int) -> Network:
+    return model.make(torch.zeros(0), seed)
 
 
 @pytest.mark.parametrize(("strategy", "mu"), [("fedavg", None), ("fedprox", 0.5)])
-def test_two_rounds_of_a_whole_clip_equal_plain_pytorch(
+def test_two_rounds_of_a_full_clip_equal_plain_pytorch(
     extracted: tuple[Path, CacheFolder], tiny_clip: Path, strategy: Any, mu: float | None
 ) -> None:
     # The keys' biases have no gradient but rounding, which Adam would blow up with a smaller eps.
-    settings = Settings(
-        rounds=2, batch_size=4, lr=1e-3, eps=1e-4, strategy=strategy, mu=mu, adapter="none", seed=3
+    settings = Settings.preset(
+        "paper",
+        rounds=2,
+        batch_size=4,
+        lr=1e-3,
+        eps=1e-4,
+        strategy=strategy,
+        mu=mu,
+        adapter="none",
+        seed=3,
     )
-    model = whole(lent("clip", extracted, tiny_clip), WholeClip)
+    model = full(lent("clip", extracted, tiny_clip), FullClip)
     federation = federation_of(extracted, model, settings)
-    rounds = rounds_of(federation, settings)
+    rounds = rounds_of(federation, settings, model)
 
     root, cache = extracted
     name = f"local-dir:{tiny_clip}"
@@ -130,17 +151,17 @@ def test_two_rounds_of_a_whole_clip_equal_plain_pytorch(
             trained.append({name: value.clone() for name, value in clip.state_dict().items()})
         server = {name: sum((t[name] for t in trained), torch.zeros(())) / 2 for name in server}
         for name, expected in server.items():
-            ours = rounds[number - 1].parameters[f"clip.{name}"]
+            ours = rounds[number - 1][1][f"clip.{name}"]
             torch.testing.assert_close(ours, expected, rtol=0, atol=2e-6)
-    begun = model.make(0).get_parameter("clip.logit_scale")
-    assert not torch.equal(rounds[1].parameters["clip.logit_scale"], begun)
+    begun = make(model, 0).get_parameter("clip.logit_scale")
+    assert not torch.equal(rounds[1][1]["clip.logit_scale"], begun)
 
 
-def test_a_whole_clip_encodes_images_and_prompts_as_the_cache_has_them(
+def test_a_full_clip_encodes_images_and_prompts_as_the_cache_has_them(
     extracted: tuple[Path, CacheFolder], tiny_clip: Path
 ) -> None:
     loan = lent("clip", extracted, tiny_clip)
-    model = whole(loan, WholeClip).make(0).eval()
+    model = make(full(loan, FullClip), 0).eval()
     for cache in load_cache(extracted[1]):
         with torch.no_grad():
             pixels = loan.images[cache.client][torch.arange(len(cache.labels))]
@@ -156,16 +177,18 @@ def test_a_whole_clip_encodes_images_and_prompts_as_the_cache_has_them(
 def test_the_seed_decides_dropout_and_an_alexnet_begins_from_it(
     extracted: tuple[Path, CacheFolder], tiny_clip: Path
 ) -> None:
-    model = whole(lent("alexnet", extracted, tiny_clip), Classifier)
-    settings = Settings(rounds=1, batch_size=4, lr=1e-4, loss="class", adapter="none")
+    model = full(lent("alexnet", extracted, tiny_clip), Classifier)
+    settings = Settings.preset(
+        "paper", rounds=1, batch_size=4, lr=1e-4, loss="class", adapter="none"
+    )
     federation = federation_of(extracted, model, settings)
     torch.manual_seed(1)
-    (one,) = rounds_of(federation, settings)
+    ((one, before),) = rounds_of(federation, settings, model)
     torch.manual_seed(2)
-    (two,) = rounds_of(federation, settings)
+    ((two, after),) = rounds_of(federation, settings, model)
     assert one.train_loss == two.train_loss
-    assert all(torch.equal(t, two.parameters[name]) for name, t in one.parameters.items())
-    first, same, other = (model.make(seed) for seed in (1, 1, 2))
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    first, same, other = (make(model, seed) for seed in (1, 1, 2))
     head = "network.classifier.6.weight"
     assert torch.equal(first.get_parameter(head), same.get_parameter(head))
     assert not torch.equal(first.get_parameter(head), other.get_parameter(head))
@@ -200,12 +223,12 @@ def test_alexnet_sees_images_as_torchvision_prepares_them(
 ) -> None:
     loan = lent("alexnet", extracted, tiny_clip)
     (cache, _) = load_cache(extracted[1])
-    model = whole(loan, Classifier).make(0)
+    model = make(full(loan, Classifier), 0)
     pixels = loan.images[cache.client][torch.tensor([3])]
     image = Image.open(extracted[0] / cache.ids[3]).convert("RGB")
     expected: Tensor = AlexNet_Weights.IMAGENET1K_V1.transforms()(image)
     assert isinstance(model, Classifier)
-    torch.testing.assert_close(model.normalise(pixels)[0], expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(model.normalize(pixels)[0], expected, rtol=0, atol=1e-5)
 
 
 def test_an_image_that_changed_since_it_was_encoded_is_refused(
@@ -234,21 +257,21 @@ def test_buffers_are_averaged_and_keep_their_type(
             return logits
 
     loan = lent("alexnet", extracted, tiny_clip)
-    model = WholeModel(
+    model = FullModel(
         facts={},
         origin={},
-        make=lambda seed: Classifier(Normed(), loan.backbone.mean, loan.backbone.std),
-        inputs=lambda cache: loan.images[cache.client],
-        text=loan.tokens,
+        network=lambda seed: Classifier(Normed(), loan.backbone.mean, loan.backbone.std),
+        images=lambda cache: loan.images[cache.client],
+        tokens=loan.tokens,
         zero_shot=False,
     )
-    settings = Settings(rounds=1, batch_size=4, loss="class", adapter="none")
+    settings = Settings.preset("paper", rounds=1, batch_size=4, loss="class", adapter="none")
     federation = federation_of(extracted, model, settings)
-    (only,) = rounds_of(federation, settings)
-    counted = only.parameters["network.norm.num_batches_tracked"]
+    ((_, only),) = rounds_of(federation, settings, model)
+    counted = only["network.norm.num_batches_tracked"]
     assert counted.dtype == torch.int64
     assert counted.item() == 3
-    assert not torch.equal(only.parameters["network.norm.running_mean"], torch.zeros(3))
+    assert not torch.equal(only["network.norm.running_mean"], torch.zeros(3))
 
 
 @pytest.fixture
@@ -265,22 +288,22 @@ def test_a_baseline_leaves_the_records_of_a_run_with_federates_splits(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--rounds", "2", "--batch-size", "4", "--target", "sketch"]
-    assert run([*command, *options, "--name", "whole", "--keep-model"]) == 0
+    assert run([*command, *options, "--name", "full", "--keep-model"]) == 0
     printed = capsys.readouterr()
     assert "minibatches of" in printed.err
     assert "all of clip, strategy fedavg" in printed.out
     assert run(["federate", *options, "--name", "small"]) == 0
     ours, theirs = (
-        json.loads(Path(f"runs/{n}/result.json").read_text()) for n in ("whole", "small")
+        json.loads(Path(f"runs/{n}/result.json").read_text()) for n in ("full", "small")
     )
     assert ours["zero_shot"] == theirs["zero_shot"]
     assert ours["test_samples"] == theirs["test_samples"]
     assert ours["model"]["backbone"] == "clip"
     assert ours["trainable_parameters"] == ours["model"]["parameters"]
     assert ours["status"] == "finished"
-    tensors = load_file("runs/whole/model.safetensors")
+    tensors = load_file("runs/full/model.safetensors")
     assert sum(t.numel() for t in tensors.values()) == ours["trainable_parameters"]
-    names = {path.name for path in Path("runs/whole").iterdir()}
+    names = {path.name for path in Path("runs/full").iterdir()}
     assert names == {"config.json", "rounds.jsonl", "result.json", "model.safetensors"}
 
 
@@ -296,7 +319,9 @@ def test_alexnet_has_no_zero_shot_and_says_its_weights(
     assert result["model"]["weights"] == "random"
 
 
-def test_a_killed_baseline_goes_on_to_the_same_result(command: list[str], tmp_path: Path) -> None:
+def test_a_killed_baseline_is_resumed_to_the_same_result(
+    command: list[str], tmp_path: Path
+) -> None:
     options = ["--rounds", "12", "--batch-size", "2", "--target", "none", "--save-every", "1"]
     assert run([*command, *options, "--name", "straight"]) == 0
     process = subprocess.Popen(
@@ -323,16 +348,16 @@ def test_a_killed_baseline_goes_on_to_the_same_result(command: list[str], tmp_pa
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--backbone", "resnet"], "give clip or alexnet"),
-        (["--mu", "0.1"], "it is for fedprox"),
+        (["--backbone", "resnet"], "unknown backbone; choose clip or alexnet"),
+        (["--mu", "0.1"], "it belongs to fedprox"),
         (["--backbone", "alexnet", "--loss", "clip"], "no text side"),
         (["--backbone", "alexnet", "--alexnet-weights", "no.pth"], "file not found"),
-        (["--strategy", "best"], "--strategy best: of whole models there is fedavg and fedprox"),
-        (["--strategy", "fedrep"], "of whole models there is fedavg and fedprox"),
+        (["--strategy", "best"], "--strategy best: unknown strategy; choose fedavg or fedprox"),
+        (["--strategy", "fedrep"], "unknown strategy; choose fedavg or fedprox"),
         (["--alexnet-weights", "random"], "needs --backbone alexnet"),
     ],
 )
-def test_what_makes_no_sense_is_one_line_and_nothing_is_begun(
+def test_bad_input_is_one_line_and_nothing_is_begun(
     command: list[str], capsys: pytest.CaptureFixture[str], options: list[str], says: str
 ) -> None:
     assert run([*command, *options]) == 2
@@ -345,11 +370,13 @@ def test_what_makes_no_sense_is_one_line_and_nothing_is_begun(
 def test_a_state_without_zero_shot_is_read_back_as_it_was_saved(
     extracted: tuple[Path, CacheFolder], tiny_clip: Path, tmp_path: Path
 ) -> None:
-    settings = Settings(rounds=2, batch_size=4, lr=1e-4, loss="class", adapter="none")
-    model = whole(lent("alexnet", extracted, tiny_clip), Classifier)
-    begun = Run(federation_of(extracted, model, settings), settings)
+    settings = Settings.preset(
+        "paper", rounds=2, batch_size=4, lr=1e-4, loss="class", adapter="none"
+    )
+    model = full(lent("alexnet", extracted, tiny_clip), Classifier)
+    begun = Run(federation_of(extracted, model, settings), settings, model)
     write_state(tmp_path / "state", begun.state)
-    state = read_state(tmp_path / "state", begun.state.strategy[SERVER])
+    state = read_state(tmp_path / "state", begun.initial)
     assert state.zero_shot.keys() == begun.state.zero_shot.keys() == {"photo", "sketch"}
     assert all(math.isnan(value) for value in state.zero_shot.values())
 
@@ -357,6 +384,6 @@ def test_a_state_without_zero_shot_is_read_back_as_it_was_saved(
 def test_federate_does_not_resume_a_baseline(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run([*command, "--rounds", "1", "--target", "none", "--name", "whole"]) == 0
-    assert run(["federate", "--resume", "whole"]) == 2
+    assert run([*command, "--rounds", "1", "--target", "none", "--name", "full"]) == 0
+    assert run(["federate", "--resume", "full"]) == 2
     assert "fedclip baseline --resume" in capsys.readouterr().err

@@ -236,6 +236,7 @@ def test_real_features_gain_over_zero_shot(shared_data: Path, tmp_path: Path) ->
     done(run)
     result = result_of(run, "finished", [])
     assert result.pooled is not None
+    assert result.zero_shot_pooled is not None
     assert result.zero_shot_pooled == pytest.approx(0.9677, abs=1e-4)
     assert 0.003 < result.pooled - result.zero_shot_pooled < 0.02
 

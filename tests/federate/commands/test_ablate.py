@@ -24,6 +24,9 @@ Records = Callable[[Path], dict[str, Any]]
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
 
+# Seconds after which a process is taken to hang.
+HANGS = 1800
+
 SHAPE = ["--clients", "3", "--alpha", "1", "--rounds", "3", "--preset", "tuned"]
 
 
@@ -115,14 +118,14 @@ def test_the_clients_own_models_have_a_column_without_a_target_too(
     assert "personal mean" in " ".join(printed.split())
 
 
-def test_combinations_that_come_to_one_run_are_told_of(
+def test_combinations_that_are_one_run_are_counted(
     make_cache: MakeCache, capsys: pytest.CaptureFixture[str], refusal: Refusal
 ) -> None:
     make_cache({"photo": 60})
     fixed = ["--rounds", "1", "--adapter", "residual", "--set", "ratio=0.1,0.2"]
     same = ["--set", "preset=paper,tuned", "--loss", "class", "--lr", "1e-3", "--weight-decay", "0"]
     assert run(["ablate", *fixed, *same]) == 0
-    assert "(4 combinations, some of which come to the same run)" in capsys.readouterr().out
+    assert "(4 combinations, some of which are the same run)" in capsys.readouterr().out
     assert len(csv_rows()) == 2
     # Without a ratio it is the source's, 0.2, so this run is there.
     alone = ["federate", "--rounds", "1", "--adapter", "residual", *same[2:]]
@@ -198,7 +201,7 @@ def test_another_content_of_the_cache_makes_other_runs(
     assert len([path for path in Path("runs").iterdir() if path.is_dir()]) == 4
 
 
-def test_a_killed_ablation_goes_on_to_the_same_table(
+def test_a_killed_ablation_is_resumed_to_the_same_table(
     make_cache: MakeCache, capsys: pytest.CaptureFixture[str], records: Records
 ) -> None:
     make_cache({"art": 200, "photo": 200})
@@ -216,7 +219,7 @@ def test_a_killed_ablation_goes_on_to_the_same_table(
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + HANGS
         while rounds_done() < enough and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -229,7 +232,7 @@ def test_a_killed_ablation_goes_on_to_the_same_table(
     assert records(Path("killed")) == records(Path("unbroken"))
 
 
-def test_an_interrupted_ablation_says_so_and_goes_on(make_cache: MakeCache) -> None:
+def test_an_interrupted_ablation_says_so_and_can_be_resumed(make_cache: MakeCache) -> None:
     make_cache({"photo": 300})
     command = ["ablate", "--rounds", "100000", "--set", "lr=1e-4,1e-3"]
     process = subprocess.Popen(
@@ -238,19 +241,19 @@ def test_an_interrupted_ablation_says_so_and_goes_on(make_cache: MakeCache) -> N
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HANGS
     while len(list(Path("runs").rglob("rounds.jsonl"))) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=HANGS)
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert [row["status"] for row in csv_rows()] == ["interrupted", "interrupted"]
     assert len(list(Path("runs").rglob("state.safetensors"))) == 2
 
 
-def test_a_run_that_fails_is_told_of_and_the_others_go_on(
+def test_a_run_that_fails_is_reported_and_the_others_continue(
     make_cache: MakeCache, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_cache({"photo": 40})
@@ -260,7 +263,7 @@ def test_a_run_that_fails_is_told_of_and_the_others_go_on(
     captured = capsys.readouterr()
     errors = [line for line in captured.err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 3
-    assert sum("training left the finite numbers" in line for line in errors) == 1
+    assert sum("training diverged" in line for line in errors) == 1
     assert sum("no client is left to train" in line for line in errors) == 2
     rows = csv_rows()
     assert [row["status"] for row in rows] == ["finished", "failed", "failed", "failed"]
@@ -270,7 +273,7 @@ def test_a_run_that_fails_is_told_of_and_the_others_go_on(
     assert csv_rows() == rows
 
 
-def test_a_run_that_another_process_is_at_is_left_alone(
+def test_a_run_of_another_process_is_left_alone(
     make_cache: MakeCache, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from fedclip.federate.runs.folder import RunFolder
@@ -282,7 +285,7 @@ def test_a_run_that_another_process_is_at_is_left_alone(
     (first / "result.json").unlink()
     with RunFolder(first).claimed():
         assert run(command) == 1
-    assert "another process is at this run" in capsys.readouterr().err
+    assert "another process is working on this run" in capsys.readouterr().err
     assert [row["status"] for row in csv_rows()] == ["failed", "finished"]
 
 
@@ -292,12 +295,12 @@ def test_a_great_many_runs_are_asked_about(
     make_cache({"photo": 40})
     monkeypatch.setattr("fedclip.federate.commands.ablate.MANY_RUNS", 2)
     command = ["ablate", *SHAPE, "--seeds", "3"]
-    assert "this grid makes 3 runs; give --yes to go on" in refusal(*command)
+    assert "this grid has 3 runs; pass --yes to start them" in refusal(*command)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     answers = iter([False, True])
 
     def confirm(text: str, abort: bool) -> None:
-        assert text == "This grid makes 3 runs. Go on?"
+        assert text == "This grid has 3 runs. Start them?"
         if abort and not next(answers):
             raise typer.Abort
 
@@ -311,31 +314,34 @@ def test_a_great_many_runs_are_asked_about(
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--set", "lrr=1"], "no option 'lrr' can be varied; did you mean lr?"),
+        (["--set", "lrr=1"], "lrr: is not an option that varies; did you mean lr?"),
         (["--set", "lr="], "lr has an empty list"),
         (["--set", "lr"], "--set 'lr': give NAME=VALUE,VALUE"),
-        (["--set", "lr=1,fast"], "Invalid value for '--lr'"),
-        (["--set", "rounds=0"], "Invalid value for '--rounds'"),
-        (["--set", "rounds=2.5"], "Invalid value for '--rounds'"),
-        (["--set", "loss=mse"], "loss is 'mse'; it must be clip or class"),
+        (["--set", "lr=1,fast"], "--lr fast: must be a number"),
+        (["--set", "rounds=0"], "--rounds 0: must be at least 1"),
+        (["--set", "rounds=2.5"], "--rounds 2.5: must be a whole number"),
+        (["--set", "loss=mse"], "--loss mse: unknown loss; choose clip or class"),
         (["--set", "alpha=1,2"], "needs --clients"),
-        (["--set", "preset=best"], "no preset 'best'"),
-        (["--set", "engine=plain,threads"], "no option 'engine' can be varied"),
+        (["--set", "preset=best"], "--preset best: unknown preset; choose paper or tuned"),
+        (["--set", "engine=plain,threads"], "engine: is not an option that varies"),
         (["--set", "lr=1", "--lr", "2"], "lr is given twice"),
         (["--set", "lr=1", "--set", "lr=2"], "lr is given twice"),
         (["--set", "seeds=3", "--seeds", "2"], "seeds is given twice"),
-        (["--target", "nope"], "there is no target 'nope' in this cache"),
-        (["--csv", "caches"], "--csv caches: is a folder; give a file"),
-        (["--csv", ""], "--csv .: is a folder; give a file"),
-        (["--csv", "caches/tiny/drawn/photo.h5"], "photo.h5: is no table of runs, so it is not"),
+        (["--target", "nope"], "--target nope: unknown domain; choose photo, all or none"),
+        (["--csv", "caches"], "--csv caches: is a folder; choose a file"),
+        (["--csv", ""], "--csv .: is a folder; choose a file"),
+        (["--csv", "caches/tiny/drawn/photo.h5"], "photo.h5: is not a table of runs, so it is not"),
         (["--seeds", "2000000000"], "seeds is not a number of seeds from 1 to 1,000,000"),
-        (["--feature-norm", "1e39"], "feature_norm is 1e+39; float32 wants it between"),
-        (["--seeds", "0"], "Invalid value for '--seeds'"),
-        (["--lrr", "1"], "No such option"),
-        (["nowhere.toml"], "nowhere.toml: there is no such file"),
+        (
+            ["--feature-norm", "1e39"],
+            "--feature-norm 1e39: must be at least 1e-06 and at most 1000000.0",
+        ),
+        (["--seeds", "0"], "--seeds 0: must be at least 1"),
+        (["--lrr", "1"], "unknown option --lrr; did you mean --lr"),
+        (["nowhere.toml"], "nowhere.toml: is neither a file nor a grid"),
         (["--cache", "none"], "unknown cache 'none'"),
-        (["--device", "abacus"], "--device abacus: cannot be used here"),
-        (["--seeds", "100000"], "this grid makes 100,000 runs; give --yes to go on"),
+        (["--device", "abacus"], "--device abacus: "),
+        (["--seeds", "100000"], "this grid has 100,000 runs; pass --yes to start them"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(

@@ -121,15 +121,21 @@ def test_an_unknown_target_is_refused_and_the_domains_are_listed(
     make_features: MakeFeatures,
 ) -> None:
     caches = [make_features("photo", 20), make_features("sketch", 20)]
-    with pytest.raises(FedclipError, match=r"--target art: unknown domain; choose photo, sketch, all or none"):
+    with pytest.raises(
+        FedclipError, match=r"--target art: unknown domain; choose photo, sketch, all or none"
+    ):
         choose_targets(caches, "art")
 
 
-def test_a_target_with_the_name_of_a_client_of_a_split_domain_is_refused(make_features: MakeFeatures) -> None:
+def test_a_target_with_the_name_of_a_client_of_a_split_domain_is_refused(
+    make_features: MakeFeatures,
+) -> None:
     caches = [make_features("photo", 40), make_features("photo-001", 40)]
     settings = Settings(partition=Dirichlet(2, 100.0))
     build_federation(caches, settings, "photo", CPU)
-    with pytest.raises(FedclipError, match="--target photo-001: --clients makes a client of the same name"):
+    with pytest.raises(
+        FedclipError, match="--target photo-001: --clients makes a client of the same name"
+    ):
         build_federation(caches, settings, "photo-001", CPU)
 
 
@@ -202,5 +208,7 @@ def test_the_prompt_is_the_first_cached_one_the_named_one_or_a_mean_of_unit_vect
 def test_a_prompt_that_is_not_cached_is_refused_and_the_cached_ones_are_listed(
     make_features: MakeFeatures,
 ) -> None:
-    with pytest.raises(FedclipError, match=r"'the \{\}': is not cached; choose 'a picture of a \{\}' or all"):
+    with pytest.raises(
+        FedclipError, match=r"'the \{\}': is not cached; choose 'a picture of a \{\}' or all"
+    ):
         class_texts(make_features(), ["the {}"])

@@ -13,9 +13,7 @@ from fedclip.federate.data.partition import Dirichlet, Rows
 from fedclip.federate.seeding import generator
 
 
-def split(
-    labels: npt.NDArray[np.int32], clients: int, alpha: float, seed: int
-) -> Sequence[Rows]:
+def split(labels: npt.NDArray[np.int32], clients: int, alpha: float, seed: int) -> Sequence[Rows]:
     return Dirichlet(clients, alpha).split(labels, generator("partition", seed, "photo"))
 
 

@@ -138,7 +138,10 @@ def test_an_interrupted_run_is_resumed(
     assert not Path("runs/broken/photo").exists()
     assert "resume     fedclip federate --resume runs/broken\n" in capsys.readouterr().out
     assert run([*COMMAND, *options, "--name", "broken"]) == 2
-    assert "this run exists; resume it with --resume runs/broken, or pass --overwrite" in capsys.readouterr().err
+    assert (
+        "this run exists; resume it with --resume runs/broken, or pass --overwrite"
+        in capsys.readouterr().err
+    )
     assert run(["federate", "--resume", "runs/broken"]) == 0
     assert "target art: 2/5 rounds" in capsys.readouterr().err
     assert records(Path("runs/broken")) == records(Path("runs/unbroken"))
@@ -363,5 +366,7 @@ def test_a_damaged_state_is_named(tmp_path: Path, end: int) -> None:
     path, state = tmp_path / "state.safetensors", state_after(5, 2)
     write_state(path, state)
     path.write_bytes(path.read_bytes()[:end])
-    with pytest.raises(FedclipError, match=r"state.safetensors: is damaged \(.*to start the run from the"):
+    with pytest.raises(
+        FedclipError, match=r"state.safetensors: is damaged \(.*to start the run from the"
+    ):
         read_state(path, state.server.strategy["server"])

@@ -85,8 +85,7 @@ def test_the_server_ends_where_flowers_does(name: str) -> None:
     state = ours.init(first)
     for number in range(1, ROUNDS + 1):
         updates = [
-            Update(str(index), draw(), samples, loss=0.0)
-            for index, samples in enumerate(SIZES)
+            Update(str(index), draw(), samples, loss=0.0) for index, samples in enumerate(SIZES)
         ]
         state = ours.aggregate(state, updates, cohort)
         expected = aggregate(theirs, number, updates)

@@ -34,9 +34,7 @@ Hook = Callable[[Weights], Weights]
 CPU = torch.device("cpu")
 NAMES = tuple(STRATEGIES)
 PERSONALIZED = [name for name, kind in STRATEGIES.classes().items() if kind.personalized]
-SPLIT = {
-    name: kind.local_parts for name, kind in ADAPTERS.classes().items() if kind.local_parts
-}
+SPLIT = {name: kind.local_parts for name, kind in ADAPTERS.classes().items() if kind.local_parts}
 WIDTH = 10
 
 

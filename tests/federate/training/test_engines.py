@@ -132,9 +132,7 @@ def federate_by(
     for number, chosen in enumerate(participants, start=1):
         tasks = [
             replace(
-                task_of(
-                    federation, index, adapter, settings[index].training, parameters, number
-                ),
+                task_of(federation, index, adapter, settings[index].training, parameters, number),
                 proximal=Proximal(0.1, anchor) if adjusted and index % 3 != 1 else None,
                 correction=correction if adjusted and index % 3 != 2 else None,
             )
@@ -192,7 +190,7 @@ def test_back_ends_agree_after_three_rounds_on_clients_of_mixed_sizes_and_settin
     assert_agree(engine, federation, settings, everyone, adjusted=adjusted)
 
 
-@hypothesis_settings(max_examples=60, deadline=None)
+@hypothesis_settings(max_examples=60)
 @given(data=st.data())
 def test_back_ends_agree_whatever_the_shapes_and_whoever_takes_part(data: st.DataObject) -> None:
     draw = data.draw
@@ -265,9 +263,7 @@ def test_a_client_without_a_batch_returns_what_it_was_given(
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("adapter", ["attention", "linear"])
-def test_training_that_diverges_ends(
-    engine: EngineName, adapter: str
-) -> None:
+def test_training_that_diverges_ends(engine: EngineName, adapter: str) -> None:
     federation = make_federation([70, 40])
     settings = settings_of(adapter, lr=1e38)
     updates = train(engine, [make_task(federation, settings, index) for index in (0, 1)])
@@ -293,9 +289,7 @@ def test_a_step_follows_the_gradient_the_pull_and_the_correction(
     engine: EngineName, loss: str
 ) -> None:
     federation = make_federation([20])
-    settings = settings_of(
-        loss=loss, optimizer="sgd", lr=0.1, weight_decay=0.3, batch_size=32
-    )
+    settings = settings_of(loss=loss, optimizer="sgd", lr=0.1, weight_decay=0.3, batch_size=32)
     task = make_task(federation, settings)
     anchor = {name: tensor + 1 for name, tensor in task.start.items()}
     correction = {name: torch.full_like(tensor, 0.05) for name, tensor in task.start.items()}
