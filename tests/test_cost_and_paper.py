@@ -15,6 +15,7 @@ from fedclip.federate.models.adapters import NoAdapter
 from fedclip.federate.report.paper import METHODS, PUBLISHED, paper_table
 from fedclip.federate.runs import runner
 from fedclip.federate.runs.cost import drawn_cache, measure_cost, multiply_adds
+from fedclip.federate.runs.results import RunResult
 from fedclip.federate.settings import Settings
 
 MakeImages = Callable[..., Path]
@@ -77,8 +78,22 @@ def test_an_adapter_without_parameters_costs_nothing_to_send() -> None:
     assert cost.inference == 8 * 3
 
 
-def result(target: str, mean: float | None) -> dict[str, Any]:
-    return {"target": target, "mean": mean}
+def result(target: str, mean: float | None) -> RunResult:
+    return RunResult(
+        status="finished",
+        trainable_parameters=1,
+        bytes_per_round=4,
+        rounds=1,
+        target=target,
+        best_round=1,
+        validation={},
+        zero_shot={},
+        accuracy={},
+        domains={},
+        test_samples={},
+        dropped={},
+        mean=mean,
+    )
 
 
 def cells(results: dict[str, Any], dataset: str = "pacs") -> list[list[str]]:
@@ -167,6 +182,6 @@ def test_what_is_missing_is_said_in_a_line_before_anything_is_done(
     assert "office-home" in refusal("paper", "domainnet")
     for option in (["--mu", "0.1"], ["--alexnet-weights", "random"]):
         line = refusal(*paper, *option, "--methods", "clip-fedavg")
-        assert f"{option[0]} is for methods that --methods leaves out" in line
+        assert f"{option[0]}: has no effect on the methods that are chosen" in line
     assert "nothing of it is trained or sent" in refusal("cost", "--adapter", "cache-model")
     assert not Path("runs").exists()

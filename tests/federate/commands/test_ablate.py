@@ -103,7 +103,7 @@ def test_what_holds_for_all_runs_is_said_in_one_order(
     make_cache({"photo": 60})
     options = ["--preset", "tuned", "--rounds", "1", "--alpha", "1", "--clients", "2"]
     assert run(["ablate", "--set", "lr=0.01", *options]) == 0
-    ablation = "1 runs: lr 0.01; rounds 1, clients 2, alpha 1.0, preset tuned"
+    ablation = "1 runs: lr 0.01; preset tuned, clients 2, alpha 1.0, rounds 1"
     assert f"ablation   {ablation}\n" in capsys.readouterr().out
 
 
@@ -327,9 +327,9 @@ def test_a_great_many_runs_are_asked_about(
         (["--set", "lr=1", "--lr", "2"], "lr is given twice"),
         (["--set", "lr=1", "--set", "lr=2"], "lr is given twice"),
         (["--set", "seeds=3", "--seeds", "2"], "seeds is given twice"),
-        (["--target", "nope"], "--target nope: unknown domain; choose photo, all or none"),
+        (["--target", "nope"], "--target nope: unknown domain; did you mean none?"),
         (["--csv", "caches"], "--csv caches: is a folder; choose a file"),
-        (["--csv", ""], "--csv .: is a folder; choose a file"),
+        (["--csv", ""], "--csv '': is empty; give a value, or leave out --csv"),
         (["--csv", "caches/tiny/drawn/photo.h5"], "photo.h5: is not a table of runs, so it is not"),
         (["--seeds", "2000000000"], "seeds is not a number of seeds from 1 to 1,000,000"),
         (
