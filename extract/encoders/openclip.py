@@ -233,7 +233,7 @@ def _model_config(model: str) -> dict[str, Any]:
     except Exception as error:
         if model.startswith(LOCAL_DIR) and isinstance(error, FileNotFoundError):
             raise FedclipError(
-                f"{model}: the folder has no {CONFIG_FILE}; give a folder as open_clip saves it"
+                f"{model}: has no {CONFIG_FILE}; give a folder as open_clip saves it"
             ) from None
         raise FedclipError(
             f"{model}: its config cannot be loaded ({first_line(error)}); check the name"

@@ -605,7 +605,7 @@ def test_an_unknown_tag_is_refused_with_the_tags_there_are(
 
 def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
-        assert refusal(folder).startswith(f"local-dir:{folder}: there is no {CONFIG}")
+        assert refusal(folder).startswith(f"local-dir:{folder}: has no {CONFIG}; ")
 
 
 @pytest.mark.parametrize(
