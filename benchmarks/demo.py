@@ -24,12 +24,14 @@ from fedclip.federate.runs.experiment import Experiment, choose_targets
 from fedclip.federate.runs.runner import run_experiment
 from fedclip.federate.settings import Settings
 
-Result = Mapping[str, Any]
+Figures = Mapping[str, Any]
+
+PARTS = ("personalization", "generalization")
 
 
 def run_draw(
     draw: int, model: str, settings: Settings, work: Path, progress: Progress
-) -> list[Result]:
+) -> list[Figures]:
     """Draw, extract and federate one dataset."""
     root = work / f"draw-{draw}"
     draw_dataset(root, progress, seed=draw)
@@ -48,13 +50,18 @@ def run_draw(
         cache=extraction.folder,
         clients=clients,
         settings=settings,
+        model=settings.adapter,
         preset="paper",
         targets=choose_targets(clients, "all"),
         device=torch.device("cpu"),
         runs_dir=work / "runs",
         name=f"draw-{draw}",
     )
-    return list(run_experiment(experiment, progress).results)
+    names = [f"{prefix}{part}" for part in PARTS for prefix in ("", "zero_shot_")]
+    return [
+        {"target": result.target, **{name: getattr(result, name) for name in names}}
+        for result in run_experiment(experiment, progress).results
+    ]
 
 
 def cell(values: Sequence[float]) -> str:
@@ -69,20 +76,19 @@ def gain(before: Sequence[float], after: Sequence[float]) -> str:
     return f"{statistics.mean(gains):+.1f} (se {error:.1f})"
 
 
-def row(name: str, draws: Sequence[Result]) -> str:
+def row(name: str, draws: Sequence[Figures]) -> str:
     """Format a line of the table."""
     cells = []
-    for part in ("personalization", "generalization"):
+    for part in PARTS:
         before = [result[f"zero_shot_{part}"] for result in draws]
         after = [result[part] for result in draws]
         cells += [cell(before), cell(after), gain(before, after)]
     return f"| {name} | {' | '.join(cells)} |"
 
 
-def average(results: Sequence[Result]) -> Result:
+def average(results: Sequence[Figures]) -> Figures:
     """Average a draw's results over its targets."""
-    parts = ("personalization", "generalization")
-    names = [f"{prefix}{part}" for part in parts for prefix in ("", "zero_shot_")]
+    names = [f"{prefix}{part}" for part in PARTS for prefix in ("", "zero_shot_")]
     return {name: statistics.mean(result[name] for result in results) for name in names}
 
 
@@ -96,7 +102,8 @@ def main() -> None:
     parser.add_argument("--weight-decay", type=float, default=0.0)
     parser.add_argument("--loss", choices=["clip", "class"], default="clip")
     options = parser.parse_args()
-    settings = Settings(
+    settings = Settings.preset(
+        "paper",
         rounds=options.rounds,
         lr=options.lr,
         weight_decay=options.weight_decay,
