@@ -14,7 +14,7 @@ from itertools import islice
 import torch
 
 from ..models.network import AdapterNetwork, Network
-from .stack import Stack, stackable
+from .batched import Stack, stackable
 from .tasks import LocalTask, Trained
 
 # Steps after which a worker looks for a task that needs it more.
