@@ -70,7 +70,9 @@ class Grid:
 
 
 def show(value: Any) -> str:
-    """Format an option's value."""
+    """Format an option's value; None is typed as `raw`."""
+    if value is None:
+        return "raw"
     return " + ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
