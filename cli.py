@@ -195,7 +195,7 @@ def _explain(error: Exception) -> str | None:
         return f"{where}{error.strerror or error}{remedy}"
     if isinstance(error, _USAGE_ERROR):
         command = error.ctx.command_path if error.ctx else "fedclip"
-        message = error.format_message()
+        message = error.format_message().removeprefix("Invalid value: ")
         if unknown := getattr(error, "option_name", None):
             known = getattr(error, "possibilities", None) or ()
             message = f"unknown option {unknown}{suggest(unknown, known)}"
