@@ -17,6 +17,10 @@ from fedclip.cache import EncoderFacts, FeatureCache, write_cache
 from fedclip.cache.schema import content_digest
 from fedclip.cli import run
 
+# Idle threads of OpenMP wait without spinning, as they would take the time of those at work where
+# several processes share the cores. Read when torch is imported, in the tests' own processes too.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 # A test is not wrong because a machine is slow.
 settings.register_profile("fedclip", deadline=None)
 settings.load_profile("fedclip")

@@ -183,5 +183,7 @@ def test_what_is_missing_is_said_in_a_line_before_anything_is_done(
     for option in (["--mu", "0.1"], ["--alexnet-weights", "random"]):
         line = refusal(*paper, *option, "--methods", "clip-fedavg")
         assert f"{option[0]}: has no effect on the methods that are chosen" in line
-    assert "nothing of it is trained or sent" in refusal("cost", "--adapter", "cache-model")
+    assert "--adapter cache-model: has nothing to train or send" in refusal(
+        "cost", "--adapter", "cache-model"
+    )
     assert not Path("runs").exists()

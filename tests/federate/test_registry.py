@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,7 +81,8 @@ def strategies() -> Registry[Strategy]:
     return Registry(
         "strategy",
         Strategy,  # type: ignore[type-abstract]
-        {"fedavg": FedAvg},
+        "fedclip.federate.strategies",
+        {"fedavg": "fedavg:FedAvg"},
         group="fedclip.strategies",
     )
 
@@ -109,7 +111,8 @@ def test_names_are_in_the_order_of_the_tables() -> None:
 def test_a_class_is_found_by_its_name_and_its_name_by_an_instance() -> None:
     assert STRATEGIES.get("fedprox") is FedProx
     assert STRATEGIES.name_of(FedProx(mu=0.5)) == "fedprox"
-    for registry in (STRATEGIES, ADAPTERS, LOSSES):
+    registries: tuple[Registry[Any], ...] = (STRATEGIES, ADAPTERS, LOSSES)
+    for registry in registries:
         for name, cls in registry.classes().items():
             assert registry.name_of(cls()) == name
 

@@ -93,22 +93,22 @@ def test_a_huge_grid_is_counted_without_being_made() -> None:
         ({"zip": {"lrr": [1]}}, {}, {}, "lrr: is not an option that varies"),
         ({"lr": []}, {}, {}, "lr has an empty list"),
         ({}, {"lr": []}, {}, "lr has an empty list"),
-        ({}, {"seeds": []}, {}, "seeds is not a number of seeds"),
+        ({}, {"seeds": []}, {}, "seeds must be a number of seeds"),
         ({"zip": {"lr": [], "alpha": []}}, {}, {}, "lr has an empty list"),
         ({"zip": {"lr": [1, 2], "alpha": [1]}}, {}, {}, "a table of lists of one length"),
         ({"zip": {"lr": 1}}, {}, {}, "a table of lists of one length"),
         ({"zip": 3}, {}, {}, "a table of lists of one length"),
-        ({}, {"lr": [1]}, {"lr": 2}, "lr is given twice"),
-        ({"zip": {"lr": [1]}}, {"lr": [1]}, {}, "lr is given twice"),
-        ({"zip": {"lr": [1]}, "lr": 2}, {}, {}, "lr is given twice"),
-        ({"seed": [1, 2], "seeds": 2}, {}, {}, "seed is given twice"),
-        ({}, [("lr", [1]), ("lr", [2])], {}, "lr is given twice"),
-        ({}, [("weight-decay", [1]), ("weight_decay", [2])], {}, "weight_decay is given twice"),
-        ({"weight-decay": 1, "weight_decay": [2]}, {}, {}, "weight_decay is given twice"),
-        ({}, [("seeds", [2]), ("seeds", [3])], {}, "seeds is given twice"),
-        ({"seeds": "many"}, {}, {}, "seeds is not a number of seeds"),
-        ({"seeds": 0}, {}, {}, "seeds is not a number of seeds"),
-        ({"seeds": [1, 2]}, {}, {}, "seeds is not a number of seeds"),
+        ({}, {"lr": [1]}, {"lr": 2}, "lr is set twice"),
+        ({"zip": {"lr": [1]}}, {"lr": [1]}, {}, "lr is set twice"),
+        ({"zip": {"lr": [1]}, "lr": 2}, {}, {}, "lr is set twice"),
+        ({"seed": [1, 2], "seeds": 2}, {}, {}, "seed is set twice"),
+        ({}, [("lr", [1]), ("lr", [2])], {}, "lr is set twice"),
+        ({}, [("weight-decay", [1]), ("weight_decay", [2])], {}, "weight_decay is set twice"),
+        ({"weight-decay": 1, "weight_decay": [2]}, {}, {}, "weight_decay is set twice"),
+        ({}, [("seeds", [2]), ("seeds", [3])], {}, "seeds is set twice"),
+        ({"seeds": "many"}, {}, {}, "seeds must be a number of seeds"),
+        ({"seeds": 0}, {}, {}, "seeds must be a number of seeds"),
+        ({"seeds": [1, 2]}, {}, {}, "seeds must be a number of seeds"),
     ],
 )
 def test_invalid_grids_are_refused(
@@ -126,7 +126,7 @@ def test_set_takes_a_name_and_values() -> None:
     assert split_set("lr=1e-5, 5e-5") == ("lr", ["1e-5", "5e-5"])
     assert split_set("prompt=a {}=b") == ("prompt", ["a {}=b"])
     assert split_set("lr=") == ("lr", [])
-    with pytest.raises(FedclipError, match="--set 'lr': give NAME=VALUE,VALUE"):
+    with pytest.raises(FedclipError, match="--set 'lr': must be NAME=VALUE,VALUE"):
         split_set("lr")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,8 +15,9 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from fedclip.cache import FeatureCache
+from fedclip.cache import EncoderFacts, FeatureCache
 from fedclip.cli import run
+from fedclip.federate.strategies import STRATEGIES
 
 MakeFeatures = Callable[..., FeatureCache]
 MakeCache = Callable[..., Path]
@@ -224,7 +226,7 @@ def test_the_first_lines_say_which_cache_and_which_settings_are_in_force(
 def test_the_cost_line_counts_parameters_bytes_and_the_whole_model(
     make_cache: MakeCache, make_features: MakeFeatures, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    encoder = {"library": "test", "parameters": 151_277_313}
+    encoder = EncoderFacts(shared={"library": "test"}, about={"parameters": 151_277_313})
     make_cache([make_features("photo", 30, width=512, encoder=encoder)])
     assert run(["federate", "--rounds", "1"]) == 0
     printed = capsys.readouterr().out
@@ -391,3 +393,85 @@ def test_ctrl_c_keeps_what_was_recorded(make_cache: MakeCache) -> None:
     assert (first.parent / "adapter.safetensors").is_file()
     assert not Path("runs/long/photo").exists()
     assert read(Path("runs/long/result.json"))["status"] == "interrupted"
+
+
+def help_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Give a help as one line without frames."""
+    assert run([*arguments, "--help"]) == 0
+    return re.sub(r"[\s│╭╮╰╯─]+", " ", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    "fragment",
+    [
+        "--target DOMAIN Domain to leave out, all (each in turn) or none. [default: all with two "
+        "or more domains, else none]",
+        "--feature-norm raw|NORM L2 norm that image features are rescaled to. [default: raw]",
+        "--alpha NUMBER Concentration of the draw: small is uneven (Hsu et al. 2019). [default: "
+        "dirichlet: 0.5]",
+        "--loss clip|class Loss of the clients:",
+        "[default: paper: clip; tuned: class]",
+        "--mu NUMBER Strength of the pull towards the server's parameters (Li et al. 2020, the "
+        "smallest value tried). [default: fedprox: 0.001]",
+        "[default: fedavgm: 1.0; fedadam, fedyogi: 0.01]",
+        "--lambda,--ditto-lambda NUMBER",
+        "--rounds INTEGER Rounds of federation. [default: 50]",
+        "--lr NUMBER Learning rate of the clients. [default: paper: 5e-5; tuned: 0.0003; sgd: 0.1]",
+        "Examples: fedclip federate --rounds 50",
+    ],
+)
+def test_the_help_says_what_an_option_does_and_whose_its_defaults_are(
+    capsys: pytest.CaptureFixture[str], fragment: str
+) -> None:
+    assert fragment in help_of(capsys, "federate")
+
+
+def test_the_panels_of_the_help_follow_the_way_of_the_data(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    printed = help_of(capsys, "federate")
+    panels = [
+        *("Data", "Method", "Options of methods", "Federation", "Local training"),
+        *("Output", "Computation"),
+    ]
+    places = [printed.index(f" {panel} --") for panel in panels]
+    assert places[:5] == sorted(places[:5])
+    assert min(places[5:]) > places[4]
+
+
+@pytest.mark.parametrize("command", ["federate", "ablate", "adapters", "strategies", "baseline"])
+def test_help_has_a_short_name(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert run([command, "-h"]) == 0
+    assert f"Usage: fedclip {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "suggestion"),
+    [
+        (["--strategy", "fedporx"], "unknown strategy 'fedporx'; did you mean fedprox?"),
+        (["--adapter", "atention"], "unknown adapter 'atention'; did you mean attention"),
+        (["--preset", "tunde"], "--preset tunde: unknown preset; did you mean tuned?"),
+        (["--cache", "tinny/drawn"], "unknown cache 'tinny/drawn' in caches; did you mean tiny/"),
+        (["--target", "photos"], "--target photos: unknown domain; did you mean photo?"),
+        (["--round", "3"], "unknown option --round; did you mean --rounds?"),
+        (["--optimizer", "adamw"], "--optimizer adamw: unknown optimizer; did you mean adam?"),
+    ],
+)
+def test_a_misspelled_name_gets_a_suggestion(
+    make_cache: MakeCache, refusal: Refusal, arguments: list[str], suggestion: str
+) -> None:
+    make_cache({"photo": 30})
+    assert suggestion in refusal("federate", *arguments)
+
+
+def test_the_strategies_are_listed_with_their_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["strategies"]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    rows = {name: cells for name, *cells in (re.split(r"\s{2,}", line) for line in lines)}
+    assert set(STRATEGIES) < set(rows)
+    assert rows["fedavg"] == ["Weighted mean of the clients' parameters (McMahan et al. 2017)."]
+    assert rows["ditto"][1] == "--lambda 1.0 (Li et al. 2021)"
+    assert rows["fedyogi"][1] == (
+        "--server-lr 0.01 (chosen for adapters, docs/ablations.md); --server-momentum 0.9 (Reddi "
+        "et al. 2021); --server-beta2 0.99 (Reddi et al. 2021); --tau 0.001 (Reddi et al. 2021)"
+    )
