@@ -207,21 +207,24 @@ def test_an_installed_package_adds_methods(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_the_source_of_a_method_from_outside_is_hashed(user_module: str) -> None:
-    assert STRATEGIES.source_hash(FedProx()) is None
-    before = STRATEGIES.source_hash(STRATEGIES.make(f"{user_module}:Slow", {}))
+    assert STRATEGIES.source_hash("fedprox") is None
+    before = STRATEGIES.source_hash(f"{user_module}:Slow")
     assert before is not None
     assert len(before) == 64
     Path("my_slow.py").write_text(SLOW + "# changed\n")
     forget(user_module)
-    after = STRATEGIES.source_hash(STRATEGIES.make(f"{user_module}:Slow", {}))
+    after = STRATEGIES.source_hash(f"{user_module}:Slow")
     assert after not in (None, before)
+    assert STRATEGIES.source_hash("no_such_module:X") is None
+    # It is hashed before it is imported, so that a changed source is not run first.
+    assert user_module not in sys.modules
 
 
 def test_the_source_is_part_of_the_settings_and_a_changed_one_is_refused(user_module: str) -> None:
     settings = Settings.preset("paper", strategy=f"{user_module}:Slow", pace=0.25)
     values = json.loads(json.dumps(settings.to_json()))
     assert (values["strategy"], values["pace"]) == ("my_slow:Slow", 0.25)
-    assert values["strategy_source"] == STRATEGIES.source_hash(settings.strategy)
+    assert values["strategy_source"] == STRATEGIES.source_hash(f"{user_module}:Slow")
     assert "adapter_source" not in values
     assert Settings.from_json(values) == settings
     with pytest.raises(FedclipError) as refusal:
