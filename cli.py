@@ -522,20 +522,20 @@ def _full_model(
 ) -> FullModel:
     """Make a full model from the network and images that stage one loads."""
     from .cache.common.progress import show_progress
-    from .extract.finetune.source import CLIP, Origin, lend
+    from .extract.finetune.source import CLIP, Origin, load_materials
     from .federate.models.full import Classifier, FullClip, FullModel
 
     with show_progress() as progress:
-        loan = lend(Origin(**origin), clients, settings.prompts[0], device, progress)
-    backbone = loan.backbone
+        materials = load_materials(Origin(**origin), clients, settings.prompts[0], device, progress)
+    backbone = materials.backbone
     is_clip = origin["backbone"] == CLIP
     wrapper = FullClip if is_clip else Classifier
     return FullModel(
         facts=backbone.facts,
         origin=origin,
         network=lambda seed: wrapper(backbone.network(seed), backbone.mean, backbone.std),
-        images=lambda cache: loan.images[cache.client],
-        tokens=loan.tokens,
+        images=lambda cache: materials.images[cache.client],
+        tokens=materials.tokens,
         zero_shot=is_clip,
         kept=kept,
     )

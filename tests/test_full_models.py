@@ -23,7 +23,7 @@ from fedclip.cache import CacheFolder, FedclipError, load_cache
 from fedclip.cli import run
 from fedclip.extract.encoders.prompts import DEFAULT_TEMPLATE
 from fedclip.extract.encoders.spec import EncoderName
-from fedclip.extract.finetune.source import Loan, Origin, lend
+from fedclip.extract.finetune.source import Materials, Origin, load_materials
 from fedclip.extract.pipeline import extract
 from fedclip.extract.request import Request
 from fedclip.federate.data.federation import FeaturePool, Federation
@@ -57,21 +57,21 @@ def extracted(make_images: MakeImages, tiny_clip: Path, tmp_path: Path) -> tuple
 
 def lent(
     backbone: str, extracted: tuple[Path, CacheFolder], tiny_clip: Path, weights: str = "random"
-) -> Loan:
+) -> Materials:
     root, cache = extracted
     encoder = EncoderName.of(f"local-dir:{tiny_clip}", None)
     origin = Origin.of(backbone, weights, encoder, str(root), cache)
-    return lend(Origin(**origin.to_json()), load_cache(cache), DEFAULT_TEMPLATE, CPU)
+    return load_materials(Origin(**origin.to_json()), load_cache(cache), DEFAULT_TEMPLATE, CPU)
 
 
-def full(loan: Loan, wrapper: type[FullClip | Classifier]) -> FullModel:
-    backbone = loan.backbone
+def full(materials: Materials, wrapper: type[FullClip | Classifier]) -> FullModel:
+    backbone = materials.backbone
     return FullModel(
         facts=backbone.facts,
         origin={},
         network=lambda seed: wrapper(backbone.network(seed), backbone.mean, backbone.std),
-        images=lambda cache: loan.images[cache.client],
-        tokens=loan.tokens,
+        images=lambda cache: materials.images[cache.client],
+        tokens=materials.tokens,
         zero_shot=wrapper is FullClip,
     )
 
@@ -160,12 +160,12 @@ def test_two_rounds_of_a_full_clip_equal_plain_pytorch(
 def test_a_full_clip_encodes_images_and_prompts_as_the_cache_has_them(
     extracted: tuple[Path, CacheFolder], tiny_clip: Path
 ) -> None:
-    loan = lent("clip", extracted, tiny_clip)
-    model = make(full(loan, FullClip), 0).eval()
+    materials = lent("clip", extracted, tiny_clip)
+    model = make(full(materials, FullClip), 0).eval()
     for cache in load_cache(extracted[1]):
         with torch.no_grad():
-            pixels = loan.images[cache.client][torch.arange(len(cache.labels))]
-            image, text = model(pixels, loan.tokens)
+            pixels = materials.images[cache.client][torch.arange(len(cache.labels))]
+            image, text = model(pixels, materials.tokens)
         assert pixels.dtype == torch.uint8
         features = torch.from_numpy(cache.image_features)
         torch.testing.assert_close(image, features, rtol=0, atol=1e-5)
@@ -209,9 +209,9 @@ def test_alexnet_takes_a_file_and_a_new_last_layer_where_the_classes_are_others(
         torch.save(state, file)
     else:
         save_file(state, file)
-    loan = lent("alexnet", extracted, tiny_clip, str(file))
-    network = loan.backbone.network(5)
-    assert loan.backbone.facts["weights"] == file.name
+    materials = lent("alexnet", extracted, tiny_clip, str(file))
+    network = materials.backbone.network(5)
+    assert materials.backbone.facts["weights"] == file.name
     assert torch.equal(network.get_parameter("features.0.weight"), state["features.0.weight"])
     head = network.get_parameter("classifier.6.weight")
     assert head.shape == (2, 4096)
@@ -221,10 +221,10 @@ def test_alexnet_takes_a_file_and_a_new_last_layer_where_the_classes_are_others(
 def test_alexnet_sees_images_as_torchvision_prepares_them(
     extracted: tuple[Path, CacheFolder], tiny_clip: Path
 ) -> None:
-    loan = lent("alexnet", extracted, tiny_clip)
+    materials = lent("alexnet", extracted, tiny_clip)
     (cache, _) = load_cache(extracted[1])
-    model = make(full(loan, Classifier), 0)
-    pixels = loan.images[cache.client][torch.tensor([3])]
+    model = make(full(materials, Classifier), 0)
+    pixels = materials.images[cache.client][torch.tensor([3])]
     image = Image.open(extracted[0] / cache.ids[3]).convert("RGB")
     expected: Tensor = AlexNet_Weights.IMAGENET1K_V1.transforms()(image)
     assert isinstance(model, Classifier)
@@ -234,10 +234,10 @@ def test_alexnet_sees_images_as_torchvision_prepares_them(
 def test_an_image_that_changed_since_it_was_encoded_is_refused(
     extracted: tuple[Path, CacheFolder], tiny_clip: Path
 ) -> None:
-    loan = lent("clip", extracted, tiny_clip)
+    materials = lent("clip", extracted, tiny_clip)
     cache = load_cache(extracted[1])[0]
     Image.new("RGB", (40, 48)).save(extracted[0] / cache.ids[2])
-    images = loan.images[cache.client]
+    images = materials.images[cache.client]
     assert images[torch.tensor([0, 1])].shape == (2, 3, 32, 32)
     with pytest.raises(FedclipError, match="not the image that was encoded"):
         images[torch.tensor([2])]
@@ -256,13 +256,13 @@ def test_buffers_are_averaged_and_keep_their_type(
             logits: Tensor = self.out(self.norm(pixels).mean(dim=(2, 3)))
             return logits
 
-    loan = lent("alexnet", extracted, tiny_clip)
+    materials = lent("alexnet", extracted, tiny_clip)
     model = FullModel(
         facts={},
         origin={},
-        network=lambda seed: Classifier(Normed(), loan.backbone.mean, loan.backbone.std),
-        images=lambda cache: loan.images[cache.client],
-        tokens=loan.tokens,
+        network=lambda seed: Classifier(Normed(), materials.backbone.mean, materials.backbone.std),
+        images=lambda cache: materials.images[cache.client],
+        tokens=materials.tokens,
         zero_shot=False,
     )
     settings = Settings.preset("paper", rounds=1, batch_size=4, loss="class", adapter="none")

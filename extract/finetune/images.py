@@ -85,7 +85,7 @@ class Images:
         )
 
 
-def lend_images(
+def find_images(
     dataset: ImageDataset,
     caches: Sequence[FeatureCache],
     decode: ByteDecoder,

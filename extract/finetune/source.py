@@ -19,7 +19,7 @@ from ..encoders.weights import fetch_encoder
 from ..manifest import encoder_request
 from ..request import DatasetRequest
 from .backbones import Backbone, alexnet_backbone, clip_backbone
-from .images import Images, lend_images
+from .images import Images, find_images
 
 CLIP = "clip"
 ALEXNET = "alexnet"
@@ -82,7 +82,7 @@ class Origin:
 
 
 @dataclass(frozen=True, eq=False)
-class Loan:
+class Materials:
     """A network, and the images and texts to train it on.
 
     Attributes:
@@ -96,13 +96,13 @@ class Loan:
     tokens: Tensor
 
 
-def lend(
+def load_materials(
     origin: Origin,
     caches: Sequence[FeatureCache],
     template: str,
     device: torch.device,
     progress: Progress = no_progress,
-) -> Loan:
+) -> Materials:
     """Load what a whole model is trained on.
 
     Args:
@@ -133,5 +133,5 @@ def lend(
         dataset=origin.dataset, data_dir=Path(origin.root), name=caches[0].dataset
     )
     dataset = opened(find_dataset(request, progress), progress)
-    images = lend_images(dataset, caches, backbone.decode, backbone.size, device)
-    return Loan(backbone, images, tokens.to(device))
+    images = find_images(dataset, caches, backbone.decode, backbone.size, device)
+    return Materials(backbone, images, tokens.to(device))
