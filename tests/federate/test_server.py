@@ -38,11 +38,11 @@ def updates_of(server: Server, state: ServerState, **values: float) -> dict[str,
     """Make an update of each client given, every number of its parameters being the value."""
     updates = {}
     for client, value in values.items():
-        told = server.instruct(state)[client]
-        sent: Parameters = {name: tensor + value for name, tensor in told.parameters.items()}
+        instruction = server.instruct(state)[client]
+        sent: Parameters = {name: tensor + value for name, tensor in instruction.parameters.items()}
         extra = {
             part: {name: torch.full_like(tensor, value) for name, tensor in more.items()}
-            for part, more in told.extra.items()
+            for part, more in instruction.extra.items()
         }
         updates[client] = Update(client, sent, SAMPLES[client], loss=value, extra=extra)
     return updates

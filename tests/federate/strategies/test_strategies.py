@@ -210,9 +210,9 @@ def test_scaffold_corrects_each_step_by_the_controls(
     own = {client.name: dict(c) for client in plain.clients}
     seen = set()
     for number in (1, 2, 3):
-        told = ours.server.instruct(ours.state.server)
-        drawn = [client for client in plain.clients if client.name in told]
-        seen |= {*told}
+        instructed = ours.server.instruct(ours.state.server)
+        drawn = [client for client in plain.clients if client.name in instructed]
+        seen |= {*instructed}
         trained, drift = [], {n: torch.zeros_like(w) for n, w in server.items()}
         for client in drawn:
             ci = own[client.name]
