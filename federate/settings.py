@@ -35,6 +35,13 @@ _SGD: Mapping[str, Any] = {"lr": 0.1, "weight_decay": 0.0}
 # The panels of the help, in their order.
 _PANELS = ("Data", "Method", "Options of methods", "Federation", "Local training", "Output")
 
+# Options of methods in fedclip 0.1, which recorded those without effect too.
+_FIRST_OPTIONS: Mapping[str, Any] = {
+    **dict.fromkeys(("mu", "ditto_lambda", "server_lr", "server_momentum", "server_beta2", "tau")),
+    **dict.fromkeys(("ratio", "clients")),
+    "alpha": 0.5,
+}
+
 # In place of templates: every template that the cache has.
 ALL_PROMPTS = "all"
 
@@ -249,6 +256,16 @@ class Settings(TrainingSettings):
                     values[f"{each.name}_source"] = source
             else:
                 values[each.name] = list(value) if isinstance(value, tuple) else value
+        return values
+
+    def identity(self) -> dict[str, Any]:
+        """Return the JSON values that name a run, the same ones that fedclip 0.1 hashed.
+
+        Its settings had every option of every method, null where it had no effect.
+        """
+        values = {**_FIRST_OPTIONS, **self.to_json()}
+        if values["partition"] in (None, Methods.partition):
+            del values["partition"]
         return values
 
     @classmethod

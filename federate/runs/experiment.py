@@ -66,7 +66,7 @@ class Experiment:
         return self.runs_dir / (check_name(self.name, "run") if self.name else self._own_name())
 
     def _own_name(self) -> str:
-        settings = self.settings.to_json()
+        settings = self.settings.identity()
         seed = settings.pop("seed")
         facts = {
             "settings": settings,
