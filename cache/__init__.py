@@ -1,7 +1,7 @@
-"""What the two stages agree on: a client's features on disk. Knows neither stage.
+"""The files between the two stages: each client's features on disk.
 
-Public names are imported from their modules when first used: the command line imports this
-package just for its options, and must answer before numpy and HDF5 load.
+This package knows neither stage. Public names are imported on first use: the command line needs
+only the options, and must answer without loading numpy and HDF5.
 """
 
 from importlib import import_module

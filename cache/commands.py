@@ -15,7 +15,7 @@ app = typer.Typer(help="List, show, compare, verify, remove and import caches of
 
 
 def complete_cache(ctx: typer.Context, incomplete: str) -> list[str]:
-    """List the caches whose names begin with `incomplete`, for the shell."""
+    """List the caches whose names start with `incomplete`, for shell completion."""
     from .store import find_caches
 
     cache_dir = Path(ctx.params.get("cache_dir") or CacheOptions().cache_dir)
@@ -27,7 +27,7 @@ CacheName = Annotated[
     str,
     typer.Argument(
         metavar="NAME",
-        help="A cache: its name in 'fedclip cache ls', a beginning of it, or its dataset.",
+        help="A cache: its name in 'fedclip cache ls', a prefix of that name, or its dataset.",
         autocompletion=complete_cache,
     ),
 ]
@@ -76,7 +76,7 @@ def cache_ls(caches: CacheOptions) -> None:
 @app.command("show", cls=Command)
 @with_options(examples=["fedclip cache show pacs", "fedclip cache show pacs/ViT-B-32-openai"])
 def cache_show(name: CacheName, caches: CacheOptions) -> None:
-    """Show what a cache holds and how it was made."""
+    """Show what a cache contains and how it was made."""
     from . import load_cache, resolve_cache
 
     folder = resolve_cache(caches.cache_dir, name)
@@ -133,7 +133,7 @@ def cache_diff(
     ],
     caches: CacheOptions,
 ) -> None:
-    """Compare two caches: how their features were made, and what they hold."""
+    """Compare two caches: how their features were made, and what they contain."""
     from . import load_cache, resolve_cache
     from .compatibility import cache_differences
 
@@ -153,12 +153,12 @@ def cache_verify(
         str | None,
         typer.Argument(
             metavar="[NAME]",
-            help="A cache; without it, all are checked.",
+            help="A cache; all caches if omitted.",
             autocompletion=complete_cache,
         ),
     ] = None,
 ) -> None:
-    """Check every byte and every value of one cache or of all."""
+    """Check every byte and value of one cache, or of all caches."""
     from . import find_caches, resolve_cache, verify_cache
 
     place = caches.cache_dir
@@ -169,14 +169,14 @@ def cache_verify(
         for error in wrong:
             code = complain(str(error))
         if not wrong:
-            print(f"{folder.name}: {len(folder.files)} files are whole")
+            print(f"{folder.name}: {len(folder.files)} files are intact")
     raise typer.Exit(code)
 
 
 @app.command("rm", cls=Command)
 @with_options(examples=["fedclip cache rm demo", "fedclip cache rm pacs/RN50"])
 def cache_rm(name: CacheName, caches: CacheOptions) -> None:
-    """Delete a cache, or what an unfinished extraction left."""
+    """Delete a cache, or the leftovers of an unfinished extraction."""
     from rich.filesize import decimal
 
     from . import remove_cache, resolve_cache
@@ -194,11 +194,11 @@ def cache_import(
     name: Annotated[str, typer.Option(metavar="NAME", help="Name of the cache.")],
     caches: CacheOptions,
 ) -> None:
-    """Make a cache of features that another program extracted.
+    """Make a cache from features that another program extracted.
 
-    FILE.npz holds the arrays image_features (N, D), labels (N,) and text_features (C, D). It may
-    also hold class_names (C,), logit_scale (100 by default) and domain (N,), with one client per
-    domain.
+    FILE.npz must contain the arrays image_features (N, D), labels (N,) and text_features (C, D).
+    It may also contain class_names (C,), logit_scale (100 by default) and domain (N,), which makes
+    one client per domain.
     """
     from . import import_npz
 

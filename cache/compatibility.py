@@ -1,4 +1,4 @@
-"""May these clients be federated, and if not, what differs?"""
+"""Checks whether clients may be federated, and describes what differs if not."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ def check_compatible(paths: Sequence[Path], clients: Sequence[FeatureCache]) -> 
     """Check that clients belong together: one encoder, the same classes and templates.
 
     Raises:
-        CacheError: they differ; the message names two clients, their files and what differs.
+        CacheError: two clients differ; the message names them, their files and what differs.
     """
     first_path, first = paths[0], clients[0]
     seen: dict[str, Path] = {}
@@ -30,8 +30,8 @@ def check_compatible(paths: Sequence[Path], clients: Sequence[FeatureCache]) -> 
         if cache.key != first.key:
             facts = ", ".join(differing_facts(first.encoder, cache.encoder))
             raise CacheError(
-                f"{first_path} and {path} are of different encoders ({facts}), so their features "
-                "cannot be compared; keep them in different folders"
+                f"{first_path} and {path} come from different encoders ({facts}), so their "
+                "features cannot be compared; keep them in different folders"
             )
         differences = _client_differences(first, cache)
         if differences:
@@ -42,29 +42,28 @@ def check_compatible(paths: Sequence[Path], clients: Sequence[FeatureCache]) -> 
 
 
 def check_comparable(cache: FeatureCache) -> None:
-    """Check that a client's images can be compared with its class texts.
+    """Check that a client's image features can be compared with its text features.
 
     Raises:
-        CacheError: it has no class texts, or they are of another width than its images.
+        CacheError: the client has no class texts, or the widths differ.
     """
     if not cache.templates:
         raise CacheError(
             f"{cache.client}: has no class texts to compare its images with; extract it with a "
-            "model that encodes texts too, such as a CLIP"
+            "model that encodes texts too, such as CLIP"
         )
     width = cache.text_features.shape[2]
     if width != cache.embed_dim:
         raise CacheError(
             f"{cache.client}: its image features are {cache.embed_dim} wide and its text features "
-            f"{width}, so they cannot be compared; extract it with one model for both, such as a "
-            "CLIP"
+            f"{width}, so they cannot be compared; extract it with one model for both, such as CLIP"
         )
 
 
 def cache_differences(
     one: Sequence[FeatureCache], other: Sequence[FeatureCache]
 ) -> dict[str, tuple[Any, Any]]:
-    """Find where two caches differ: facts of the encoder in their keys, then what they hold."""
+    """Return what differs between two caches by name: encoder facts, then contents."""
     encoders = one[0].encoder, other[0].encoder
     differences = {
         f"encoder {fact}": (encoders[0].get(fact), encoders[1].get(fact))
@@ -81,7 +80,7 @@ def cache_differences(
 
 
 def _client_differences(one: FeatureCache, other: FeatureCache) -> list[str]:
-    """Describe how two clients of one encoder differ, so that they cannot be federated."""
+    """Describe the differences that keep two clients of one encoder from being federated."""
     differences = [
         f"{name} ({getattr(one, name)} at {one.client}, {getattr(other, name)} at {other.client})"
         for name in ("dataset", "embed_dim", "logit_scale", "normalized")
@@ -97,16 +96,16 @@ def _client_differences(one: FeatureCache, other: FeatureCache) -> list[str]:
 
 
 def _only_in_one(one: str, other: str, names: Sequence[str], others: Sequence[str]) -> str:
-    """Name what only one of two clients has, or state that their order differs."""
+    """Describe which names only one of two clients has, or that only the order differs."""
     only = {one: sorted({*names} - {*others}), other: sorted({*others} - {*names})}
     sides = [
         f"only {client} has {', '.join(map(repr, own))}" for client, own in only.items() if own
     ]
-    return ", ".join(sides) or f"{one} and {other} have the same in another order"
+    return ", ".join(sides) or f"{one} and {other} have the same in a different order"
 
 
 def _close(texts: npt.NDArray[np.float32], others: npt.NDArray[np.float32]) -> bool:
-    """Return whether two sites' class texts differ by no more than their devices' rounding."""
+    """Return whether two sites' text features differ only by rounding on different devices."""
     return texts.shape == others.shape and bool(
         np.linalg.norm(texts - others) <= 0.01 * np.linalg.norm(others)
     )

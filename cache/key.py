@@ -1,4 +1,4 @@
-"""What makes two caches the same: the facts that shape an image's or a text's vector."""
+"""Keys of caches: hashes of the facts that determine image and text vectors."""
 
 import hashlib
 import json
@@ -13,15 +13,15 @@ from .common.errors import CacheError
 
 @dataclass(frozen=True, eq=False)
 class EncoderFacts(Mapping[str, Any]):
-    """What identifies an encoder: JSON values by name, grouped by what they shape.
+    """The facts that identify an encoder: JSON values by name, grouped by what they affect.
 
-    As a mapping it holds the facts of all groups.
+    As a mapping it contains the facts of all groups.
 
     Attributes:
-        shared: Facts that shape the vectors of images and of texts, such as the weights.
-        image: Facts that shape images' vectors only, such as how images are resized.
-        text: Facts that shape texts' vectors only, such as the tokenizer.
-        about: Facts that describe the encoder to people and shape no vector.
+        shared: Facts that affect both image and text vectors, such as the weights.
+        image: Facts that affect image vectors only, such as how images are resized.
+        text: Facts that affect text vectors only, such as the tokenizer.
+        about: Facts that describe the encoder to people and affect no vector.
 
     Raises:
         CacheError: on construction, if two groups have a fact of the same name.
@@ -36,14 +36,14 @@ class EncoderFacts(Mapping[str, Any]):
         names = [name for group in self.groups.values() for name in group]
         if len(set(names)) < len(names):
             repeated = next(name for name in names if names.count(name) > 1)
-            raise CacheError(f"has the encoder's fact {repeated!r} in two groups")
+            raise CacheError(f"has the encoder fact {repeated!r} in two groups")
 
     @classmethod
     def from_groups(cls, groups: Any) -> Self:
-        """Make the facts that `groups` describes, which may be any JSON value.
+        """Build the facts from their JSON value, one object per group.
 
         Raises:
-            CacheError: it is not exactly one object per group, or a fact is in two groups.
+            CacheError: `groups` is anything else, or a fact is in two groups.
         """
         names = [each.name for each in fields(cls)]
         if not isinstance(groups, dict) or sorted(groups) != sorted(names):
@@ -83,16 +83,16 @@ def canonical_json(value: Any) -> str:
 
 
 def image_key(encoder: EncoderFacts) -> str:
-    """Hash the facts of `encoder` that shape an image's vector: SHA-256, 64 hex digits."""
+    """Hash the facts of `encoder` that affect image vectors: SHA-256, 64 hex digits."""
     return _sha256(_image_facts(encoder))
 
 
 def text_key(
     encoder: EncoderFacts, class_names: Sequence[str] = (), templates: Sequence[str] = ()
 ) -> str:
-    """Hash what shapes the class texts' vectors, and in which order: SHA-256, 64 hex digits.
+    """Hash what determines the text features and their order: SHA-256, 64 hex digits.
 
-    Without classes and templates it is the key of the text encoder itself.
+    Without classes and templates, the result is the key of the text encoder alone.
     """
     return _sha256([_text_facts(encoder), list(class_names), list(templates)])
 
@@ -104,7 +104,7 @@ def file_sha256(path: Path) -> str:
 
 
 def differing_facts(encoder: EncoderFacts, other: EncoderFacts) -> list[str]:
-    """Name the facts that shape vectors and differ between two encoders, alphabetically."""
+    """List the facts that affect vectors and differ between two encoders, sorted by name."""
     differing: set[str] = set()
     for facts_of in (_image_facts, _text_facts):
         one, two = (

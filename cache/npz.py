@@ -1,4 +1,4 @@
-"""Imports features that another program extracted, from a NumPy archive."""
+"""Imports features that another program extracted from a NumPy archive."""
 
 import hashlib
 import os
@@ -29,7 +29,7 @@ UNIT_NORM_TOLERANCE = 1e-2
 
 @dataclass(frozen=True)
 class Import:
-    """What an import made: the cache, its clients, and the names of the arrays it ignored."""
+    """The result of an import: the cache, its clients, and the names of ignored arrays."""
 
     folder: CacheFolder
     clients: tuple[FeatureCache, ...]
@@ -37,23 +37,23 @@ class Import:
 
 
 def import_npz(path: Path, cache_dir: Path, name: str) -> Import:
-    """Make a cache named `name` of the arrays in an ``.npz`` file.
+    """Make a cache named `name` from the arrays in an ``.npz`` file.
 
-    The file holds `image_features` (N, D), `labels` (N,) and `text_features` (C, D),
-    and may hold `class_names` (C,), `logit_scale` (default 100) and `domain` (N,),
-    which makes a client of each domain.
+    The file must contain `image_features` (N, D), `labels` (N,) and `text_features` (C, D).
+    It may also contain `class_names` (C,), `logit_scale` (default 100) and `domain` (N,),
+    which makes one client per domain.
 
     Raises:
-        CacheError: the file is not such an archive, its arrays do not fit together or
-            are not finite, or a cache of this name exists.
+        CacheError: the file is not such an archive, its arrays are inconsistent or not
+            finite, or a cache of this name exists.
     """
     check_name(name, "cache")
     check_utf8(path.resolve())
     dataset_dir = cache_dir / name
     if dataset_dir.exists():
         raise CacheError(
-            f"a cache {name!r} exists below {cache_dir}; remove it (fedclip cache rm {name}) or "
-            "choose another --name"
+            f"--name {name}: a cache of this name exists in {cache_dir}; remove it (fedclip cache "
+            f"rm {name}) or choose another name"
         )
     arrays, ignored = _load(path)
     try:
@@ -82,7 +82,7 @@ def import_npz(path: Path, cache_dir: Path, name: str) -> Import:
 def _load(path: Path) -> tuple[dict[str, npt.NDArray[Any]], tuple[str, ...]]:
     if not path.is_file():
         reason = (
-            "is a folder; give the .npz file" if path.is_dir() else "file not found; check the path"
+            "is a folder; pass the .npz file" if path.is_dir() else "file not found; check the path"
         )
         raise CacheError(f"{path}: {reason}")
     with path.open("rb") as file:
@@ -90,21 +90,21 @@ def _load(path: Path) -> tuple[dict[str, npt.NDArray[Any]], tuple[str, ...]]:
             raise CacheError(f"{path}: is a single array; save a .npz with named arrays")
         try:
             arrays = _arrays(file)
-        except Exception as error:  # whatever zipfile and NumPy make of a broken archive
+        except Exception as error:  # zipfile and NumPy raise errors of many types
             reason = " ".join(str(error).split())[:200]
             raise CacheError(
                 f"{path}: cannot be read as .npz ({reason}); save it with numpy.savez and "
-                "no objects"
+                "without object arrays"
             ) from None
     missing = [name for name in REQUIRED if name not in arrays]
     if missing:
-        raise CacheError(f"{path}: has no array {missing[0]!r}; it has {', '.join(arrays)}")
+        raise CacheError(f"{path}: has no array {missing[0]!r}, only {', '.join(arrays)}; add it")
     ignored = tuple(sorted(name for name, array in arrays.items() if array is None))
     return {name: array for name, array in arrays.items() if array is not None}, ignored
 
 
 def _arrays(file: BufferedReader) -> dict[str, npt.NDArray[Any] | None]:
-    """Read the arrays that are used, and name the others."""
+    """Read the arrays that are used; the others are None."""
     known = {*REQUIRED, *OPTIONAL}
     with zipfile.ZipFile(file) as archive:
         names = [Path(name).stem for name in archive.namelist() if name.endswith(".npy")]
@@ -129,7 +129,7 @@ def _clients(arrays: dict[str, npt.NDArray[Any]], name: str) -> list[FeatureCach
         )
     rows, classes = len(images), len(texts)
     if not texts.any(axis=1).all():
-        raise CacheError("has text_features with a row of zeros, which no image compares with")
+        raise CacheError("has a row of zeros in text_features, with which no image can be compared")
     labels = _labels(arrays, rows, classes)
     domains = _strings(arrays, "domain", rows) or (name,) * rows
     class_names = _strings(arrays, "class_names", classes) or tuple(
@@ -137,11 +137,11 @@ def _clients(arrays: dict[str, npt.NDArray[Any]], name: str) -> list[FeatureCach
     )
     logit_scale = arrays.get("logit_scale", np.array(100.0))
     if logit_scale.size != 1 or logit_scale.dtype.kind not in "fiu":
-        raise CacheError("has a logit_scale that is not one number")
+        raise CacheError("has a logit_scale that is not a single number")
     norms = np.linalg.norm(images, axis=1)
     normalized = bool(np.all(np.abs(norms - 1) < UNIT_NORM_TOLERANCE))
     scale = float(logit_scale.reshape(()))
-    # An archive describes its encoder only by what the encoder computed.
+    # An archive does not describe its encoder, so the text features stand for it in the key.
     encoder = EncoderFacts(
         shared={
             "library": "import",
@@ -179,9 +179,9 @@ def _features(arrays: dict[str, npt.NDArray[Any]], name: str) -> npt.NDArray[np.
     if array.ndim != 2 or array.dtype.kind != "f" or 0 in array.shape:
         raise CacheError(
             f"has {name} of shape {array.shape} and dtype {array.dtype}; "
-            "a filled (rows, width) array of floats belongs there"
+            "expected a non-empty (rows, width) array of floats"
         )
-    with np.errstate(over="ignore"):  # what is too large becomes Inf, and is refused as such
+    with np.errstate(over="ignore"):  # overflow becomes Inf, which is refused later
         return np.ascontiguousarray(array, dtype=np.float32)
 
 
@@ -190,7 +190,7 @@ def _labels(arrays: dict[str, npt.NDArray[Any]], rows: int, classes: int) -> npt
     if labels.shape != (rows,) or labels.dtype.kind not in "iu":
         raise CacheError(
             f"has labels of shape {labels.shape} and dtype {labels.dtype}; "
-            f"({rows},) integers belong there"
+            f"expected ({rows},) integers"
         )
     outside = np.flatnonzero((labels < 0) | (labels >= classes))
     if outside.size:
@@ -206,7 +206,7 @@ def _strings(arrays: dict[str, npt.NDArray[Any]], name: str, length: int) -> tup
     if array.shape != (length,) or array.dtype.kind not in "USiu":
         raise CacheError(
             f"has {name} of shape {array.shape} and dtype {array.dtype}; "
-            f"({length},) strings belong there"
+            f"expected ({length},) strings"
         )
     try:
         return tuple(
@@ -223,8 +223,8 @@ def _rows_by_client(domains: tuple[str, ...]) -> dict[str, npt.NDArray[np.intp]]
         client = client_name(domain)
         if client in clients:
             raise CacheError(
-                f"has domains {clients[client]!r} and {domain!r}, which would both be the client "
-                f"{client!r}; rename one"
+                f"has domains {clients[client]!r} and {domain!r}, which would both become the "
+                f"client {client!r}; rename one"
             )
         clients[client] = domain
     names = np.array(domains)

@@ -1,8 +1,8 @@
-"""Vectors computed so far, by the content of their images.
+"""Vectors computed so far, stored by the content of their images.
 
-A part holds vectors that an extraction has computed and no finished file holds yet: a few
-hundred rows, written whole, so a killed extraction loses the part at hand and no more.
-Which process wrote a part, in which order and for which client does not matter.
+A part contains a few hundred vectors that are not in a client's file yet. Each part is written
+whole, so a killed extraction loses only the part in progress. Which process wrote a part, in
+which order and for which client does not matter.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ def write_part(folder: Path, digests: Sequence[bytes], vectors: Vectors) -> Path
     """Write a part below a cache's `folder`: whole and fsynced, or not at all.
 
     Args:
-        folder: The cache's folder, whose key the vectors belong to.
+        folder: The cache's folder; the vectors must belong to its key.
         digests: `content_digest` of each image, 16 bytes.
         vectors: (N, D) float32, as many rows as `digests`.
     """
@@ -49,7 +49,7 @@ def read_part(path: Path) -> tuple[list[bytes], Vectors]:
     """Read a part: the images' digests, and their (N, D) float32 vectors.
 
     Raises:
-        CacheError: it is damaged.
+        CacheError: the part is damaged.
     """
     content = path.read_bytes()
     body = content[BLOCK_SIZE:]
@@ -77,13 +77,12 @@ def remove_parts(folder: Path) -> None:
 
 
 class KnownVectors:
-    """The vectors that a cache has already, in its clients' files and in parts.
+    """The vectors that a cache already has, in its clients' files and in parts.
 
-    Only their places are kept in memory. Vectors are read one file at a time when they are
-    asked for, so knowing a million of them takes no more memory than knowing a thousand.
+    Only their locations are kept in memory; vectors are read on request, one file at a time.
 
     Attributes:
-        width: Width of the vectors gathered last, D; 0 before.
+        width: Width of the vectors gathered last, D; 0 before the first.
     """
 
     def __init__(self) -> None:
@@ -97,7 +96,7 @@ class KnownVectors:
         return len(self._places)
 
     def add_client(self, path: Path, cache: FeatureCache) -> None:
-        """Add the vectors of the client's file at `path`, which holds `cache`."""
+        """Add the vectors of `cache`, the client's file at `path`."""
         self._add(path, _digests(cache))
 
     def add_part(self, path: Path, digests: Sequence[bytes] | None = None) -> None:
@@ -105,23 +104,23 @@ class KnownVectors:
 
         Args:
             path: The part.
-            digests: Those of its images, in order; without them the part is read.
+            digests: Digests of its images, in order; read from the part if omitted.
 
         Raises:
-            CacheError: it is read and damaged.
+            CacheError: the part is read and is damaged.
         """
         self._add(path, read_part(path)[0] if digests is None else digests)
 
     def gather(self, digests: Sequence[bytes]) -> Vectors:
         """Read the vectors of known images: (N, D) float32, in the order of `digests`.
 
-        Each file is read once, however its rows lie among those of others.
+        Each file is read only once, whatever the order of `digests`.
 
         Args:
-            digests: At least one.
+            digests: Digests of known images, at least one.
 
         Raises:
-            CacheError: a file is damaged or does not hold the images it should.
+            CacheError: a file is damaged or does not contain the expected images.
         """
         rows: dict[Path, list[tuple[int, int]]] = {}
         for row, digest in enumerate(digests):
@@ -131,7 +130,7 @@ class KnownVectors:
         for path, pairs in rows.items():
             there, found = read_part(path) if path.suffix == SUFFIX else _read_client(path)
             if any(there[place : place + 1] != [digests[row]] for row, place in pairs):
-                raise CacheError(f"{path}: does not hold the images it should; extract again")
+                raise CacheError(f"{path}: does not contain the expected images; extract again")
             if not vectors.size:
                 self.width = found.shape[1]
                 vectors = np.empty((len(digests), self.width), np.float32)

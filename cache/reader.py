@@ -1,6 +1,6 @@
 """Reads a client's file, trusting nothing in it before it is checked.
 
-A file of each format version has a reader of its own in `_READERS`.
+Each format version has its own reader in `_READERS`.
 """
 
 import json
@@ -31,8 +31,8 @@ from .schema import (
 def read_cache(path: Path) -> FeatureCache:
     """Read a client's file into memory.
 
-    Every byte is checked against the file's own hash before HDF5 parses anything,
-    and then every shape, dtype and value, so what comes back can be used as it is.
+    Every byte is checked against the file's own hash before HDF5 parses anything.
+    Then every shape, dtype and value is checked, so callers need no checks of their own.
 
     Raises:
         CacheError: the file is missing, not a cache, of an unknown format version,
@@ -44,12 +44,12 @@ def read_cache(path: Path) -> FeatureCache:
             return _parse(raw, _checked_version(raw))
     except FileNotFoundError:
         raise CacheError(
-            f"{path}: file not found; extract the dataset again or put back a copy"
+            f"{path}: file not found; extract the dataset again or restore a copy"
         ) from None
     except FedclipError as error:
         reason = " ".join(str(error).split())
         raise CacheError(
-            f"{path}: {reason}; remove the cache (fedclip cache rm) or put back a whole copy"
+            f"{path}: {reason}; remove the cache (fedclip cache rm) or restore an intact copy"
         ) from None
 
 
@@ -62,8 +62,8 @@ def _checked_version(raw: BufferedReader) -> int:
 
 
 def _parse(raw: BufferedReader, version: int) -> FeatureCache:
-    # A valid hash shows that the file is as it was written, not that we wrote it; so
-    # whatever HDF5 raises on it is the file's fault.
+    # A valid hash shows that the file is unchanged, not that fedclip wrote it. So any error
+    # that HDF5 raises is reported as a fault of the file.
     try:
         raw.seek(0)
         with h5py.File(raw, "r") as file:
@@ -77,7 +77,7 @@ def _parse(raw: BufferedReader, version: int) -> FeatureCache:
 
 
 def _read_version_1(file: h5py.File, attributes: Mapping[str, Any]) -> FeatureCache:
-    """Read what fedclip 0.1 wrote: flat facts, and always class texts as wide as the images."""
+    """Read a file of fedclip 0.1: ungrouped facts, and text features as wide as the images'."""
     names = {name: name for name in DATASETS} | {"class_names": "text/class_names"}
     facts = group_flat_facts(json.loads(attributes["encoder"]))
     cache = _assemble(
@@ -90,7 +90,7 @@ def _read_version_1(file: h5py.File, attributes: Mapping[str, Any]) -> FeatureCa
 
 
 def _read_version_2(file: h5py.File, attributes: Mapping[str, Any]) -> FeatureCache:
-    """Read grouped facts, and class texts of any width if there are any."""
+    """Read grouped facts, and text features of any width, which may be absent."""
     absent = () if file.id.links.exists(TEXT.encode()) else TEXT_DATASETS
     arrays = {name: _dataset(file, name, name) for name in DATASETS if name not in absent}
     return _assemble(
@@ -103,7 +103,7 @@ _READERS: Mapping[int, Callable[[h5py.File, Mapping[str, Any]], FeatureCache]] =
     2: _read_version_2,
 }
 
-# The groups of the facts that version 1 kept in one object, by name. All others are shared.
+# Groups of the facts that version 1 stored in one object. All others are shared.
 _VERSION_1_GROUPS: Mapping[str, frozenset[str]] = {
     "image": frozenset(
         {
@@ -117,7 +117,7 @@ _VERSION_1_GROUPS: Mapping[str, frozenset[str]] = {
 
 
 def group_flat_facts(facts: Any) -> EncoderFacts:
-    """Group the facts of a file of version 1, so that its keys stay what they were."""
+    """Group the facts of a version 1 file in a way that leaves its keys unchanged."""
     if not isinstance(facts, dict):
         raise CacheError("has an encoder that is not an object")
     groups = {
@@ -132,7 +132,7 @@ def group_flat_facts(facts: Any) -> EncoderFacts:
 def _assemble(
     attributes: Mapping[str, Any], encoder: EncoderFacts, arrays: Mapping[str, Any]
 ) -> FeatureCache:
-    """Make a cache of what was read, and check it against the attributes."""
+    """Build a cache from what was read, and check it against the attributes."""
     class_names = _decode(arrays["class_names"])
     templates = _decode(arrays["text/templates"]) if "text/templates" in arrays else ()
     cache = FeatureCache(
@@ -150,7 +150,7 @@ def _assemble(
         text_features=arrays.get("text/features", np.empty((len(class_names), 0, 0), np.float32)),
     )
     if cache.key != attributes["key"]:
-        raise CacheError("has a key that is not that of its encoder")
+        raise CacheError("has a key that does not match its encoder")
     if attributes["embed_dim"] != cache.embed_dim:
         raise CacheError(
             f"has embed_dim {attributes['embed_dim']}, but features {cache.embed_dim} wide"
@@ -163,7 +163,7 @@ def _attribute(file: h5py.File, name: str, kinds: type | tuple[type, ...]) -> An
         raise CacheError(f"lacks the attribute {name!r}")
     value = file.attrs[name]
     if not isinstance(value, kinds):
-        raise CacheError(f"has a {type(value).__name__} as its attribute {name!r}")
+        raise CacheError(f"has an attribute {name!r} of type {type(value).__name__}")
     return value.decode() if isinstance(value, bytes) else value
 
 
@@ -171,42 +171,42 @@ def _check_encoding(attributes: Mapping[str, Any], version: int) -> None:
     kind, encoded = attributes["encoding-type"], attributes["encoding-version"]
     if (kind, encoded) != (ENCODING_TYPE, str(version)):
         raise CacheError(
-            f"holds {kind!r} version {encoded!r}, and its first block promises "
+            f"contains {kind!r} version {encoded!r}, but its first block declares "
             f"{ENCODING_TYPE!r} version {version}"
         )
 
 
 def _dataset(file: h5py.File, name: str, path: str) -> Any:
-    """Read the dataset that the schema calls `name` from its place in the file.
+    """Read the dataset that the schema calls `name` from `path` in the file.
 
-    Links and storage outside the file would make a cache read other files.
+    Links and external storage are refused, since they could make a cache read other files.
     """
     parent: Any = file
     for child in path.split("/"):
         if not isinstance(parent, h5py.Group) or not isinstance(
             parent.get(child, getlink=True), h5py.HardLink
         ):
-            raise CacheError(f"has no {path} of its own")
+            raise CacheError(f"has no {path}, or only a link to it")
         parent = parent[child]
     dataset = parent
     if not isinstance(dataset, h5py.Dataset) or dataset.is_virtual or dataset.external:
-        raise CacheError(f"keeps {path} outside the file")
+        raise CacheError(f"stores {path} outside the file")
     dtypes, dimensions = DATASETS[name]
     dtype = dataset.dtype.kind if dataset.dtype.kind == "S" else dataset.dtype.str
     if dtype not in dtypes or dataset.ndim != dimensions:
         raise CacheError(
-            f"has {path} as {dataset.ndim}-dimensional {dtype}, where "
-            f"{dimensions}-dimensional {' or '.join(dtypes)} belongs"
+            f"has {path} as {dataset.ndim}-dimensional {dtype}, but "
+            f"{dimensions}-dimensional {' or '.join(dtypes)} is expected"
         )
-    # HDF5 takes memory for a whole chunk, however little of it belongs to the dataset.
+    # HDF5 allocates whole chunks, even if the dataset fills only a small part of one.
     chunk = math.prod(dataset.chunks or ()) * dataset.dtype.itemsize
     claimed = max(dataset.nbytes, chunk)
     if claimed > file.id.get_filesize():
-        raise CacheError(f"claims {claimed} bytes of {path}, more than the file has")
+        raise CacheError(f"declares {claimed} bytes of {path}, more than the file has")
     if _filters(dataset) - {h5py.h5z.FILTER_FLETCHER32}:
-        # A little of it could fill the memory, chunk by chunk.
-        raise CacheError(f"keeps {path} compressed, as no fedclip does")
-    # HDF5 widens as it reads, so there is no second copy.
+        # A small compressed file could fill the memory.
+        raise CacheError(f"stores {path} compressed, which fedclip never does")
+    # HDF5 converts to float32 while it reads, without a second copy.
     return (dataset.astype(np.float32) if dtype == "<f2" else dataset)[()]
 
 

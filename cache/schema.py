@@ -1,9 +1,9 @@
-"""What a client's cache file holds: names, shapes, dtypes, versions.
+"""The contents of a client's cache file: names, shapes, dtypes, versions.
 
 The first 512 bytes are HDF5's user block, which HDF5 leaves to the application:
 a magic, the format version and the SHA-256 of every byte after the block. `ATTRIBUTES`
 and `DATASETS` describe the HDF5 part as it is written, and `FeatureCache` describes it in
-memory. Earlier versions are known to the reader only.
+memory. Only the reader knows earlier versions.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ DIGEST_SIZE = 16
 ROWS_PER_CHUNK = 256
 ROWS_AT_ONCE = 8192
 
-# name -> the types that h5py may read it as; strings are written as fixed-length UTF-8.
+# name -> the types that h5py may return; strings are written as fixed-length UTF-8.
 _TEXT = (bytes, str)
 ATTRIBUTES: Mapping[str, type | tuple[type, ...]] = {
     "encoding-type": _TEXT,
@@ -85,14 +85,14 @@ def unpack_block(block: bytes) -> tuple[int, bytes]:
     """Read the format version and the hash from a user block.
 
     Raises:
-        CacheError: not a cache file, an unknown format version, or an altered block.
+        CacheError: the block is not a cache file's, has an unknown version, or was altered.
     """
     if len(block) < BLOCK_SIZE or not block.startswith(MAGIC):
-        raise CacheError("is not a fedclip cache file, or its beginning is damaged")
+        raise CacheError("is not a fedclip cache file, or its first block is damaged")
     _, version, sha256 = _BLOCK.unpack_from(block)
     if not 1 <= version <= FORMAT_VERSION:
         raise CacheError(
-            f"has cache format version {version}, and this fedclip reads versions 1 to "
+            f"has cache format version {version}, but this fedclip only reads versions 1 to "
             f"{FORMAT_VERSION}"
         )
     if any(block[_BLOCK.size :]):
@@ -102,24 +102,24 @@ def unpack_block(block: bytes) -> tuple[int, bytes]:
 
 @dataclass(frozen=True, eq=False)
 class FeatureCache:
-    """One client's features, as stage one leaves them and stage two takes them.
+    """One client's features, which stage one writes and stage two reads.
 
     Without class texts (P = 0) `text_features` is (C, 0, 0).
 
     Attributes:
         dataset: Name of the dataset.
         client: Name of the client, unique within a cache.
-        encoder: What made the vectors; `key` is computed from it.
-        logit_scale: The encoder's ``exp(logit_scale)``, positive; 1 if it compares no texts.
+        encoder: Facts of the encoder that made the vectors; `key` is computed from them.
+        logit_scale: The encoder's ``exp(logit_scale)``, positive; 1 if the encoder has none.
         normalized: Whether the image features have norm 1; raw ones do not.
-        image_features: (N, D) float32, as the encoder gave them.
+        image_features: (N, D) float32, as the encoder returned them.
         labels: (N,) int32, indices into `class_names`.
         ids: N strings, the images' paths below the dataset's root.
         digests: (N, 16) uint8, `content_digest` of each image.
         class_names: C strings.
         templates: P prompt templates such as ``a picture of a {}``.
-        text_features: (C, P, T) float32, as the encoder gave them. T is D for an encoder that
-            compares images with texts.
+        text_features: (C, P, T) float32, as the encoder returned them. T is D for an encoder
+            that compares images with texts.
 
     Raises:
         CacheError: on construction, if the parts contradict each other.
@@ -151,17 +151,17 @@ class FeatureCache:
 
     @cached_property
     def key(self) -> str:
-        """The image key: equal keys, comparable features."""
+        """The image key: caches with equal keys have comparable features."""
         return image_key(self.encoder)
 
     @cached_property
     def text_key(self) -> str:
-        """The text key: equal keys, the same class texts in the same order."""
+        """The text key: caches with equal keys have the same class texts in the same order."""
         return text_key(self.encoder, self.class_names, self.templates)
 
     @cached_property
     def content(self) -> str:
-        """SHA-256, 64 hex digits, of what the rows are: images, labels and classes."""
+        """SHA-256, 64 hex digits, of the client's name, classes, ids, labels and images."""
         digest = hashlib.sha256()
         for names in ((self.client,), self.class_names, self.ids):
             digest.update(f"{len(names)}\0".encode())
@@ -180,8 +180,8 @@ class FeatureCache:
         for name, (array, dtype, dimensions) in kinds.items():
             if array.dtype != dtype or array.ndim != dimensions:
                 raise CacheError(
-                    f"has {name} of shape {array.shape} and dtype {array.dtype}, where "
-                    f"{dimensions} dimensions of {np.dtype(dtype)} belong"
+                    f"has {name} of shape {array.shape} and dtype {array.dtype}, but "
+                    f"{dimensions} dimensions of {np.dtype(dtype)} are expected"
                 )
         rows, width = self.image_features.shape
         classes, templates = len(self.class_names), len(self.templates)
@@ -194,14 +194,14 @@ class FeatureCache:
         }
         for name, (shape, wanted) in expected.items():
             if shape != wanted:
-                raise CacheError(f"has {name} of shape {shape} where {wanted} belongs")
+                raise CacheError(f"has {name} of shape {shape}, but {wanted} is expected")
         if 0 in (rows, width, classes):
             raise CacheError(
-                f"holds {rows} rows of {width} features and {classes} classes, and none of these "
-                "may be 0"
+                f"has {rows} rows of {width} features and {classes} classes, but none of these may "
+                "be 0"
             )
         if templates and not text_width:
-            raise CacheError(f"holds {templates} templates, and their features may not be 0 wide")
+            raise CacheError(f"has {templates} templates, but their features are 0 wide")
 
     def _check_values(self) -> None:
         named = {"class": self.class_names, "template": self.templates, "image": self.ids}
@@ -210,7 +210,7 @@ class FeatureCache:
                 if found := flaw(name):
                     raise CacheError(f"has a {what} {name!r} {found}")
             if len(set(names)) < len(names):
-                raise CacheError(f"names {what} {_repeated(names)!r} twice")
+                raise CacheError(f"has the {what} {_repeated(names)!r} twice")
         if not (np.isfinite(self.logit_scale) and self.logit_scale > 0):
             raise CacheError(f"has logit_scale {self.logit_scale}, which must be positive")
         outside = np.flatnonzero((self.labels < 0) | (self.labels >= len(self.class_names)))
@@ -235,7 +235,7 @@ class FeatureCache:
 
 
 def _finite_rows(features: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-    """Return which rows are finite, without a mask as large as a quarter of the features."""
+    """Return which rows are finite, block by block to save memory."""
     finite = np.empty(len(features), np.bool_)
     for start in range(0, len(features), ROWS_AT_ONCE):
         block = slice(start, start + ROWS_AT_ONCE)

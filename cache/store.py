@@ -1,8 +1,8 @@
 """The folder of caches: find, list, load, verify and remove them.
 
-A cache is a folder ``<cache-dir>/<dataset>/<variant>/`` that holds a
-``<client>.h5`` per client; ``manifest.json`` beside them records how they were made
-and holds nothing that a file needs.
+A cache is a folder ``<cache-dir>/<dataset>/<variant>/`` with one ``<client>.h5`` per
+client. ``manifest.json`` beside them records how they were made; reading the files does
+not need it.
 """
 
 import fcntl
@@ -29,13 +29,13 @@ SUFFIX = ".h5"
 
 @dataclass(frozen=True)
 class CacheFolder:
-    """Where one cache lies, whether or not it is there yet."""
+    """The folder of a cache, which may not exist yet."""
 
     path: Path
 
     @property
     def name(self) -> str:
-        """What `--cache` calls it: ``<dataset>/<variant>``."""
+        """The cache's name, as `--cache` takes it: ``<dataset>/<variant>``."""
         return f"{self.path.parent.name}/{self.path.name}"
 
     @property
@@ -50,14 +50,14 @@ class CacheFolder:
 
     @property
     def made(self) -> float:
-        """When it was last extracted or imported, in seconds since the epoch."""
+        """Time of the last extraction or import, in seconds since the epoch."""
         manifest = self.path / MANIFEST
         files = [manifest] if manifest.is_file() else self.files
         return max(path.stat().st_mtime for path in files)
 
     @property
     def begun(self) -> bool:
-        """Whether an extraction has left something here, if no client's file."""
+        """Whether an extraction was started here: it has left a manifest or parts."""
         return (self.path / MANIFEST).is_file() or bool(find_parts(self.path))
 
     def file(self, client: str) -> Path:
@@ -65,7 +65,7 @@ class CacheFolder:
         return self.path / f"{client}{SUFFIX}"
 
     def read_manifest(self) -> dict[str, Any]:
-        """Read the manifest; an absent or unreadable one is empty, as nothing needs it."""
+        """Read the manifest, which is optional: return {} if it is missing or invalid."""
         try:
             manifest = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
@@ -78,7 +78,7 @@ class CacheFolder:
 
 
 def _is_manifest(value: Any) -> bool:
-    """Return whether a manifest has the structure that its readers rely on."""
+    """Return whether `value` has the structure that readers of the manifest rely on."""
     if not isinstance(value, dict) or not isinstance(value.get("imported", {}), dict):
         return False
     clients = value.get("clients", {})
@@ -89,21 +89,21 @@ def _is_manifest(value: Any) -> bool:
 
 
 def find_caches(cache_dir: Path, *, begun: bool = False) -> list[CacheFolder]:
-    """Find every cache below `cache_dir`, in alphabetical order; with `begun`, unfinished too."""
+    """Find all caches below `cache_dir`, sorted by name; with `begun`, unfinished ones too."""
     folders = [CacheFolder(path) for path in sorted(cache_dir.glob("[!.]*/[!.]*")) if path.is_dir()]
     return [folder for folder in folders if folder.files or (begun and folder.begun)]
 
 
 def resolve_cache(cache_dir: Path, name: str, *, begun: bool = False) -> CacheFolder:
-    """Find the one cache that `name` means: its full name, its dataset or a prefix.
+    """Find the one cache that `name` refers to.
 
     Args:
         cache_dir: Where caches are kept.
-        name: What it is called.
-        begun: Whether its first extraction may be unfinished.
+        name: The cache's full name, its dataset or a prefix of its name.
+        begun: Whether to include caches whose first extraction is unfinished.
 
     Raises:
-        CacheError: it means none or several; the message names them or similar ones.
+        CacheError: no cache or several match; the message lists similar or matching ones.
     """
     found = find_caches(cache_dir, begun=begun)
     exact = [folder for folder in found if folder.name == name]
@@ -125,31 +125,36 @@ def resolve_cache(cache_dir: Path, name: str, *, begun: bool = False) -> CacheFo
 
 
 def latest_cache(cache_dir: Path) -> CacheFolder:
-    """Find the cache extracted or imported last.
+    """Find the cache that was extracted or imported last.
 
     Raises:
-        CacheError: `cache_dir` holds no cache.
+        CacheError: `cache_dir` contains no cache.
     """
     found = find_caches(cache_dir)
     return max(found, key=lambda folder: folder.made) if found else resolve_cache(cache_dir, "")
 
 
 def load_cache(folder: CacheFolder) -> list[FeatureCache]:
-    """Read every client of a cache, in alphabetical order of their names.
+    """Read every client of a cache, sorted by name.
 
     Raises:
         CacheError: a file is damaged, or the clients do not belong together.
     """
     paths = folder.files
     if not paths:
-        raise CacheError(f"{folder.path}: holds no client's file; extract the dataset again")
+        raise CacheError(f"{folder.path}: contains no client's file; extract the dataset again")
     clients = [read_cache(path) for path in paths]
     check_compatible(paths, clients)
     return sorted(clients, key=lambda cache: cache.client)
 
 
 def verify_cache(folder: CacheFolder) -> list[CacheError]:
-    """Check every client of a cache, and return what is wrong: a file each, or all together."""
+    """Check every client of a cache.
+
+    Returns:
+        One error per damaged file; if no file is damaged, an error if the clients do not
+        belong together.
+    """
     paths = folder.files
     clients, wrong = [], []
     for path in paths:
@@ -167,9 +172,9 @@ def verify_cache(folder: CacheFolder) -> list[CacheError]:
 
 @contextmanager
 def writing(folder: CacheFolder) -> Iterator[None]:
-    """Make a cache's folder and keep other writers out of it; remove it if it stays empty.
+    """Create a cache's folder and lock it against other writers; remove it if it stays empty.
 
-    The operating system releases the lock when its holder ends, however it ends.
+    The operating system releases the lock when its holder ends, even if it is killed.
 
     Raises:
         BusyError: another process is writing this cache.
@@ -181,7 +186,7 @@ def writing(folder: CacheFolder) -> Iterator[None]:
             raise BusyError(
                 f"{folder.path}: another extraction is writing this cache; wait until it is done"
             )
-        for leftover in folder.path.glob(f"{TEMPORARY_PREFIX}*"):  # of a killed writer
+        for leftover in folder.path.glob(f"{TEMPORARY_PREFIX}*"):  # left by a killed writer
             leftover.unlink()
         try:
             yield
@@ -193,14 +198,14 @@ def writing(folder: CacheFolder) -> Iterator[None]:
 def _locked(lock: TextIO, path: Path) -> bool:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # The last holder may have removed the file after it was opened here.
+        # The previous holder may have removed the file after it was opened here.
         return path.stat().st_ino == os.fstat(lock.fileno()).st_ino
     except (BlockingIOError, FileNotFoundError):
         return False
 
 
 def remove_cache(folder: CacheFolder) -> None:
-    """Delete a cache's files, and its folders where nothing else is left in them."""
+    """Delete a cache's files, and its folders unless something else is in them."""
     with writing(folder):
         remove_parts(folder.path)
         for path in (*folder.files, folder.path / MANIFEST):

@@ -1,4 +1,4 @@
-"""Writes clients' features as finished files, one each."""
+"""Writes each client's features to a finished file."""
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -24,17 +24,17 @@ from .schema import (
 
 
 def write_cache(cache: FeatureCache, path: Path) -> None:
-    """Write `cache` in place of `path`: whole, checksummed and fsynced, or not at all.
+    """Write `cache` to `path`: whole, checksummed and fsynced, or not at all.
 
-    Equal caches give equal bytes: no clock time goes into a file.
+    Equal caches are written as equal bytes: a file contains no timestamp.
     """
     write_caches([(path, cache)])
 
 
 def write_caches(caches: Iterable[tuple[Path, FeatureCache]]) -> None:
-    """Write several caches, each in place of its path, when all of them could be written.
+    """Write several caches to their paths, none of which changes until all are written.
 
-    One at a time is in memory.
+    Only one cache at a time is in memory.
     """
     with ExitStack() as replacements:
         for path, cache in caches:
@@ -85,7 +85,7 @@ class _Patient:
         return size
 
     def flush(self) -> None:
-        """Do nothing, as nothing is held back."""
+        """Do nothing, since writes are not buffered."""
 
     def _attempt(self, action: Callable[..., object], *arguments: object) -> None:
         if self.problem is None:
@@ -96,7 +96,7 @@ class _Patient:
 
 
 def _fixed_length(strings: Sequence[str]) -> tuple[npt.NDArray[np.bytes_], Any]:
-    """Encode as fixed-length UTF-8: variable-length strings can flip bits unnoticed."""
+    """Encode as fixed-length UTF-8, since HDF5 does not checksum variable-length strings."""
     encoded = [string.encode() for string in strings]
     dtype = h5py.string_dtype("utf-8", max(1, *map(len, encoded)))
     return np.array(encoded, dtype=dtype), dtype

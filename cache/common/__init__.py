@@ -1,1 +1,1 @@
-"""What every command needs whatever it does: errors, files, progress, console, devices."""
+"""Shared by all commands: errors, files, progress, console, options, devices."""

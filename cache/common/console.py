@@ -1,4 +1,4 @@
-"""What commands print, and the exit codes of commands."""
+"""Output and exit codes of commands."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def complain(message: str) -> int:
 def print_table(
     headings: Sequence[str], rows: Sequence[Sequence[object]], words: Collection[str] = ()
 ) -> None:
-    """Print a table; its first column and those of `words` hold text, the others numbers."""
+    """Print a table; the first column and those in `words` contain text, the others numbers."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -44,9 +44,9 @@ def print_table(
 def show_table(table: Table, console: Console | None = None) -> None:
     """Print a table whole, without breaking a word.
 
-    A table too wide for the terminal is transposed; if it is too wide then, its texts are wrapped
-    between words; if that is not enough, each row is printed as a list. In a pipe or a file the
-    table is printed as it is.
+    A table too wide for the terminal is transposed. If it is still too wide, its texts are wrapped
+    between words; if that is not enough either, each row is printed as a list. In a pipe or a file
+    the table is printed as it is.
     """
     from rich.console import Console
 
@@ -60,7 +60,7 @@ def show_table(table: Table, console: Console | None = None) -> None:
 
 
 def _width(table: Table, console: Console) -> int:
-    """Measure how wide a table is if no cell is wrapped further."""
+    """Return the width of a table if no cell is wrapped further."""
     from rich.measure import Measurement
 
     options = console.options.update(max_width=sys.maxsize)
@@ -83,7 +83,7 @@ def _is_text(column: Column) -> bool:
 
 
 def _transposed(table: Table) -> Table:
-    """Make rows of a table's columns; its first column becomes the heading."""
+    """Turn a table's columns into rows; its first column becomes the heading."""
     from rich.table import Table
 
     transposed = Table(box=table.box, title=table.title, title_justify=table.title_justify)
@@ -122,7 +122,7 @@ def _longest_word(column: Column) -> int:
 
 
 def _listed(table: Table, console: Console) -> Table:
-    """Make a list of each row: the heading and the cell of every column on a line."""
+    """Turn each row into a list, with the heading and cell of one column per line."""
     from rich.table import Table
 
     listed = Table(

@@ -1,4 +1,4 @@
-"""Where both stages compute."""
+"""Devices that both stages compute on."""
 
 from contextlib import AbstractContextManager
 
@@ -8,12 +8,12 @@ from .errors import FedclipError
 
 
 def resolve_device(device: str, local_rank: int = 0) -> torch.device:
-    """Turn ``auto`` or a torch device's name into a device that is there.
+    """Resolve ``auto`` or the name of a torch device to an available device.
 
-    Of several processes on a machine each gets a GPU in turn with ``auto`` and ``cuda``.
+    With ``auto`` and ``cuda``, several processes on a machine take its GPUs in turn.
 
     Raises:
-        FedclipError: there is no such device here.
+        FedclipError: the device is not available here.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -31,8 +31,8 @@ def resolve_device(device: str, local_rank: int = 0) -> torch.device:
 
 
 def repeatable_cudnn() -> AbstractContextManager[None]:
-    """Have cuDNN, where it is on, compute alike each time and in full single precision."""
-    # Without a word, `flags` would turn it off.
+    """Make cuDNN, if it is enabled, deterministic and use full single precision."""
+    # By default, `flags` would disable cuDNN.
     return torch.backends.cudnn.flags(
         enabled=torch.backends.cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False
     )

@@ -1,8 +1,8 @@
-"""What a user did that cannot be carried out."""
+"""Errors that a user can fix."""
 
 
 class FedclipError(Exception):
-    """Bad input: one line that names the thing, says what is wrong and what to do.
+    """Bad input; the message is one line, ``what: what is wrong; what to do``.
 
     The command line prints it after ``error:`` and exits with code 2.
     """
@@ -17,7 +17,7 @@ class BusyError(CacheError):
 
 
 def first_line(error: BaseException) -> str:
-    """Give the beginning of an error's message."""
+    """Return the first lines of an error's message on one line, at most 200 characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = " ".join(lines[:2]) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:197]}..."

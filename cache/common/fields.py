@@ -52,22 +52,22 @@ def option(
     """Declare a dataclass field as a setting. Floats must be finite.
 
     Args:
-        default: Value if none is given; without one, the option is required.
+        default: Value if the user passes none; without one, the option is required.
         help: A noun phrase or an imperative, without the default.
-        source: Paper and equation, or whatever the setting is taken from.
+        source: Where the setting comes from, such as a paper and equation.
         least: Inclusive lower bound.
         most: Inclusive upper bound.
         above: Exclusive lower bound.
         below: Exclusive upper bound.
         choices: Valid values, or a function that lists them (called when they are needed);
             a field of type `Literal` has its own.
-        closed: Whether `choices` are all that is valid; if not, they are completed by the shell.
+        closed: Whether only `choices` are valid; if not, they only serve shell completion.
         flags: Names on the command line; by default ``--`` and the field's name.
         panel: Panel of the help; by default the class attribute `PANEL`.
-        metavar: What stands for the value in the help.
+        metavar: Placeholder for the value in the help.
         envvar: Environment variable that sets the option.
-        parse: Reads the value from text in place of the field's type; raises a ValueError that
-            says what is expected.
+        parse: Reads the value from text in place of the field's type; raises a ValueError whose
+            message states what is expected.
         shown: Text to show as the default in the help.
     """
     facts = {
@@ -95,10 +95,10 @@ class Option:
     """A setting: a field's name and type, and what `option` declares about it.
 
     Attributes:
-        kinds: Types of the value, without None: int, float, str, bool or Path; more than one is
-            tried from left to right.
+        kinds: Types of the value, without None: int, float, str, bool or Path; several are tried
+            from left to right.
         optional: Whether None is valid too.
-        multiple: Whether the value is a tuple, given as one option several times.
+        multiple: Whether the value is a tuple, for which the option may be repeated.
         default: The default, or `dataclasses.MISSING`.
     """
 
@@ -129,7 +129,7 @@ class Option:
 
     @property
     def required(self) -> bool:
-        """Whether a value must be given."""
+        """Whether the user must pass a value."""
         return self.default is MISSING
 
     @property
@@ -152,7 +152,7 @@ class Option:
 
     @property
     def shown_default(self) -> str:
-        """The default as the help shows it; empty if nothing is to be shown."""
+        """The default as the help shows it; empty to show none."""
         if self.shown or self.default in (None, MISSING) or self.default is False:
             return self.shown
         values = self.default if self.multiple else (self.default,)
@@ -182,12 +182,12 @@ class Option:
             self._check(each, each)
 
     def error(self, value: object, problem: str) -> FedclipError:
-        """Make the error of an invalid value."""
+        """Return the error for an invalid value."""
         return FedclipError(f"{self.flag} {shlex.quote(str(value))}: {problem}")
 
     def _read(self, text: str) -> Any:
         if not text:
-            raise self.error(text, f"is empty; give a value, or leave out {self.flag}")
+            raise self.error(text, f"is empty; pass a value or leave out {self.flag}")
         if self.parse is not None:
             try:
                 return self.parse(text)
@@ -201,7 +201,7 @@ class Option:
         raise self.error(text, f"must be {self._kinds_in_words()}")
 
     def _check(self, value: Any, typed: object) -> None:
-        """Check one value, which the error repeats as it was typed."""
+        """Check one value; an error repeats it as the user typed it."""
         if value is None and self.optional:
             return
         if not any(_is(value, kind) for kind in self.kinds):
@@ -251,7 +251,7 @@ def _options_of(cls: Any) -> dict[str, Option]:
 
 
 def _resolve(hint: Any, where: str) -> dict[str, Any]:
-    """Take a field's type apart."""
+    """Derive an option's kinds, and whether it is optional or multiple, from a field's type."""
     union = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     members = [each for each in union if each is not types.NoneType]
     facts: dict[str, Any] = {"optional": len(members) < len(union), "multiple": False}
@@ -280,7 +280,7 @@ def _is(value: Any, kind: type) -> bool:
 
 
 def check_options(instance: Any) -> None:
-    """Check every setting of a dataclass's instance; to be called by `__post_init__`.
+    """Check every setting of a dataclass instance; call this from `__post_init__`.
 
     Raises:
         FedclipError: a value is invalid.
@@ -290,16 +290,16 @@ def check_options(instance: Any) -> None:
 
 
 def merge_options(owners: Mapping[str, type]) -> list[Option]:
-    """List the settings of several classes, those of one name as one option.
+    """List the settings of several classes, with settings of the same name as one option.
 
-    The help says which owner has which default. Bounds on which owners differ are left to the
-    classes' own checks.
+    The help shows each owner's default. Bounds that differ between owners are left to the classes'
+    own checks.
 
     Args:
         owners: The classes by name.
 
     Raises:
-        TypeError: two classes have a setting of one name and different types.
+        TypeError: two classes have a setting of the same name with different types.
     """
     found: dict[str, dict[str, Option]] = {}
     for owner, cls in owners.items():
@@ -326,18 +326,18 @@ def _merged(by_owner: Mapping[str, Option]) -> Option:
 
 
 def flag(name: str) -> str:
-    """Spell a parameter as an option."""
+    """Return a parameter's name as an option, such as ``--batch-size``."""
     return f"--{name.replace('_', '-')}"
 
 
 def listed(words: Sequence[str], last: str = "or") -> str:
-    """Join words as English does: `A, B or C`."""
+    """Join words into an English list: `A, B or C`."""
     *others, end = words or [""]
     return f"{', '.join(others)} {last} {end}" if others else end
 
 
 def suggest(word: str, words: Iterable[str]) -> str:
-    """End an error about an unknown name: with similar names, else with all if they are few."""
+    """Return the end of an error about an unknown name: similar names, or all if they are few."""
     known = {each.lower(): each for each in words}
     lower = word.lower()
     similar = [name for name in known if len(lower) > 2 and lower in name][:_SIMILAR]

@@ -20,7 +20,7 @@ def check_name(name: str, what: str) -> str:
     """Return `name` if it can be a file's name on any system.
 
     Raises:
-        FedclipError: it is empty, starts with a dot or holds a separator, say.
+        FedclipError: the name is unsafe, for example empty or with a separator.
     """
     if not _SAFE_NAME.fullmatch(name) or len(name.encode(errors="replace")) > MAX_NAME_BYTES:
         raise FedclipError(
@@ -31,10 +31,10 @@ def check_name(name: str, what: str) -> str:
 
 
 def client_name(domain: str) -> str:
-    """Name the client of a domain: lower-cased, spaces to underscores.
+    """Return the name of a domain's client: in lower case, with underscores for spaces.
 
     Raises:
-        FedclipError: the name cannot be a file's.
+        FedclipError: the name is unsafe as a file name.
     """
     return check_name(domain.lower().replace(" ", "_"), "domain")
 
@@ -45,7 +45,7 @@ def slug(text: str) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` survive a power cut."""
+    """Fsync `folder`, so that the names in it survive a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -55,13 +55,13 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it takes `path`'s place.
+    """Yield a temporary path beside `path`; on success it replaces `path`.
 
-    The content is fsynced before the rename, so a reader, a crash or a full disk
-    finds the old file or the new one, whole.
+    The content is fsynced before the rename, so that `path` is always the whole old file or
+    the whole new one, even after a crash or with a full disk.
 
     Raises:
-        OSError: it cannot be written; the error names `path`.
+        OSError: the file cannot be written; the error names `path`.
     """
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
     try:
@@ -77,19 +77,17 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; on success it becomes `path`, new or empty.
+    """Yield a temporary folder beside `path`; on success it becomes `path`.
 
     Raises:
-        FedclipError: there is something already, which is said before anything is made.
-        OSError: it cannot be written; the error names `path`, or a file to be in it.
+        FedclipError: `path` is a file or a folder that is not empty; checked first.
+        OSError: the folder cannot be written; the error names `path` or a file in it.
     """
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise FedclipError(
-            f"{path}: is there already, and not empty; move or remove it, and it is made anew"
-        )
+        raise FedclipError(f"{path}: exists and is not empty; move or remove it, then run again")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process with our number
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process with our id
     temporary.mkdir()
     try:
         with _naming(path, temporary):
@@ -102,7 +100,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _naming(path: Path, temporary: Path) -> Iterator[None]:
-    """Have an error name the file that a user knows, where it names the temporary one or none."""
+    """Make errors name `path` in place of its temporary path or of none."""
     try:
         yield
     except OSError as error:
@@ -118,6 +116,6 @@ def to_json(value: Any) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON in place of `path`, whole or not at all."""
+    """Write `value` to `path` as JSON, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(to_json(value), encoding="utf-8")

@@ -1,22 +1,22 @@
-"""How much may be unpacked from how little: more is a bomb, or nothing that we can use."""
+"""Limits on unpacking: data that exceeds them is a decompression bomb, or of no use here."""
 
 from rich.filesize import decimal
 
 from .errors import FedclipError
 
-# Features and image files hardly shrink; what does by a hundred is small.
+# Features and image files hardly compress; files that shrink a hundredfold are small.
 _ALWAYS_FINE = 1 << 30
 _TIMES = 100
 
 
 def check_unpacked(what: str, packed: int, unpacked: int) -> None:
-    """Refuse what would fill the memory from a small file.
+    """Refuse a small file that would fill the memory when unpacked.
 
     Raises:
-        FedclipError: over 1 GiB would be unpacked from under a hundredth of it.
+        FedclipError: the unpacked size is over 1 GiB and over 100 times the packed size.
     """
     if unpacked > max(_ALWAYS_FINE, _TIMES * packed):
         raise FedclipError(
-            f"{what} would unpack {decimal(packed)} to {decimal(unpacked)}; if that is meant, "
-            "write it without compression"
+            f"{what} would unpack {decimal(packed)} to {decimal(unpacked)}; if that is intended, "
+            "save it without compression"
         )

@@ -6,7 +6,7 @@ A command names the dataclasses that it takes, and gets instances of them:
     @with_options(examples=["fedclip train --lr 0.1"])
     def train(run: RunOptions, settings: Chosen[Settings]) -> None: ...
 
-Each field is one option; parameters of other types are Typer's, as ever.
+Each field is one option; parameters of other types are Typer's, as usual.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ __all__ = [
     "with_options",
 ]
 
-# Choices that take up to this many characters stand for the value in the help.
+# Choices of up to this many characters in all are the placeholder for the value in the help.
 _SHORT_CHOICES = 24
 
-# Where a context keeps the options of its command.
+# Key under which a context keeps the options of its command.
 _EXPANDED = __name__
 
-# Where a decorated function keeps its groups.
+# Attribute in which a decorated function keeps its groups.
 _COMMAND = "_with_options"
 
 T = TypeVar("T")
@@ -70,20 +70,20 @@ class DeviceOptions:
         choices=("auto", "cpu", "cuda"),
         closed=False,
         metavar="DEVICE",
-        help="Device that computes: auto, cpu, cuda, cuda:1, ...",
+        help="Device to compute on: auto, cpu, cuda, cuda:1, ...",
     )
 
 
 class Chosen(dict[str, Any], Generic[T]):
-    """The settings of `T` that the user gave, by name; the others are not in the mapping."""
+    """The settings of `T` that the user set, by name; the others are not in the mapping."""
 
 
 class Also:
-    """In an annotation of a `Chosen`: take the options that a function lists, too.
+    """Mark for the annotation of a `Chosen`: adds the options that a function lists.
 
     Args:
-        options: Called with the command's raw arguments before they are parsed, and with none
-            if the shell asks for completions and the arguments are not valid yet.
+        options: Called with the command's raw arguments before they are parsed; without arguments
+            if they are invalid, which is usual during shell completion.
     """
 
     def __init__(self, options: Callable[[Sequence[str]], Iterable[Option]]) -> None:
@@ -138,11 +138,11 @@ def with_options(
 def with_options(
     function: Callable[..., None] | None = None, *, examples: Sequence[str] = ()
 ) -> Any:
-    """Let a command take dataclasses and `Chosen` mappings; to be used with `Command`.
+    """Let a command take dataclasses and `Chosen` mappings; use it together with `Command`.
 
     Args:
         function: The command.
-        examples: Command lines that end the help.
+        examples: Command lines to show at the end of the help.
     """
     if function is None:
         return functools.partial(with_options, examples=examples)
@@ -175,7 +175,7 @@ def with_options(
 
 
 def _build(context: typer.Context, groups: Mapping[str, _Group]) -> dict[str, Any]:
-    """Make the instances and mappings that a command takes of what the user gave."""
+    """Build the instances and mappings that a command takes from the user's input."""
     typed = _given(context, "COMMANDLINE", "ENVIRONMENT")
     built = {}
     try:
@@ -199,7 +199,7 @@ class Group(TyperGroup):
     """A group of commands that answers --help without loading pydantic."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """List the parameters; flags are off by default, since pydantic would parse a None."""
+        """List the parameters; flags default to False, since a None would load pydantic."""
         parameters: list[Any] = super().get_params(ctx)
         for each in parameters:
             if each.default is None and getattr(each, "is_flag", False):
@@ -224,7 +224,7 @@ class Command(TyperCommand):
             ctx.meta[_EXPANDED] = _expand(self._groups, args)
         except FedclipError as error:
             ctx.meta[_EXPANDED] = _expand(self._groups, ())
-            if not ctx.resilient_parsing:  # as it is while the shell completes
+            if not ctx.resilient_parsing:  # true during shell completion
                 ctx.fail(str(error))
         return super().parse_args(ctx, args)
 
@@ -265,7 +265,7 @@ def _expanded(context: Any) -> _Expanded:
 
 
 def _parameters(options: Iterable[Option]) -> list[Any]:
-    """Make click's parameters, by having Typer make them of a function's."""
+    """Make click's parameters: let Typer derive them from a function's signature."""
 
     def function() -> None: ...
 
@@ -279,7 +279,7 @@ def _parameters(options: Iterable[Option]) -> list[Any]:
 
 
 def _parameter(each: Option) -> inspect.Parameter:
-    """Describe an option to Typer as a text, which `Option.read` parses, or as a flag."""
+    """Declare an option to Typer as text, which `Option.read` parses, or as a flag."""
     kind: Any = list[str] if each.multiple else str
     default: Any = each.shown_default or None
     if each.required:
@@ -345,7 +345,7 @@ def declared(context: typer.Context) -> dict[str, Option]:
 
 
 def given(context: typer.Context) -> set[str]:
-    """Name the parameters that the command line gives."""
+    """Return the names of the parameters that the command line sets."""
     return _given(context, "COMMANDLINE")
 
 

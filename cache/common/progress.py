@@ -1,7 +1,7 @@
 """How notes, warnings and progress are shown on a terminal or in a log file.
 
-Modules log notes (INFO) and warnings to `logging.getLogger(__name__)`, and work that counts
-takes a `Progress` callback. Nothing is shown unless `show_progress` is active.
+Modules log notes (INFO) and warnings to `logging.getLogger(__name__)`, and work that can report
+its progress takes a `Progress` callback. Nothing is shown unless `show_progress` is active.
 """
 
 import logging
@@ -25,20 +25,20 @@ from rich.progress import (
 )
 from rich.text import Text
 
-# The logger that all modules' loggers are below.
+# Parent of all modules' loggers.
 PACKAGE = __name__.partition(".")[0]
 
 SECONDS_BETWEEN_LINES = 5.0
 
-# Of many lines of one kind, those that are told.
+# Number of lines of one kind that are shown.
 LINES_SHOWN = 10
 
 
 class Progress(Protocol):
-    """Called with how far some work is: `done` of `total` units of `task`."""
+    """Called as work proceeds: `done` of `total` units of `task` are finished."""
 
     def __call__(self, task: str, done: int, total: int, unit: str, detail: str = "") -> None:
-        """Take the new count; `detail` is shown behind it."""
+        """Show the new count, followed by `detail`."""
 
 
 def no_progress(task: str, done: int, total: int, unit: str, detail: str = "") -> None:
@@ -67,7 +67,7 @@ class Bars:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        """Print a line above the bars, marked."""
+        """Print a line above the bars, marked as a warning."""
         self._console.print(
             f"warning: {text}",
             style="yellow",
@@ -85,9 +85,9 @@ class Bars:
 
 @dataclass
 class _Clock:
-    begun: float
+    started: float
     shown: float
-    done: int  # before it began
+    done: int  # before it started
 
 
 class Lines:
@@ -102,7 +102,7 @@ class Lines:
         print(text, file=self._stream, flush=True)
 
     def warn(self, text: str) -> None:
-        """Write a line, marked."""
+        """Write a line, marked as a warning."""
         self.note(f"warning: {text}")
 
     def __call__(self, task: str, done: int, total: int, unit: str, detail: str = "") -> None:
@@ -113,7 +113,7 @@ class Lines:
         if not first and done < total and now - clock.shown < SECONDS_BETWEEN_LINES:
             return
         clock.shown = now
-        elapsed = now - clock.begun
+        elapsed = now - clock.started
         speed = (done - clock.done) / elapsed if elapsed else None
         left = f"ETA {(total - done) / speed:.0f} s" if speed and done < total else ""
         facts = [f"{task}: {done}/{total} {unit}", _rate(speed, unit), left, detail]
@@ -138,8 +138,8 @@ def show_progress(stream: TextIO | None = None) -> Iterator[Progress]:
     """Show the package's notes, warnings and progress while the context is active.
 
     Args:
-        stream: Where to; standard error by default. A terminal gets bars, anything else plain
-            lines.
+        stream: Output stream; standard error by default. A terminal shows bars, anything else
+            plain lines.
     """
     stream = stream or sys.stderr
     console = Console(file=stream)
@@ -176,6 +176,6 @@ def _logged(display: Bars | Lines) -> Iterator[None]:
 
 
 def first_of(lines: Sequence[str], rest: str) -> list[str]:
-    """Keep the first of many lines; `rest` says of the others what they are, by ``{}`` how many."""
+    """Return the first lines, then `rest` with the number of the others in place of ``{}``."""
     more = len(lines) - LINES_SHOWN
     return [*lines[:LINES_SHOWN], *([rest.format(more)] if more > 0 else [])]

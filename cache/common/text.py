@@ -1,4 +1,4 @@
-"""Which texts a cache can keep: fixed-length UTF-8, which NULs fill up."""
+"""Which texts a cache can store: those that fixed-length UTF-8, padded with NULs, can hold."""
 
 from pathlib import Path
 
@@ -6,19 +6,19 @@ from .errors import FedclipError
 
 
 def flaw(text: str) -> str:
-    """Say what keeps a text out of a cache, in words that follow its name; nothing where none."""
+    """Return why `text` cannot be stored, worded to follow the text, or '' if it can."""
     try:
         text.encode()
     except UnicodeEncodeError:
         return "that is not UTF-8"
-    return "with a NUL character, which a cache cannot keep" if "\0" in text else ""
+    return "with a NUL character, which a cache cannot store" if "\0" in text else ""
 
 
 def check_utf8(path: Path | str) -> None:
-    """Refuse a path that a cache or its manifest could not hold.
+    """Refuse a path that a cache or its manifest cannot store.
 
     Raises:
-        FedclipError: its name is not UTF-8.
+        FedclipError: the path is not UTF-8, or contains a NUL.
     """
     if flaw(str(path)):
         raise FedclipError(f"{str(path)!r}: this name is not UTF-8; rename it")

@@ -122,7 +122,7 @@ def test_the_environment_says_where_caches_are(
 ) -> None:
     make_cache({"photo": 5}).rename(tmp_path / "elsewhere")
     monkeypatch.setenv("FEDCLIP_CACHE_DIR", str(tmp_path / "elsewhere"))
-    assert command("cache", "verify").out == ["tiny/drawn: 1 files are whole"]
+    assert command("cache", "verify").out == ["tiny/drawn: 1 files are intact"]
     assert command("cache", "ls", "--cache-dir", "caches").out == ["no caches in caches"]
 
 
@@ -182,9 +182,9 @@ def test_whole_caches_are_verified(command: Run, make_cache: MakeCache) -> None:
     make_cache({"photo": 5, "sketch": 7})
     make_cache({"photo": 5}, "pets/vit")
     assert command("cache", "verify") == Outcome(
-        0, ["pets/vit: 1 files are whole", "tiny/drawn: 2 files are whole"], []
+        0, ["pets/vit: 1 files are intact", "tiny/drawn: 2 files are intact"], []
     )
-    assert command("cache", "verify", "tiny").out == ["tiny/drawn: 2 files are whole"]
+    assert command("cache", "verify", "tiny").out == ["tiny/drawn: 2 files are intact"]
 
 
 def test_every_damaged_file_is_named_when_verified(command: Run, make_cache: MakeCache) -> None:
@@ -195,7 +195,7 @@ def test_every_damaged_file_is_named_when_verified(command: Run, make_cache: Mak
     for name in damaged:
         flip(caches / name, 1000)
     outcome = command("cache", "verify")
-    assert (outcome.code, outcome.out) == (2, ["whole/vit: 1 files are whole"])
+    assert (outcome.code, outcome.out) == (2, ["whole/vit: 1 files are intact"])
     assert [line.split(": ")[:2] for line in outcome.err] == [
         ["error", f"caches/{name}"] for name in damaged
     ]
@@ -279,7 +279,7 @@ def test_a_user_sees_one_line_for_a_damaged_file(fedclip: Fedclip, make_cache: M
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == (
         "error: caches/tiny/drawn/photo.h5: is truncated or altered: its bytes do not match its "
-        "SHA-256; remove the cache (fedclip cache rm) or put back a whole copy\n"
+        "SHA-256; remove the cache (fedclip cache rm) or restore an intact copy\n"
     )
 
 
@@ -341,7 +341,7 @@ def test_an_import_says_what_it_made(command: Run, archive: Path, tmp_path: Path
 
 def test_an_import_is_listed_verified_and_removed(command: Run, archive: Path) -> None:
     command("cache", "import", archive, "--name", "pets")
-    assert command("cache", "verify", "pets").out[0].endswith(": 2 files are whole")
+    assert command("cache", "verify", "pets").out[0].endswith(": 2 files are intact")
     assert (
         sum(line.strip().startswith("pets/imported-") for line in command("cache", "ls").out) == 1
     )
@@ -353,8 +353,8 @@ def test_an_import_of_a_name_that_exists_is_one_line(command: Run, archive: Path
     command("cache", "import", archive, "--name", "pets")
     complaint = command("cache", "import", archive, "--name", "pets").complaint
     assert complaint == (
-        "error: a cache 'pets' exists below caches; remove it (fedclip cache rm pets) or choose "
-        "another --name"
+        "error: --name pets: a cache of this name exists in caches; remove it (fedclip cache rm "
+        "pets) or choose another name"
     )
 
 

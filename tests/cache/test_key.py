@@ -134,7 +134,7 @@ def test_facts_are_a_mapping_of_all_groups() -> None:
 
 @pytest.mark.parametrize(("one", "two"), [("shared", "image"), ("text", "about")])
 def test_a_fact_in_two_groups_is_refused(one: str, two: str) -> None:
-    with pytest.raises(CacheError, match="has the encoder's fact 'size' in two groups"):
+    with pytest.raises(CacheError, match="has the encoder fact 'size' in two groups"):
         EncoderFacts(**{one: {"size": 1}, two: {"size": 1}})
 
 

@@ -220,11 +220,11 @@ def changed(array: Array, place: Any, value: Any) -> Array:
 
 
 BAD_ARRAYS: dict[str, tuple[dict[str, Any], str]] = {
-    "no labels": ({"labels": None}, "has no array 'labels'; it has image_features, text_features"),
+    "no labels": ({"labels": None}, "has no array 'labels', only image_features, text_features"),
     "no image features": ({"image_features": None}, "has no array 'image_features'"),
     "no text features": ({"text_features": None}, "has no array 'text_features'"),
-    "an object array": ({"class_names": np.array(["a", None], object)}, "no objects"),
-    "labels that are objects": ({"labels": LABELS.astype(object)}, "no objects"),
+    "an object array": ({"class_names": np.array(["a", None], object)}, "without object arrays"),
+    "labels that are objects": ({"labels": LABELS.astype(object)}, "without object arrays"),
     "NaN": ({"image_features": changed(IMAGES, (3, 1), np.nan)}, "the first is row 3 (3)"),
     "Inf": ({"image_features": changed(IMAGES, 5, np.inf)}, "the first is row 5 (5)"),
     "too large for single precision": (
@@ -251,10 +251,13 @@ BAD_ARRAYS: dict[str, tuple[dict[str, Any], str]] = {
     "no rows": ({"image_features": IMAGES[:0], "labels": LABELS[:0]}, "of shape (0, 4)"),
     "no classes": ({"text_features": TEXTS[:0]}, "text_features of shape (0, 4)"),
     "no width": ({"image_features": IMAGES[:, :0]}, "of shape (6, 0)"),
-    "a text of zeros": ({"text_features": changed(TEXTS, 1, 0.0)}, "with a row of zeros"),
+    "a text of zeros": (
+        {"text_features": changed(TEXTS, 1, 0.0)},
+        "has a row of zeros in text_features",
+    ),
     "too many class names": ({"class_names": ["a", "b", "c"]}, "class_names of shape (3,)"),
     "class names that are floats": ({"class_names": [0.5, 1.5]}, "dtype float64"),
-    "a class named twice": ({"class_names": ["a", "a"]}, "names class 'a' twice"),
+    "a class named twice": ({"class_names": ["a", "a"]}, "has the class 'a' twice"),
     "a class name with NUL": ({"class_names": ["a\0b", "c"]}, "NUL"),
     "class names that are not UTF-8": ({"class_names": [b"caf\xe9", b"dog"]}, "class_names"),
     "a class name of half a character": ({"class_names": ["caf\udce9", "dog"]}, ""),
@@ -266,8 +269,8 @@ BAD_ARRAYS: dict[str, tuple[dict[str, Any], str]] = {
     "domains that differ in a space": ({"domain": ["a b", "a_b"] * 3}, "'a_b'"),
     "a scale of zero": ({"logit_scale": 0}, "has logit_scale 0.0, which must be positive"),
     "a scale of NaN": ({"logit_scale": np.nan}, "has logit_scale nan"),
-    "a scale that is text": ({"logit_scale": "100"}, "logit_scale that is not one number"),
-    "two scales": ({"logit_scale": [1.0, 2.0]}, "logit_scale that is not one number"),
+    "a scale that is text": ({"logit_scale": "100"}, "logit_scale that is not a single number"),
+    "two scales": ({"logit_scale": [1.0, 2.0]}, "logit_scale that is not a single number"),
 }
 
 
@@ -361,7 +364,7 @@ def test_a_single_array_is_refused(tmp_path: Path, caches: Path) -> None:
 
 
 def test_a_folder_is_refused(tmp_path: Path, caches: Path) -> None:
-    assert refusal(tmp_path, caches) == f"{tmp_path}: is a folder; give the .npz file"
+    assert refusal(tmp_path, caches) == f"{tmp_path}: is a folder; pass the .npz file"
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path, caches: Path) -> None:
@@ -378,7 +381,7 @@ def test_an_unsafe_name_is_refused(archive: Archive, caches: Path, name: str) ->
 def test_a_cache_that_exists_is_kept(archive: Archive, caches: Path) -> None:
     first = import_npz(archive(), caches, "pets")
     before = {path: path.read_bytes() for path in first.folder.path.iterdir()}
-    with pytest.raises(CacheError, match=r"a cache 'pets' exists .* \(fedclip cache rm pets\)"):
+    with pytest.raises(CacheError, match=r"--name pets: .* exists .* \(fedclip cache rm pets\)"):
         import_npz(archive(image_features=IMAGES + 1), caches, "pets")
     assert {path: path.read_bytes() for path in first.folder.path.iterdir()} == before
 

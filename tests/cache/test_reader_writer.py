@@ -334,7 +334,7 @@ assert refused == len(limits) > 150, refused
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert refusal(tmp_path / "photo.h5").endswith(
-        "file not found; extract the dataset again or put back a copy"
+        "file not found; extract the dataset again or restore a copy"
     )
 
 
@@ -394,14 +394,14 @@ def test_a_file_of_an_unknown_format_version_is_refused_with_those_that_are_read
     content = bytearray(path.read_bytes())
     content[len(MAGIC) : len(MAGIC) + 4] = struct.pack("<I", unknown)
     path.write_bytes(content)
-    assert f"version {unknown}, and this fedclip reads versions 1 to 2;" in refusal(path)
+    assert f"version {unknown}, but this fedclip only reads versions 1 to 2;" in refusal(path)
 
 
 def test_a_file_of_the_other_format_version_than_it_says_is_refused(
     path: Path, version: int
 ) -> None:
     path.write_bytes(sealed(path.read_bytes()[512:], 3 - version))
-    assert f"version '{version}', and its first block promises" in refusal(path)
+    assert f"version '{version}', but its first block declares" in refusal(path)
 
 
 def test_a_file_of_version_1_is_read_as_it_was(make_features: MakeFeatures, tmp_path: Path) -> None:
@@ -568,7 +568,7 @@ def test_a_dataset_that_is_compressed_is_refused(
         del file[path]
         file.create_dataset(path, data=data, chunks=data.shape, fletcher32=True, **filters)
 
-    assert f"{name} compressed, as no fedclip does" in refusal(edited(compress))
+    assert f"{name} compressed, which fedclip never does" in refusal(edited(compress))
 
 
 def test_a_chunk_that_claims_more_than_the_file_has_is_never_allocated(
@@ -581,7 +581,7 @@ def test_a_chunk_that_claims_more_than_the_file_has_is_never_allocated(
         file.create_dataset("image/labels", data.shape, data.dtype, **options)
 
     message = refusal(edited(claim))
-    assert f"claims {1 << 30} bytes of image/labels, more than the file has" in message
+    assert f"declares {1 << 30} bytes of image/labels, more than the file has" in message
 
 
 WRONG_PARTS = {
@@ -827,7 +827,7 @@ def test_in_version_1_class_texts_must_be_there_and_as_wide_as_the_images(
         with h5py.File(path, "r+") as file:
             del file[name]
         seal(path)
-        assert f"has no {name} of its own" in refusal(path)
+        assert f"has no {name}, or only a link to it" in refusal(path)
 
 
 EMPTY: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}

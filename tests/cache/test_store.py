@@ -224,7 +224,7 @@ def test_clients_are_loaded_in_alphabetical_order_of_their_names(
 
 def test_an_empty_folder_cannot_be_loaded(tmp_path: Path) -> None:
     with pytest.raises(
-        CacheError, match="holds no client's file; extract the dataset again"
+        CacheError, match="contains no client's file; extract the dataset again"
     ) as caught:
         load_cache(CacheFolder(tmp_path))
     assert str(tmp_path) in str(caught.value)
@@ -265,7 +265,7 @@ def test_clients_of_different_encoders_are_refused_with_what_differs(
     make_features: MakeFeatures, tmp_path: Path, encoder: EncoderFacts, facts: str
 ) -> None:
     message = refusal_of(tmp_path, make_features("photo"), make_features("sketch", encoder=encoder))
-    assert f"are of different encoders {facts}" in message
+    assert f"come from different encoders {facts}" in message
 
 
 def test_a_fact_that_is_none_is_told_from_one_that_is_missing(
@@ -296,7 +296,7 @@ def test_encoders_that_only_are_called_differently_are_one(
         ),
         (
             {"classes": ("dog", "cat", "fish")},
-            "class_names (photo and sketch have the same in another order)",
+            "class_names (photo and sketch have the same in a different order)",
         ),
         ({"classes": ("cat", "dog")}, "class_names (only photo has 'fish')"),
         (

@@ -123,7 +123,7 @@ def test_a_text_is_parsed_by_the_type(name: str, text: str | list[str], value: A
         ("rounds", "many", "--rounds many: must be a whole number"),
         ("rounds", "1.5", "--rounds 1.5: must be a whole number"),
         ("rounds", "0", "--rounds 0: must be at least 1"),
-        ("rounds", "", "--rounds '': is empty; give a value, or leave out --rounds"),
+        ("rounds", "", "--rounds '': is empty; pass a value or leave out --rounds"),
         ("mu", "-1", "--mu -1: must be at least 0"),
         ("mu", "a lot", "--mu 'a lot': must be a number"),
         ("mu", "nan", "--mu nan: must be a finite number"),
@@ -135,7 +135,7 @@ def test_a_text_is_parsed_by_the_type(name: str, text: str | list[str], value: A
         ("norm", "inf", "--norm inf: must be a finite number"),
         ("loss", "clas", "--loss clas: unknown loss; did you mean class?"),
         ("strategy", "x", "--strategy x: unknown strategy; choose fedavg or fedprox"),
-        ("runs_dir", "", "--runs '': is empty; give a value, or leave out --runs"),
+        ("runs_dir", "", "--runs '': is empty; pass a value or leave out --runs"),
         ("fast", "perhaps", "--fast perhaps: must be true or false"),
     ],
 )

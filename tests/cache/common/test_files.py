@@ -163,7 +163,7 @@ def test_a_folder_with_content_is_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(FedclipError) as caught, replacing_folder(path):
         raise AssertionError("began to make what cannot take its place")
     assert str(caught.value) == (
-        f"{path}: is there already, and not empty; move or remove it, and it is made anew"
+        f"{path}: exists and is not empty; move or remove it, then run again"
     )
     assert (path / "file").read_bytes() == b"old"
     assert names_in(tmp_path) == ["folder"]

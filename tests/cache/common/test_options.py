@@ -212,7 +212,7 @@ def test_every_option_is_declared_by_name(call: Callable[..., Call]) -> None:
         (["--mu", "-1"], "--mu -1: must be at least 0"),
         (["--loss", "clas"], "--loss clas: unknown loss; did you mean class?"),
         (["--strategy", "fedpox"], "--strategy fedpox: unknown strategy; did you mean fedprox?"),
-        (["--name", ""], "--name '': is empty; give a value, or leave out --name"),
+        (["--name", ""], "--name '': is empty; pass a value or leave out --name"),
         (["--name", "bad"], "--name bad: choose another"),
         (["--adapter", "nowhere:Mine"], "--adapter nowhere:Mine: cannot import nowhere"),
     ],

@@ -610,7 +610,7 @@ def test_a_row_group_that_would_fill_the_memory_is_refused(
     hub.repo("owner/pets", {"train.parquet": bomb(column, 1 << 20)})
     message = refusal(tmp_path, "hf:owner/pets")
     assert "train.parquet: a row group would unpack" in message
-    assert "to 2.1 MB; if that is meant, write it without compression" in message
+    assert "to 2.1 MB; if that is intended, save it without compression" in message
 
 
 @pytest.mark.slow

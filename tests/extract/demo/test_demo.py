@@ -99,8 +99,7 @@ def test_a_part_of_the_data_set_is_not_drawn_over(
     (place / "photo").mkdir(parents=True)
     assert run(["extract", "--dataset", "demo"]) == 2
     assert capsys.readouterr().err == (
-        "error: data/demo: is there already, and not empty; move or remove it, and it is made "
-        "anew\n"
+        "error: data/demo: exists and is not empty; move or remove it, then run again\n"
     )
     assert list(place.parent.iterdir()) == [place]
 

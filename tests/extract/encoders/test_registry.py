@@ -195,4 +195,4 @@ def test_a_cache_that_cannot_be_federated_is_listed_shown_and_verified(
     capsys.readouterr()
     assert [run(["cache", what, "pets"]) for what in ("show", "verify")] == [0, 0]
     assert run(["cache", "ls"]) == 0
-    assert "2 files are whole" in capsys.readouterr().out
+    assert "2 files are intact" in capsys.readouterr().out

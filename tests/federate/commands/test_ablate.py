@@ -329,7 +329,7 @@ def test_a_great_many_runs_are_asked_about(
         (["--set", "seeds=3", "--seeds", "2"], "seeds is set twice"),
         (["--target", "nope"], "--target nope: unknown domain; did you mean none?"),
         (["--csv", "caches"], "--csv caches: is a folder; choose a file"),
-        (["--csv", ""], "--csv '': is empty; give a value, or leave out --csv"),
+        (["--csv", ""], "--csv '': is empty; pass a value or leave out --csv"),
         (["--csv", "caches/tiny/drawn/photo.h5"], "photo.h5: is not a table of runs, so it is not"),
         (["--seeds", "2000000000"], "seeds must be a number of seeds from 1 to 1,000,000"),
         (
