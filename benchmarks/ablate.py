@@ -1,14 +1,14 @@
-"""An ablation's runs side by side, against the same runs one after the other.
+"""Times an ablation's runs side by side against the same runs one after the other.
 
 ``uv run python benchmarks/ablate.py --rounds 2`` times a grid of 32 runs (4 learning rates x 8
 seeds) over random features of Office-Home's size: 65 classes, 512 wide, three domains that
-train and one that is left out. It does them in three ways that take turns, as the speed of a
-machine drifts: one after the other with the plain loop, one after the other with the engine
-that is fastest on the device, and side by side in that engine. The last two must agree in the
-parameters at the end.
+train and one that is left out. It does them in three ways, alternating because the speed of a
+machine drifts: one after the other with the plain loop, one after the other with the fastest
+engine for the device, and side by side in that engine. The last two must end with the same
+parameters.
 
-With ``--commands`` it times what a user types: one ``fedclip ablate`` against as many ``fedclip
-federate``, start-up, loading and records included.
+With ``--commands`` it times whole commands, including start-up, loading and records: one
+``fedclip ablate`` against one ``fedclip federate`` per run.
 """
 
 import argparse
@@ -61,11 +61,11 @@ def draw(client: str, rows: int) -> FeatureCache:
 
 @dataclass(frozen=True)
 class Way:
-    """How a grid is done.
+    """One way to run the grid.
 
     Attributes:
         engine: The back end of local training.
-        tasks_at_once: As `simulate` has it; 1 does one run after the other.
+        tasks_at_once: Argument of `simulate`; 1 does one run after the other.
     """
 
     engine: str
@@ -97,7 +97,7 @@ def seconds(runs: Sequence[Run], tasks_at_once: int, device: torch.device) -> fl
 
 
 def furthest(runs: Sequence[Run], others: Sequence[Run]) -> float:
-    """Compare the runs' parameters: the largest norm of a difference over the norm."""
+    """Return the largest difference between the runs' parameters, as norm over norm."""
     worst = 0.0
     for run, other in zip(runs, others, strict=True):
         one, two = (
@@ -117,7 +117,7 @@ def time_commands(commands: Sequence[Sequence[str]]) -> float:
 
 
 def compare_commands(rounds: int, seeds: int, device: str) -> None:
-    """Print what a grid takes as one command and as a command a run, both over one cache."""
+    """Print the times of a grid as one command and as one command per run, over one cache."""
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work, "caches", "random", "drawn")
         folder.mkdir(parents=True)
@@ -148,7 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Runs side by side against one after the other.")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--repeat", type=int, default=2, help="times that each way is timed")
+    parser.add_argument("--repeat", type=int, default=2, help="repetitions of each way")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--commands", action="store_true", help="time commands, once")
     options = parser.parse_args()
@@ -161,7 +161,7 @@ def main() -> None:
     for turn in range(options.repeat + 1):
         done = {}
         for name, way in WAYS.items():
-            # The first turn warms up.
+            # The first repetition is a warm-up.
             rounds, seeds = (options.rounds, options.seeds) if turn else (1, 1)
             done[name] = make_runs(pool, rounds, seeds, way.engine)
             taken = seconds(done[name], way.tasks_at_once, device)

@@ -1,9 +1,9 @@
-"""The tables of docs/ablations.md: strategies and adapters over one cache, seed by seed.
+"""Makes the tables of docs/ablations.md: strategies and adapters over one cache, seed by seed.
 
     uv run python benchmarks/ablations.py --cache caltech101
 
-Runs `fedclip ablate` for each table, so that what is finished is not repeated, and prints gains
-over zero-shot and, seed by seed, differences to the first row.
+Runs `fedclip ablate` for each table, so finished runs are not repeated, and prints gains over
+zero-shot and, seed by seed, differences to the first row.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from fedclip.cli import run
 
 PROTOCOL = ["--clients", "5", "--alpha", "0.3", "--feature-norm", "10", "--rounds", "30"]
 
-# The grid, the option that it varies, and what the others are compared with.
+# By grid, the option that it varies and the value that the others are compared with.
 TABLES = {"strategies": ("strategy", "fedavg"), "adapters": ("adapter", "attention")}
 
 # Two-sided 95 % points of Student's t by degrees of freedom.
@@ -27,7 +27,7 @@ Row = Mapping[str, str]
 
 
 def main() -> None:
-    """Run what is missing, and print the tables."""
+    """Do missing runs, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache", required=True)
     parser.add_argument("--seeds", type=int, default=3, choices=range(2, 11))
@@ -69,14 +69,14 @@ def print_table(rows: Sequence[Row], option: str, first: str) -> None:
 
 
 def points(rows: Sequence[Row], figure: str, before: str) -> list[float]:
-    """Give the gain of each seed in points."""
+    """Return the gain of each seed in points."""
     return [100 * (float(row[figure]) - float(row[before])) for row in rows]
 
 
 def difference(own: Sequence[Row], reference: Sequence[Row], figure: str) -> str:
-    """Compare seed by seed; a star says that 0 is outside the 95 % interval.
+    """Compare seed by seed; a star means that 0 is outside the 95 % interval.
 
-    A personal model is compared with what the reference gives the same participants.
+    A personal model is compared with the reference's model for the same participants.
     """
     if own is reference:
         return ""
@@ -90,7 +90,7 @@ def difference(own: Sequence[Row], reference: Sequence[Row], figure: str) -> str
 
 
 def spread(values: Sequence[float]) -> str:
-    """Give mean and standard deviation."""
+    """Format mean and standard deviation."""
     return f"{statistics.fmean(values):+.2f} ({statistics.stdev(values):.2f})"
 
 

@@ -1,8 +1,8 @@
 """Makes the table of baselines in docs/demo.md: FedCLIP beside full models, on the demo.
 
 ``uv run python benchmarks/baselines.py --work FOLDER`` extracts the demo's dataset there and
-runs each method for each seed, every domain left out in turn. Run again with the same folder
-it is resumed.
+runs each method for each seed, with every domain left out in turn. Run it again with the same
+folder to resume.
 """
 
 import argparse
@@ -19,7 +19,7 @@ Result = Mapping[str, Any]
 
 PAPER = ("--lr", "5e-5", "--weight-decay", "0.2")
 
-# Name, command, and its options on top of the common ones.
+# By name, the command and its options besides the common ones.
 METHODS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "zero-shot": ("federate", ("--adapter", "none")),
     "FedCLIP": ("federate", ()),
@@ -32,14 +32,14 @@ METHODS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 
 
 def fedclip(*arguments: str) -> None:
-    """Run the command line, and end with it if it fails."""
+    """Run the command line, and exit with its code if it fails."""
     code = run(arguments)
     if code:
         raise SystemExit(code)
 
 
 def result_of(work: Path, method: str, seed: int, settings: Sequence[str]) -> Result:
-    """Begin or resume a run, and read its result."""
+    """Start or resume a run, and read its result."""
     command, own = METHODS[method]
     name = f"{re.sub('[^a-z0-9]+', '-', method.lower())}-seed{seed}"
     folder = work / "runs" / name

@@ -1,7 +1,7 @@
 """Makes the figures of docs/demo.md: the demo over several draws of its dataset.
 
 ``uv run python benchmarks/demo.py --draws 1 2 3 4 5`` draws the dataset from each
-seed, extracts it and federates every target; further options are `federate`'s own.
+seed, extracts it and federates every target; other options are those of `federate`.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""How close extraction comes to what the machine allows.
+"""Measures how close extraction comes to the speed that the machine allows.
 
 ``uv run python benchmarks/extract.py`` measures, in one run and on the same images: the
 bare encoder on tensors in memory, the bare decoding and transform, and the extraction
 end to end. On a CPU encoder and decoder share the cores, so the bound is the number of
-cores over the sum of their CPU seconds an image. On a GPU it is the slower of the two:
+cores over the sum of their CPU seconds per image. On a GPU it is the slower of the two:
 the bare encoder, or the bare decoding in as many processes as the extraction uses.
 ``--images FOLDER`` adds a folder of ``<domain>/<class>/<image>`` to the JPEGs that it makes.
 """
@@ -39,7 +39,7 @@ BATCHES = 8
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds an image: of the wall clock, and of all cores together."""
+    """Seconds per image: of the wall clock, and of all cores together."""
 
     wall: float
     cpu: float
@@ -51,7 +51,7 @@ def pixels_of(encoder: OpenClipEncoder) -> torch.Tensor:
 
 
 def measure_encoder(encoder: OpenClipEncoder) -> Cost:
-    """Encode batches of noise that lie in memory, on a GPU in its own."""
+    """Encode batches of noise that are already in the device's memory."""
     pixels = pixels_of(encoder).to(encoder.device)
     encoder.encode_images(pixels)
     wall, cpu = time.perf_counter(), time.process_time()
@@ -63,7 +63,7 @@ def measure_encoder(encoder: OpenClipEncoder) -> Cost:
 
 
 def measure_decoder(encoder: OpenClipEncoder, paths: Sequence[Path]) -> Cost:
-    """Decode and transform files in this process, with one thread as a worker does."""
+    """Decode and transform files in this process, with one thread like a worker."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     wall, cpu = time.perf_counter(), time.process_time()
@@ -75,7 +75,7 @@ def measure_decoder(encoder: OpenClipEncoder, paths: Sequence[Path]) -> Cost:
 
 
 def measure_loading(encoder: OpenClipEncoder, paths: Sequence[Path]) -> float:
-    """Decode files in worker processes and do nothing with them; images/s."""
+    """Return how many images/s worker processes decode if nothing is done with them."""
     batch_size, workers = default_batch_size(encoder.device), default_workers(encoder.device)
     start = time.perf_counter()
     sources = [FileSource(path) for path in paths]
@@ -99,7 +99,7 @@ def make_jpegs(root: Path, size: tuple[int, int], images: int) -> Path:
 def row(name: str, root: Path, encoder: OpenClipEncoder, work: Path, progress: Progress) -> str:
     """Measure one folder of images, and format a line of the table.
 
-    The bare encoder is measured before and after the extraction, as the speed of a
+    The bare encoder is measured before and after the extraction, since the speed of a
     machine drifts.
     """
     before = measure_encoder(encoder)
@@ -133,7 +133,7 @@ def row(name: str, root: Path, encoder: OpenClipEncoder, work: Path, progress: P
 
 
 def teraflops(encoder: OpenClipEncoder, rate: float) -> float:
-    """Turn images/s into the encoder's multiplications and additions, in 10^12 a second."""
+    """Convert images/s to the encoder's multiplications and additions, in 10^12 per second."""
     torch.backends.mha.set_fastpath_enabled(False)  # which the counter does not know
     with FlopCounterMode(display=False) as counter:
         encoder.encode_images(pixels_of(encoder)[:1])
@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--images", type=Path)
-    parser.add_argument("--count", type=int, default=768, help="JPEGs to make of each size")
+    parser.add_argument("--count", type=int, default=768, help="number of JPEGs of each size")
     options = parser.parse_args()
     name = EncoderName.of(
         options.model, "random", options.precision, options.resizer, compiled=options.compile

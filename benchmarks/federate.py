@@ -1,17 +1,17 @@
-"""What a round of federation costs, beside its bare arithmetic and beside how it is done elsewhere.
+"""Compares a round of federation with its bare arithmetic and with the public FedCLIP script.
 
 ``uv run python benchmarks/federate.py`` measures, in one run and on the same random
-features, the seconds that a round's local training takes
+features, how many seconds a round's local training takes
 
 - (a) in each back end of `fedclip.federate.training.engine`,
-- (b) in a loop over clients as the public FedCLIP script has it, over the same features,
-- (c) in nothing but the matrix products and fused Adam updates of the same shapes, spread
-  evenly over the cores,
-- (d) in the public script's way, every image through the encoder in every round: (b)
-  and the images over the images/s of ViT-B/32 with random weights, measured here,
+- (b) in a loop over clients like that of the public FedCLIP script, over the same features,
+- (c) in only the matrix products and fused Adam updates of the same shapes, spread evenly
+  over the cores,
+- (d) in the public script, which encodes every image in every round: (b) plus the number of
+  images over the images/s of ViT-B/32 with random weights, measured here,
 
-and the seconds that the round's evaluation takes. Contenders take turns, and the median
-of their rounds counts, as the speed of a machine drifts.
+and how many seconds the round's evaluation takes. The contenders alternate, and the median
+of their rounds is reported, since the speed of a machine drifts.
 """
 
 import argparse
@@ -47,7 +47,7 @@ CASES: Mapping[str, tuple[Sequence[int], int, int]] = {
 
 
 def make_federation(sizes: Sequence[int], target: int, classes: int) -> Federation:
-    """Draw features around class texts; 60/20/20 of a participant's are its parts."""
+    """Draw features around class texts; a participant's are split 60/20/20 into parts."""
     random = torch.Generator().manual_seed(0)
     text = torch.randn(classes, WIDTH, generator=random)
 
@@ -69,7 +69,7 @@ def make_federation(sizes: Sequence[int], target: int, classes: int) -> Federati
 
 
 class PublicAdapter(nn.Module):
-    """The adapter written plainly, without regard to speed."""
+    """The adapter as plain modules, without optimization."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class PublicAdapter(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        """Give the attention of (B, D) features."""
+        """Return the attention of (B, D) features."""
         attention: Tensor = self.layers(features)
         return attention
 
@@ -113,7 +113,7 @@ def public_loop(federation: Federation, settings: Settings) -> None:
 
 
 def bare_arithmetic(steps: int, settings: Settings) -> None:
-    """Do (c): a step's products and its update, `steps` times, spread over the cores."""
+    """Do (c): a step's products and update, `steps` times, spread over the cores."""
     workers = torch.get_num_threads()
 
     def work(share: int) -> None:
@@ -161,7 +161,7 @@ def bare_arithmetic(steps: int, settings: Settings) -> None:
 
 
 def images_per_second(batches: int = 4) -> float:
-    """Measure ViT-B/32 with random weights on images that are already pixels in memory."""
+    """Measure ViT-B/32 with random weights on decoded images in memory."""
     name = EncoderName.of("ViT-B-32", "random", "fp32")
     encoder = load_encoder(name, resolve_device("cpu"))
     pixels = torch.randn(64, *encoder.pixel_shape)
@@ -173,13 +173,13 @@ def images_per_second(batches: int = 4) -> float:
 
 
 def measure(contenders: Mapping[str, Callable[[], object]], turns: int) -> dict[str, float]:
-    """Let the contenders take turns; give each one's median seconds."""
+    """Run the contenders alternately; return each one's median seconds."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(turns + 1):
         for name, contender in contenders.items():
             start = time.perf_counter()
             contender()
-            if turn:  # The first warms up.
+            if turn:  # The first round is a warm-up.
                 seconds[name].append(time.perf_counter() - start)
     return {name: median(values) for name, values in seconds.items()}
 

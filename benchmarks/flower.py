@@ -2,14 +2,14 @@
 # requires-python = ">=3.11"
 # dependencies = ["flwr[simulation]==1.41.*", "numpy", "torch"]
 # ///
-# Flower is in no environment that this file is checked in.
+# Flower is not installed in the environment in which this file is type-checked.
 # mypy: disable-error-code="import-not-found,untyped-decorator,misc"
-"""The same local training under Flower's simulation, which runs each client in a process of Ray's.
+"""The same local training under Flower's simulation, which runs each client in a Ray process.
 
 ``uv run --no-project benchmarks/flower.py`` trains 3 clients x 72 steps of 32 x 512, the
 case of that name in ``benchmarks/federate.py``, with FedAvg, and prints the seconds of
-the median round. It has an environment of its own, as Flower asks for older versions of
-what the package needs.
+the median round. It has its own environment, since Flower requires older versions of some
+of the package's dependencies.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def make_adapter() -> nn.Sequential:
 
 
 def load(client: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw a client's features, labels and class texts, once a process."""
+    """Draw a client's features, labels and class texts, once per process."""
     if client not in _data:
         text = torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(0))
         random = torch.Generator().manual_seed(1 + client)
@@ -85,10 +85,10 @@ def train(message: Message, context: Context) -> Message:
 
 
 class Timed(FedAvg):
-    """FedAvg that notes when each round begins."""
+    """FedAvg that records when each round starts."""
 
     def configure_train(self, *arguments: Any, **options: Any) -> Any:
-        """Begin a round."""
+        """Start a round."""
         times.append(time.perf_counter())
         return super().configure_train(*arguments, **options)
 
@@ -118,7 +118,7 @@ def main() -> None:
     global rounds
     parser = argparse.ArgumentParser(description="Flower's simulation of a round.")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--cpus", type=int, default=1, help="cores of each client's process")
+    parser.add_argument("--cpus", type=int, default=1, help="cores per client process")
     options = parser.parse_args()
     rounds = options.rounds
     start = time.perf_counter()
@@ -128,7 +128,7 @@ def main() -> None:
         num_supernodes=CLIENTS,
         backend_config={"client_resources": {"num_cpus": options.cpus, "num_gpus": 0.0}},
     )
-    print(f"all in all {time.perf_counter() - start:.1f} s")
+    print(f"total {time.perf_counter() - start:.1f} s")
 
 
 if __name__ == "__main__":

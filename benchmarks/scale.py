@@ -1,9 +1,9 @@
-"""Many clients and many rows: seconds a round, and the memory that a federation takes.
+"""Measures the seconds per round and the memory of federations with many clients or rows.
 
 ``uv run python benchmarks/scale.py`` makes caches of random features 512 wide, runs ``fedclip
-federate`` over them in a process of its own, and prints the median round and the largest
-resident set of that process: 2,000 clients over 100,000 rows, of whom 1 % train in a round,
-and 1,000,000 rows (2 GB), which take 2 GB of disk. ``--case`` picks one of the two.
+federate`` over them in a separate process, and prints the median round and the largest
+resident set of that process: for 2,000 clients over 100,000 rows, of whom 1 % train in a round,
+and for 1,000,000 rows, which take 2 GB of disk. ``--case`` picks one of the two.
 """
 
 import argparse
@@ -25,7 +25,7 @@ CLASSES, WIDTH = 100, 512
 
 @dataclass(frozen=True)
 class Case:
-    """A cache's rows, and what is done over it."""
+    """The size of a cache, and the options of the federation over it."""
 
     rows: int
     clients: int
@@ -58,8 +58,8 @@ def make_cache(rows: int, folder: Path) -> None:
 
 
 def measure(case: Case, work: Path) -> str:
-    """Federate one case, and format a line of the table."""
-    # In a process of its own: a child's peak counts from what its parent had.
+    """Federate one case, and format a row of the table."""
+    # In a separate process: a child's peak memory starts from its parent's.
     arguments = (case.rows, work / "caches" / "random" / "drawn")
     maker = multiprocessing.get_context("spawn").Process(target=make_cache, args=arguments)
     maker.start()
@@ -86,7 +86,7 @@ def measure(case: Case, work: Path) -> str:
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description="Seconds a round, and memory.")
-    parser.add_argument("--case", choices=CASES, help="one of the two; by default both")
+    parser.add_argument("--case", choices=CASES, help="case to measure; both by default")
     options = parser.parse_args()
     lines = []
     for name in [options.case] if options.case else CASES:

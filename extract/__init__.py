@@ -1,1 +1,1 @@
-"""Stage one: images in, features out."""
+"""Stage one: encodes images to features."""

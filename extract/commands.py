@@ -22,7 +22,7 @@ from .options import (
 if TYPE_CHECKING:
     from .request import Extraction
 
-# Skipped images that are named one by one.
+# Number of skipped images that are listed one by one.
 SKIPPED_SHOWN = 10
 
 
@@ -42,10 +42,10 @@ def extract(
     encoding: EncodingOptions,
     output: OutputOptions,
 ) -> None:
-    """Encode every image of a dataset once, and keep the features: one file per client.
+    """Encode every image of a dataset once and save the features, one file per client.
 
-    'torchrun --nproc-per-node N -m fedclip extract ...' shares the work among N processes, each
-    on a GPU of its own if there are several.
+    'torchrun --nproc-per-node N -m fedclip extract ...' splits the work among N processes, with
+    one GPU for each if the machine has several.
     """
     from ..cache.common.progress import no_progress, show_progress
     from .encoders.prompts import check_templates, parse_class_names, templates_of
@@ -83,7 +83,7 @@ def extract(
     ranks = Ranks.launched()
     with show_progress() if ranks.leads else nullcontext(no_progress) as progress:
         extraction = extract_share(request, ranks, progress)
-    if extraction is not None:  # of several ranks the first prints it
+    if extraction is not None:  # only the first of several ranks prints it
         _print_extraction(extraction)
 
 
@@ -118,7 +118,7 @@ def _print_extraction(extraction: Extraction) -> None:
 
 @with_options(examples=["fedclip datasets", "fedclip datasets --data-dir /data"])
 def datasets(data: DataOptions) -> None:
-    """List the known datasets: clients, classes, images, source, licence, place on this machine."""
+    """List the known datasets: clients, classes, images, source, licence, path on this machine."""
     from .datasets.find import place_of
     from .datasets.registry import KNOWN
 
@@ -138,4 +138,4 @@ def datasets(data: DataOptions) -> None:
         ],
         words={"clients by name", "source", "licence", "here"},
     )
-    print("or any folder <domain>/<class>/<image>, a --manifest, or hf:OWNER/NAME")
+    print("also: any folder <domain>/<class>/<image>, a --manifest, or hf:OWNER/NAME")

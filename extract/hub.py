@@ -1,7 +1,7 @@
 """Repositories on the Hugging Face hub: a revision's commit, its files, their download.
 
-The hub's own client downloads files to where it keeps them (``HF_HOME``). What this adds:
-how much there is to download, whether it fits, its hash, and one line where it fails.
+The hub's own client downloads files to its own folder (``HF_HOME``). This module adds the total
+size, checks of free space and hashes, and errors of one line.
 """
 
 import errno
@@ -67,7 +67,7 @@ class Repository:
         try:
             validate_repo_id(self.id)
         except HFValidationError:
-            raise FedclipError(f"{self}: a repository on the hub is called OWNER/NAME") from None
+            raise FedclipError(f"{self}: not a repository's name; use OWNER/NAME") from None
 
     def __str__(self) -> str:
         prefix = "hf:" if self.kind == DATASET else "hf-hub:"
@@ -75,7 +75,7 @@ class Repository:
 
     @property
     def storage(self) -> Path:
-        """Where the hub's client keeps it."""
+        """The folder in which the hub's client stores it."""
         from huggingface_hub import constants
         from huggingface_hub.file_download import repo_folder_name
 
@@ -83,7 +83,7 @@ class Repository:
         return Path(constants.HF_HUB_CACHE) / folder
 
     def command(self, *files: str) -> str:
-        """Return the command that downloads it, or some of its files."""
+        """Return the shell command that downloads the repository, or some of its files."""
         kind = ["--repo-type", "dataset"] if self.kind == DATASET else []
         revision = ["--revision", self.revision] if self.revision != MAIN else []
         return shlex.join(["hf", "download", self.id, *files, *kind, *revision])
@@ -91,7 +91,7 @@ class Repository:
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file of a repository: its size, and the hash under which its content is kept."""
+    """A file of a repository: its size, and the hash under which its content is stored."""
 
     size: int
     etag: str
@@ -102,10 +102,10 @@ class Snapshot:
     """A repository's files at one commit.
 
     Attributes:
-        repository: Whose they are.
-        commit: The commit that the revision means.
+        repository: The repository.
+        commit: The commit that the revision points to.
         files: Their sizes and hashes by path; None if known from disk only.
-        partial: Whether it lists what is on this machine, which may not be all.
+        partial: Whether it lists only the files on this machine, which may not be all.
     """
 
     repository: Repository
@@ -115,7 +115,7 @@ class Snapshot:
 
     @property
     def folder(self) -> Path:
-        """Where its files are after their download."""
+        """The folder that contains its files once they are downloaded."""
         return self.repository.storage / "snapshots" / self.commit
 
     def version(self, path: str) -> str:
@@ -123,7 +123,7 @@ class Snapshot:
         blob = (self.folder / path).resolve()
         if _HASH.fullmatch(blob.name):
             return blob.name
-        return FileSource(blob).stamp()  # without symbolic links it is the file itself
+        return FileSource(blob).stamp()  # without symbolic links, `blob` is the file itself
 
 
 @contextmanager
@@ -146,7 +146,7 @@ def look_up(repository: Repository) -> Snapshot:
     """Resolve a revision to a commit and list its files; if offline, those on this machine.
 
     Raises:
-        FedclipError: the repository or revision does not exist or may not be read, or the hub
+        FedclipError: the repository or revision does not exist or is not accessible, or the hub
             cannot be reached and the repository is not on this machine.
     """
     from huggingface_hub import HfApi, constants
@@ -173,26 +173,26 @@ def look_up(repository: Repository) -> Snapshot:
         here = _commit(repository)
         if here is None:
             raise
-        logger.warning("%s; commit %s is used, which is on this machine", error, here[:8])
+        logger.warning("%s; using commit %s, which is on this machine", error, here[:8])
         return _local(repository)
     _check_names(repository, commit, files)
     return Snapshot(repository, commit, files)
 
 
 def _check_names(repository: Repository, commit: str, files: Mapping[str, HubFile]) -> None:
-    """Refuse an answer that would name a file outside of the repository's folder."""
+    """Refuse an answer that names files outside the repository's folder."""
     for name in (commit, *(file.etag for file in files.values())):
         if not _HASH.fullmatch(name):
-            raise FedclipError(f"{repository}: the hub answered {name!r} where a hash belongs")
+            raise FedclipError(f"{repository}: the hub answered {name!r} in place of a hash")
     for path in map(PurePosixPath, files):
         if path.is_absolute() or ".." in path.parts:
             raise FedclipError(
-                f"{repository}: the hub lists {str(path)!r}, which leaves the folder"
+                f"{repository}: the hub lists {str(path)!r}, which is outside the repository"
             )
 
 
 def _commit(repository: Repository) -> str | None:
-    """Return the commit that a revision meant when it was last looked up."""
+    """Return the commit that a revision pointed to when it was last looked up."""
     names = [repository.revision]
     ref = repository.storage / "refs" / repository.revision
     if ref.is_file():
@@ -214,26 +214,26 @@ def _local(repository: Repository) -> Snapshot:
 
 
 def is_here(repository: Repository) -> bool:
-    """Whether a repository was downloaded, at least in part."""
+    """Return whether a repository was downloaded, at least in part."""
     return _commit(repository) is not None
 
 
 def how_to_carry(repository: Repository, *files: str) -> str:
-    """Say how to bring it, or some of its files, to a machine without a network."""
+    """Explain how to copy a repository, or some files, to a machine without a network."""
     return (
-        f"run '{repository.command(*files)}' on a machine that is connected and carry the folder "
-        f"{repository.storage.name} of its HF_HOME/hub to {repository.storage.parent}"
+        f"run '{repository.command(*files)}' on a machine with a network and copy the folder "
+        f"{repository.storage.name} from its HF_HOME/hub to {repository.storage.parent}"
     )
 
 
 def download(snapshot: Snapshot, paths: Sequence[str], progress: Progress = no_progress) -> Path:
-    """Download those of `paths` that are not here yet, and return the folder that holds them.
+    """Download those of `paths` that are missing here, and return the folder that contains them.
 
-    The hub's client resumes a connection that breaks, and keeps files that have arrived whole.
+    The hub's client resumes after a broken connection, and keeps complete files.
     Large files are checked against their SHA-256.
 
     Raises:
-        FedclipError: files cannot be downloaded, arrive damaged or do not fit on the disk.
+        FedclipError: a file cannot be downloaded, arrives damaged or does not fit on the disk.
     """
     from huggingface_hub import constants
 
@@ -246,13 +246,13 @@ def download(snapshot: Snapshot, paths: Sequence[str], progress: Progress = no_p
             f"{repository}: {absent[0]} is not on this machine; "
             + how_to_carry(repository, *absent)
         )
-    with explained(repository, "run again; files that have arrived are kept"), _quiet():
+    with explained(repository, "run again; complete files are kept"), _quiet():
         _transfer(snapshot, absent, progress)
     return snapshot.folder
 
 
 def remember(snapshot: Snapshot) -> None:
-    """Record what the revision means, for offline use; its files must have been downloaded."""
+    """Record the revision's commit for offline use; call this after downloading its files."""
     repository = snapshot.repository
     if snapshot.partial or repository.revision == snapshot.commit:
         return
@@ -273,8 +273,8 @@ def _transfer(snapshot: Snapshot, paths: Sequence[str], progress: Progress) -> N
     total, free = sum(sizes.values()), shutil.disk_usage(blobs).free
     if free < total:
         raise FedclipError(
-            f"{blobs}: {repository} needs {decimal(total)} here and {decimal(free)} are free; make "
-            "room, or keep downloads on another disk with HF_HOME"
+            f"{blobs}: {repository} needs {decimal(total)} here, but only {decimal(free)} are "
+            "free; make room, or set HF_HOME to a folder on another disk"
         )
     if total < _WORTH_SHOWING:
         progress = no_progress
@@ -287,7 +287,7 @@ def _transfer(snapshot: Snapshot, paths: Sequence[str], progress: Progress) -> N
         arrived[etag] = max(arrived[etag], size)
         progress(str(repository), arrived.total() // scale, total // scale, unit)
 
-    for path, file in wanted.items():  # one after the other, so that Ctrl-C ends it at once
+    for path, file in wanted.items():  # one after the other, so that Ctrl-C stops at once
         if file.etag in sizes:
             count(file.etag, 0)
         hf_hub_download(
@@ -303,7 +303,7 @@ def _transfer(snapshot: Snapshot, paths: Sequence[str], progress: Progress) -> N
 
 
 def _bar(count: Callable[[int], None]) -> type[Any]:
-    """Make a progress bar for the hub's client that draws nothing and passes on its count."""
+    """Make a progress bar class for the hub's client that only passes on its count."""
     from huggingface_hub.utils import tqdm
 
     class Bar(tqdm):
@@ -318,7 +318,7 @@ def _bar(count: Callable[[int], None]) -> type[Any]:
 
 
 def _check_content(snapshot: Snapshot, path: str, etag: str) -> None:
-    """Delete a large file that is not what its hash says, which the client does not check."""
+    """Delete a large file that does not match its hash, which the hub's client does not check."""
     link = snapshot.folder / path
     content = link.resolve()
     if len(etag) == _SHA256_DIGITS and file_sha256(content) != etag:
@@ -331,7 +331,7 @@ def _check_content(snapshot: Snapshot, path: str, etag: str) -> None:
 
 @contextmanager
 def explained(repository: Repository, advice: str) -> Iterator[None]:
-    """Turn what the hub's client raises about a repository into one line."""
+    """Turn errors of the hub's client about a repository into one line."""
     from huggingface_hub import constants, errors
 
     try:
@@ -355,10 +355,10 @@ def explained(repository: Repository, advice: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise FedclipError(
-                f"{repository.storage}: the disk is full; make room, or keep downloads on another "
-                "disk with HF_HOME, and run again; files that have arrived are kept"
+                f"{repository.storage}: the disk is full; make room, or set HF_HOME to a folder on "
+                "another disk, then run again; complete files are kept"
             ) from None
-        cause = first_line(error.__cause__ or error)  # which the client gives a text of its own
+        cause = first_line(error.__cause__ or error)  # the client words some errors itself
         raise UnreachableError(
             f"{repository}: cannot be downloaded from {constants.ENDPOINT} ({cause}); {advice}"
         ) from None
@@ -373,7 +373,7 @@ def _page(repository: Repository) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the client from warning of what it tries again."""
+    """Silence the client's warnings about retries."""
     client = logging.getLogger("huggingface_hub")
     level = client.level
     client.setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""What an extraction records, so that the next one knows without an encoder what is up to date."""
+"""Records of an extraction, by which the next one finds a cache up to date without an encoder."""
 
 import hashlib
 import time
@@ -22,7 +22,7 @@ from .request import ClientResult, Extraction, Request, Skipped
 
 @dataclass(frozen=True)
 class ClientEntry:
-    """What became of a client: rows in its file, its listing then, and what was left out."""
+    """A client's record: the rows in its file, its listing at the time, and skipped images."""
 
     rows: int
     listing: str
@@ -30,7 +30,7 @@ class ClientEntry:
 
 
 def encoder_request(name: EncoderName) -> dict[str, Any]:
-    """Describe what was asked for, the same from every working directory."""
+    """Describe the requested encoder, independently of the working directory."""
     model, pretrained = name.model, name.pretrained
     if model.startswith(LOCAL_DIR):
         model = f"{LOCAL_DIR}{Path(model.removeprefix(LOCAL_DIR)).resolve()}"
@@ -40,7 +40,7 @@ def encoder_request(name: EncoderName) -> dict[str, Any]:
 
 
 def stat_files(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Describe files by place, size and time of change."""
+    """Describe files by path, size and time of modification."""
     stats = [(path, path.stat()) for path in paths]
     return [
         {"path": str(path), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
@@ -49,7 +49,7 @@ def stat_files(paths: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def listing(images: ClientImages) -> str:
-    """Hash a client's ids, labels and images' stamps: equal, nothing was touched."""
+    """Hash a client's ids, labels and the stamps of its images; equal if nothing changed."""
     digest = hashlib.sha256()
     for image in images.images:
         digest.update(f"{image.id}\0{image.label}\0{_stamp(image.source)}\n".encode())
@@ -57,7 +57,7 @@ def listing(images: ClientImages) -> str:
 
 
 def listings(dataset: ImageDataset) -> dict[str, str]:
-    """Hash each client's images, by client."""
+    """Return the listing of each client by name."""
     return {client.name: listing(client) for client in dataset.clients}
 
 
@@ -75,7 +75,7 @@ def variants(cache_dir: Path, dataset: str) -> list[CacheFolder]:
 
 
 def check_root(cache_dir: Path, dataset: ImageDataset) -> None:
-    """Refuse to file two different folders under one name; each separate site has a folder.
+    """Refuse to keep caches of two folders under one name; separate sites have one folder each.
 
     Raises:
         FedclipError: a cache of this name was made from another folder that still exists.
@@ -93,7 +93,7 @@ def check_root(cache_dir: Path, dataset: ImageDataset) -> None:
             if root != str(dataset.root) and _may_differ(root) and not _published(dataset, root):
                 raise FedclipError(
                     f"{dataset.root}: the caches of {dataset.name!r} were made from {root}; "
-                    "file this folder under a name of its own with --name"
+                    "choose another name for this folder with --name"
                 )
 
 
@@ -102,7 +102,7 @@ def _may_differ(root: str) -> bool:
 
 
 def _published(dataset: ImageDataset, root: str) -> bool:
-    """Whether two places hold the same published dataset: the hub, and a folder."""
+    """Return whether two roots hold the same published dataset, one of them on the hub."""
     known = KNOWN.get(dataset.name)
     return (
         known is not None
@@ -112,7 +112,7 @@ def _published(dataset: ImageDataset, root: str) -> bool:
 
 
 def recall(cache_dir: Path, dataset: str, name: EncoderName) -> CacheFolder | None:
-    """Find the cache that this encoder made, if its weights and the libraries are unchanged."""
+    """Find the cache made by this encoder, if its weights and the libraries are unchanged."""
     for folder in variants(cache_dir, dataset):
         manifest = folder.read_manifest()
         if (
@@ -134,7 +134,7 @@ def _unchanged(files: Any) -> bool:
 def make_entry(
     dataset: ImageDataset, rows: int, seen: str, skipped: Sequence[Skipped]
 ) -> dict[str, Any]:
-    """Describe what became of a client, and where its images were."""
+    """Make a client's record, including where its images are."""
     return {
         "rows": rows,
         "listing": seen,
@@ -144,12 +144,12 @@ def make_entry(
 
 
 def make_forced_entry(dataset: ImageDataset) -> dict[str, Any]:
-    """Describe a client whose file `--force` is to replace, and nobody may use until then."""
+    """Make the record of a client whose file must not be used until `--force` has replaced it."""
     return {"forced": True, **origin(dataset)}
 
 
 def forced_clients(manifest: Mapping[str, Any]) -> set[str]:
-    """Name the clients whose files a forced extraction has yet to replace."""
+    """Return the clients whose files a forced extraction still has to replace."""
     return {client for client, entry in manifest.get("clients", {}).items() if entry.get("forced")}
 
 
@@ -159,7 +159,7 @@ def origin(dataset: ImageDataset) -> dict[str, Any]:
 
 
 def clients_from(manifest: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
-    """List the clients that were extracted from these rows on the hub; empty if one is missing."""
+    """List the clients extracted from these rows on the hub; empty if any is missing."""
     made = {client: entry.get("hub") for client, entry in manifest.get("clients", {}).items()}
     for record in made.values():
         clients = record.get("clients") if isinstance(record, dict) else None
@@ -173,7 +173,7 @@ def clients_from(manifest: Mapping[str, Any], facts: Mapping[str, Any]) -> list[
 
 
 def client_entry(manifest: Mapping[str, Any], client: str) -> ClientEntry | None:
-    """Read what became of a client; None if the manifest does not say."""
+    """Read a client's record; None if the manifest has none."""
     try:
         entry = manifest["clients"][client]
         skipped = tuple(Skipped(str(item["id"]), str(item["reason"])) for item in entry["skipped"])
@@ -187,7 +187,7 @@ def _suffices(complete: Extraction, request: Request) -> bool:
 
 
 def made_of(request: Request, table: LocatedTable) -> Extraction | None:
-    """Sum up the cache that was made of these very rows, which need not be on this machine.
+    """Summarize the cache made from exactly these rows, which need not be on this machine.
 
     Returns:
         None if no cache matches, or it lacks something that is requested.
@@ -206,7 +206,7 @@ def made_of(request: Request, table: LocatedTable) -> Extraction | None:
 
 
 def up_to_date(request: Request, dataset: ImageDataset) -> Extraction | None:
-    """Sum up the cache of these very images.
+    """Summarize the cache made from exactly these images.
 
     Returns:
         None if no cache matches, or it lacks something that is requested.
@@ -229,15 +229,15 @@ def up_to_date(request: Request, dataset: ImageDataset) -> Extraction | None:
 
 
 def _note_use(folder: CacheFolder, dataset: ImageDataset | None = None) -> None:
-    """Record which cache was used last, by the manifest's time, and where its images are.
+    """Record where a cache's images are, and by the manifest's time that it was used last.
 
-    Skipped while another process is writing the cache, which records it then, and in a folder
-    that is read-only.
+    Does nothing while another process is writing the cache, which will record this itself, or if
+    the folder is read-only.
     """
     with suppress(BusyError, OSError), writing(folder):
-        manifest = folder.read_manifest()  # as others left it in the meantime
+        manifest = folder.read_manifest()  # others may have changed it
         if dataset is not None:
-            remove_parts(folder.path)  # of a run that was killed after its last file
+            remove_parts(folder.path)  # left if a run was killed after its last file
             manifest["root"] = str(dataset.root)
             entries = manifest.get("clients", {})
             for client in entries.keys() & {images.name for images in dataset.clients}:
@@ -253,7 +253,7 @@ def _read(
     start: float,
     class_names: Sequence[str] | None = None,
 ) -> Extraction | None:
-    """Sum up clients' files; None if one is missing or is not what is requested."""
+    """Summarize clients' files; None if one is missing or does not match the request."""
     if not clients or not all(folder.file(client).exists() for client in clients):
         return None
     caches = [read_cache(folder.file(client)) for client in clients]

@@ -1,4 +1,4 @@
-"""The options of stage one's commands; importing this imports nothing heavy."""
+"""Options of stage one's commands; cheap to import."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ def architectures() -> Sequence[str]:
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Where datasets are."""
+    """The location of datasets."""
 
     PANEL = "Dataset"
 
     data_dir: Path = option(
-        Path("data"), envvar="FEDCLIP_DATA_DIR", help="Folder that datasets are looked for in."
+        Path("data"), envvar="FEDCLIP_DATA_DIR", help="Folder to look for datasets in."
     )
 
 
@@ -40,7 +40,7 @@ class DatasetOptions(DataOptions):
         choices=lambda: tuple(KNOWN),
         closed=False,
         metavar="DATASET",
-        help="A known dataset (see 'fedclip datasets'), taken from --data-dir or else from the "
+        help="A known dataset (see 'fedclip datasets'), read from --data-dir or else from the "
         f"Hugging Face hub; a folder laid out <domain>/<class>/<image>; or {HF}OWNER/NAME. With "
         "--manifest, the folder that its paths are relative to.",
     )
@@ -48,35 +48,33 @@ class DatasetOptions(DataOptions):
         None,
         flags=("--manifest",),
         metavar="FILE",
-        help="A .csv or .parquet list of images with the columns path, label and, without "
-        "--client, client.",
+        help="A .csv or .parquet list of images with the columns path, label and, unless --client "
+        "is set, client.",
     )
     client: str | None = option(
         None,
         metavar="NAME",
-        help="The one client of all images: of a folder laid out <class>/<image>, or of all rows "
-        "of a list or table.",
+        help="Name of the only client, to which all images belong: those of a folder laid out "
+        "<class>/<image>, or all rows of a list or table.",
     )
     class_names: str | None = option(
         None,
         metavar="A,B,C|@FILE",
         shown="those that have images, sorted",
-        help="The classes in order, separated by commas or one per line of a file, so that "
-        "separate sites agree. A class may have no images.",
+        help="Classes in order, separated by commas or one per line of a file, so that separate "
+        "sites agree. A class may have no images.",
     )
-    offline: bool = option(
-        False, help="Use only what is on this machine, as with HF_HUB_OFFLINE=1."
-    )
+    offline: bool = option(False, help="Use only files on this machine, as with HF_HUB_OFFLINE=1.")
 
 
 @dataclass(frozen=True)
 class TableOptions:
-    """How to read a dataset on the hub; None for what is known or customary.
+    """How to read a dataset on the hub; None for the known dataset's value or the usual one.
 
     Attributes:
-        image: The column of images.
-        label: The column of classes.
-        domain: The column of domains.
+        image: Name of the image column.
+        label: Name of the class column.
+        domain: Name of the domain column.
         split: Splits, joined by ``+``.
         revision: A branch, tag or commit.
     """
@@ -88,39 +86,39 @@ class TableOptions:
         flags=("--image-column",),
         metavar="COLUMN",
         shown="image",
-        help="The column of images.",
+        help="Column of images.",
     )
     label: str | None = option(
         None,
         flags=("--label-column",),
         metavar="COLUMN",
         shown="label",
-        help="The column of classes.",
+        help="Column of classes.",
     )
     domain: str | None = option(
         None,
         flags=("--domain-column",),
         metavar="COLUMN",
         shown="domain",
-        help="The column of domains, each of which is a client.",
+        help="Column of domains; each domain is a client.",
     )
     split: str | None = option(
-        None, metavar="SPLIT", shown="train", help="The split, or several joined by +."
+        None, metavar="SPLIT", shown="train", help="Split, or several joined by +."
     )
     revision: str | None = option(
         None,
         metavar="REVISION",
         shown="main",
-        help="The repository's branch, tag or commit.",
+        help="Branch, tag or commit of the repository.",
     )
 
     @property
     def options(self) -> dict[str, str | None]:
-        """The values by their names on the command line."""
+        """The values by option name."""
         return {each.flag: getattr(self, name) for name, each in options_of(TableOptions).items()}
 
     def over(self, place: HubDataset) -> HubDataset:
-        """Replace the parts of `place` that the user gave."""
+        """Return `place` with the parts replaced that the user set."""
         columns = Columns(
             self.image or place.columns.image,
             self.label or place.columns.label,
@@ -140,7 +138,7 @@ class ModelOptions:
         choices=architectures,
         closed=False,
         metavar="MODEL",
-        shown=f"{DEFAULT_MODEL}, and for the dataset demo its tiny CLIP",
+        shown=f"{DEFAULT_MODEL}; the tiny CLIP for the dataset demo",
         help="An open_clip architecture, local-dir:FOLDER or hf-hub:OWNER/NAME.",
     )
     pretrained: str | None = option(
@@ -155,27 +153,27 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class EncoderOptions(ModelOptions):
-    """The encoder, and how it computes."""
+    """The encoder and how it computes."""
 
     precision: str = option(
-        "fp32", choices=PRECISIONS, help="Floating-point format that the encoder computes in."
+        "fp32", choices=PRECISIONS, help="Floating-point format of the encoder."
     )
     resizer: str = option(
         "pillow",
         choices=RESIZERS,
         help="Library that resizes images. open_clip uses pillow; torchvision takes half the time "
-        "and rounds differently, usually by up to 2/255.",
+        "but rounds differently, usually by up to 2/255.",
     )
     compiled: bool = option(
         False,
         flags=("--compile",),
-        help="Compile the encoder with torch.compile, which pays on a GPU.",
+        help="Compile the encoder with torch.compile, which is worthwhile on a GPU.",
     )
 
 
 @dataclass(frozen=True)
 class EncodingOptions(DeviceOptions):
-    """Where the encoder computes, and on how much at once."""
+    """The device, the batch size and the number of worker processes."""
 
     PANEL = "Encoding"
 
@@ -183,15 +181,15 @@ class EncodingOptions(DeviceOptions):
         None,
         least=1,
         most=10**18,
-        shown="the cache's, else 64 on a CPU and 256 on a GPU",
-        help="Images that the encoder sees at once.",
+        shown="the cache's; for a new one 64 on a CPU, 256 on a GPU",
+        help="Number of images per batch of the encoder.",
     )
     workers: int | None = option(
         None,
         least=0,
-        shown="0 on a CPU, on a GPU one per core but one",
-        help="Processes that decode images beside the encoder; with 0, threads decode between "
-        "its batches.",
+        shown="0 on a CPU; on a GPU one per core, less one",
+        help="Number of processes that decode images in parallel with the encoder; with 0, threads "
+        "decode between its batches.",
     )
 
 
@@ -202,12 +200,12 @@ class PromptOptions:
     PANEL = "Prompts"
 
     template: tuple[str, ...] = option(
-        (DEFAULT_TEMPLATE,), help="A prompt with {} for the class name; may be repeated."
+        (DEFAULT_TEMPLATE,), help="Prompt with {} for the class name; may be repeated."
     )
     template_set: str | None = option(
         None,
         choices=tuple(TEMPLATE_SETS),
-        help="Add the prompts that CLIP was published with for ImageNet.",
+        help="Add the prompts published with CLIP for ImageNet.",
     )
 
 
@@ -217,8 +215,6 @@ class OutputOptions(CacheOptions):
 
     PANEL = "Cache"
 
-    name: str | None = option(
-        None, shown="the dataset's", help="The first part of the cache's name."
-    )
+    name: str | None = option(None, shown="the dataset's", help="First part of the cache's name.")
     force: bool = option(False, help="Encode everything again.")
     strict: bool = option(False, help="Write nothing if any image is unusable.")

@@ -1,6 +1,6 @@
-"""Stage one: find what is missing, encode it, hand it to the cache.
+"""Stage one: find what is missing, encode it, write the cache.
 
-Neither torch nor an encoder is imported until there is something to encode.
+Neither torch nor an encoder is imported before something has to be encoded.
 """
 
 import logging
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def extract(request: Request, progress: Progress = no_progress) -> Extraction:
-    """Bring a dataset's cache up to date: download and encode what it lacks, and nothing else.
+    """Bring a dataset's cache up to date: download and encode only what is missing.
 
     Raises:
         FedclipError: the dataset, the encoder or the cache on disk cannot be used.
@@ -32,7 +32,7 @@ def extract(request: Request, progress: Progress = no_progress) -> Extraction:
 def extract_share(
     request: Request, ranks: Ranks, progress: Progress = no_progress
 ) -> Extraction | None:
-    """Do one rank's share of an extraction; the first rank returns what came of it.
+    """Do one rank's share of an extraction; only the first rank returns the result.
 
     Raises:
         FedclipError: as `extract` does.
@@ -40,7 +40,7 @@ def extract_share(
     with offline(request.offline), ranks.together(request.cache_dir):
         if ranks.leads:
             return _lead(request, ranks, progress)
-        if not ranks.ask("up to date"):  # by then a drawn dataset is there
+        if not ranks.ask("up to date"):  # by then, rank 0 has drawn it if needed
             from .encoding.job import help_encoding
 
             help_encoding(request, opened(find_dataset(request)), ranks)
@@ -51,7 +51,7 @@ def _lead(request: Request, ranks: Ranks, progress: Progress) -> Extraction:
     found = find_dataset(request, progress)
     extraction = made_of(request, found) if isinstance(found, LocatedTable) else None
     if extraction is not None:
-        logger.info("dataset    %s: as on the hub", extraction.folder.name)
+        logger.info("dataset    %s: unchanged on the hub", extraction.folder.name)
         ranks.tell("up to date", True)
         return extraction
     dataset = opened(found, progress)
@@ -84,8 +84,8 @@ def _log_dataset(dataset: ImageDataset, request: Request) -> None:
         logger.warning("%s", warning)
     if request.encoder.pretrained == RANDOM:
         logger.warning(
-            "RANDOM WEIGHTS: %s is not trained, and its features mean nothing; use them to try "
-            "the pipeline, never to report a result",
+            "RANDOM WEIGHTS: %s is not trained, so its features are meaningless; use them to test "
+            "the pipeline, never to report results",
             request.encoder.model,
         )
 
@@ -94,7 +94,7 @@ def _warn_of_strays(extraction: Extraction, dataset: ImageDataset) -> None:
     wanted = {extraction.folder.file(images.name) for images in dataset.clients}
     for path in sorted(set(extraction.folder.files) - wanted):
         logger.warning(
-            "%s is of a domain that %s no longer has; delete it if it should not take part",
+            "%s: belongs to a domain that is no longer in %s; delete it if it should not take part",
             path,
             dataset.root,
         )

@@ -1,4 +1,4 @@
-"""What to extract, and what came of it."""
+"""Requests to extract a dataset, and their results."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,16 +11,16 @@ from .options import TableOptions
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetRequest:
-    """Which images to find.
+    """The images to find.
 
     Attributes:
-        dataset: A published dataset's name, a folder, or ``hf:owner/name``; None for a list
-            whose paths are not relative to a folder of their own.
-        data_dir: Where datasets are looked for.
-        name: What the caches are filed under; None for the dataset's own name.
-        listed: A list of images to take instead of a folder's.
-        client: Whose images these all are; None if there are several clients.
-        class_names: The classes in their order; empty for all that have an image, sorted.
+        dataset: A published dataset's name, a folder, or ``hf:owner/name``. With `listed`, the
+            folder that the list's paths are relative to, or None.
+        data_dir: Folder to look for datasets in.
+        name: First part of the caches' names; None for the dataset's own name.
+        listed: A list of images, in place of a folder.
+        client: The only client, to which all images belong; None if there are several.
+        class_names: Classes in order; empty for all that have an image, sorted.
         table: How to read a dataset on the hub.
     """
 
@@ -35,14 +35,14 @@ class DatasetRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Request(DatasetRequest):
-    """What to extract.
+    """An extraction to do.
 
     Attributes:
         encoder: The encoder's name.
         templates: Prompt templates, each with one ``{}``.
-        cache_dir: Where caches are kept.
-        batch_size: The one batch shape that the encoder sees; None for what suits the device.
-        workers: Processes that decode images; None for what suits the device.
+        cache_dir: Folder of the caches.
+        batch_size: Size of every batch of the encoder; None for the device's default.
+        workers: Number of processes that decode images; None for the device's default.
         device: ``auto`` or a torch device.
         force: Whether to encode everything again.
         strict: Whether an image that cannot be used is an error.
@@ -62,7 +62,7 @@ class Request(DatasetRequest):
 
 @dataclass(frozen=True)
 class Skipped:
-    """An image that was left out, by id, and why."""
+    """A skipped image: its id and the reason."""
 
     id: str
     reason: str
@@ -70,7 +70,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class ClientResult:
-    """What became of a client: rows in its file, how many were encoded now, what was left out."""
+    """A client's result: rows in its file, how many were encoded now, and skipped images."""
 
     client: str
     rows: int
@@ -80,17 +80,17 @@ class ClientResult:
 
 @dataclass(frozen=True)
 class Extraction:
-    """What an extraction left behind.
+    """The result of an extraction.
 
     Attributes:
         folder: The cache.
-        clients: What became of each client.
+        clients: The result of each client.
         classes: Number of classes.
         embed_dim: Width of the features.
-        encoded_texts: Prompts encoded now.
-        seconds: Wall-clock time of reading, encoding and writing; without loading the encoder.
-        spent: What the process at hand spent them on, the main parts by name.
-        written: Whether the clients' files were written, if only with other labels.
+        encoded_texts: Number of prompts encoded now.
+        seconds: Wall-clock time of reading, encoding and writing, without loading the encoder.
+        spent: Seconds that this process spent on each main activity.
+        written: Whether the clients' files were written, even if only their labels changed.
     """
 
     folder: CacheFolder
@@ -104,10 +104,10 @@ class Extraction:
 
     @property
     def encoded(self) -> int:
-        """Images encoded now."""
+        """Number of images encoded now."""
         return sum(client.encoded for client in self.clients)
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
-        """Images that were left out."""
+        """All skipped images."""
         return tuple(item for client in self.clients for item in client.skipped)

@@ -177,7 +177,7 @@ def test_what_is_missing_is_said_in_a_line_before_anything_is_done(
     line = refusal(*paper, "--rounds", "1")
     assert "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth" in line
     assert "--alexnet-weights FILE" in line
-    assert "put it there" in refusal(*["paper", "vlcs", *paper[2:]], "--methods", "fedclip")
+    assert "download it to there" in refusal(*["paper", "vlcs", *paper[2:]], "--methods", "fedclip")
     assert "alexnet-fedavg" in refusal(*paper, "--methods", "best")
     assert "office-home" in refusal("paper", "domainnet")
     for option in (["--mu", "0.1"], ["--alexnet-weights", "random"]):

@@ -239,7 +239,7 @@ def test_an_image_that_changed_since_it_was_encoded_is_refused(
     Image.new("RGB", (40, 48)).save(extracted[0] / cache.ids[2])
     images = materials.images[cache.client]
     assert images[torch.tensor([0, 1])].shape == (2, 3, 32, 32)
-    with pytest.raises(FedclipError, match="not the image that was encoded"):
+    with pytest.raises(FedclipError, match="differs from the image that was encoded"):
         images[torch.tensor([2])]
 
 

@@ -1,1 +1,1 @@
-"""Where images come from: folders, lists and tables, local or on the hub."""
+"""Datasets: folders, lists and tables of images, local or on the hub."""

@@ -1,4 +1,4 @@
-"""What is extracted: clients, their classes and their images, wherever they come from."""
+"""The datasets that are extracted: clients, their classes and their images, from any source."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,20 +12,20 @@ from .registry import KNOWN
 
 
 class Source(Protocol):
-    """Gives an image's bytes; small and picklable, as worker processes read it."""
+    """Reads the bytes of an image; small and picklable, since worker processes use it."""
 
     def read(self) -> bytes:
-        """Read the image as it is stored: an encoded image file's bytes.
+        """Read the bytes of the image file, still encoded.
 
         Raises:
-            OSError: it cannot be read.
+            OSError: the image cannot be read.
         """
 
     def stamp(self) -> str:
-        """Return what changes when the image does, without reading the image.
+        """Return a text that changes when the image does, without reading the image.
 
         Raises:
-            OSError: it no longer exists.
+            OSError: the image no longer exists.
         """
 
 
@@ -40,9 +40,9 @@ class FileSource:
         return self.path.read_bytes()
 
     def stamp(self) -> str:
-        """Give the file's size and times of change.
+        """Return the file's size, modification time and status change time.
 
-        The second time cannot be set, and changes with a file's name and permissions too.
+        The last cannot be set by users, and also changes with the file's name and permissions.
         """
         stat = self.path.stat()
         return f"{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}"
@@ -54,7 +54,7 @@ ClassImages = Mapping[str, Sequence[tuple[str, Source]]]
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """One image: its id, unique within its client, where its bytes are, and its class."""
+    """An image: its id, unique within its client, its source, and its class as a label."""
 
     id: str
     source: Source
@@ -71,16 +71,16 @@ class ClientImages:
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """A dataset that was found.
+    """A dataset whose images are listed.
 
     Attributes:
-        name: What its caches are filed under.
-        root: The folder or list that its images are in, or the repository, ``hf:owner/name``.
+        name: First part of its caches' names.
+        root: The folder, the list, or the repository, ``hf:owner/name``.
         class_names: The classes, in the order of the labels.
-        clients: One per domain.
-        warnings: What is unusual about it, one line each.
-        alone: Whether its one client is a site's own, beside which others may be filed.
-        hub: The repository, commit, split, columns and clients, where it is from the hub.
+        clients: The clients, one per domain.
+        warnings: Deviations from the published dataset, one line each.
+        alone: Whether it is one site's client, which may share a cache with other sites' clients.
+        hub: The repository, commit, split, columns and clients; None if not from the hub.
     """
 
     name: str
@@ -105,17 +105,18 @@ def gather(
     """Make a dataset from each client's images by class.
 
     Args:
-        name: What its caches are filed under.
+        name: First part of its caches' names.
         root: Where it was found.
         clients: Each client's name and images.
-        class_names: The classes in their order; by default all classes with images, sorted.
-        known: The published dataset to compare it with.
-        alone: Whether the one client is a site's own.
-        hub: Where on the hub it is from.
+        class_names: Classes in order; by default all classes with images, sorted.
+        known: The published dataset whose sizes it should have.
+        alone: Whether it is one site's client.
+        hub: Its origin on the hub.
 
     Raises:
-        FedclipError: a name cannot be a file's, clients have one name, a class has a name that
-            a cache cannot keep, or their classes differ from each other or from `class_names`.
+        FedclipError: a name is unsafe as a file name, two clients have the same name, a class
+            name cannot be stored, or the classes of the clients differ from each other or
+            from `class_names`.
     """
     check_name(name, "dataset")
     found = [(client, classes) for client, classes in clients if any(classes.values())]
@@ -141,7 +142,9 @@ def gather(
 def _check_clients(root: Path | str, clients: Sequence[str]) -> None:
     for client in clients:
         if clients.count(client) > 1:
-            raise FedclipError(f"{root}: two domains would both be the client {client!r}")
+            raise FedclipError(
+                f"{root}: two domains would both become the client {client!r}; rename one"
+            )
 
 
 def _check_given(
@@ -151,7 +154,7 @@ def _check_given(
         strange = sorted({name for name, images in classes.items() if images} - {*class_names})
         if strange:
             raise FedclipError(
-                f"{root}: {client} has images of {', '.join(map(repr, strange))}, and "
+                f"{root}: {client} has images of {', '.join(map(repr, strange))}, but "
                 f"--class-names has only {', '.join(class_names)}; add or rename the class"
             )
 
@@ -167,8 +170,8 @@ def _common_classes(
     )
     if lacking:
         raise FedclipError(
-            f"{root}: all domains must have the same classes, and {lacking}; "
-            "add or rename them, or name all classes with --class-names"
+            f"{root}: all domains must have the same classes, but {lacking}; "
+            "add or rename them, or list all classes with --class-names"
         )
     return tuple(sorted(somewhere))
 
@@ -186,12 +189,12 @@ def _size_warnings(known: str, clients: Sequence[tuple[str, ClassImages]]) -> tu
     published = KNOWN[known]
     sizes = {client: sum(map(len, classes.values())) for client, classes in clients}
     warnings = tuple(
-        f"{known}: {domain.client} has {sizes.get(domain.client, 0)} images here, and "
+        f"{known}: {domain.client} has {sizes.get(domain.client, 0)} images here, but "
         f"{domain.images} as published"
         for domain in published.domains
         if domain.images is not None and sizes.get(domain.client, 0) != domain.images
     )
     total = sum(sizes.values())
     if not warnings and total != published.images:
-        return (f"{known}: has {total} images here, and {published.images} as published",)
+        return (f"{known}: has {total} images here, but {published.images} as published",)
     return warnings

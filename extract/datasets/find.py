@@ -1,4 +1,4 @@
-"""Finds the dataset that a user asks for: a folder, a list, or a repository on the hub."""
+"""Finds the requested dataset: a folder, a list, or a repository on the hub."""
 
 import re
 from pathlib import Path
@@ -21,8 +21,8 @@ def find_dataset(
 ) -> ImageDataset | LocatedTable:
     """Find the requested dataset; one on the hub is located, but not downloaded yet.
 
-    A known dataset below the data folder is read from there; otherwise it is drawn, or
-    located on the hub.
+    A known dataset below the data folder is read from there; otherwise it is drawn or located
+    on the hub.
 
     Raises:
         FedclipError: the dataset is not found, or options contradict each other.
@@ -39,7 +39,7 @@ def find_dataset(
             class_names=request.class_names,
         )
     if dataset is None:
-        raise FedclipError("--dataset: is missing; give it, or --manifest")
+        raise FedclipError("--dataset: is missing; set it or --manifest")
     known = KNOWN.get(dataset)
     if known is None:
         here, place = False, _repository(dataset)
@@ -61,16 +61,16 @@ def find_dataset(
 
 
 def opened(found: ImageDataset | LocatedTable, progress: Progress = no_progress) -> ImageDataset:
-    """Download what is missing of a dataset, and list its images.
+    """Download a dataset's missing files, and list its images.
 
     Raises:
-        FedclipError: it cannot be downloaded, or holds no images.
+        FedclipError: the dataset cannot be downloaded, or has no images.
     """
     return found.open(progress) if isinstance(found, LocatedTable) else found
 
 
 def place_of(dataset: str, data_dir: Path) -> str | None:
-    """Return where on this machine a known dataset is: in a folder, or in the hub's cache."""
+    """Return where a known dataset is on this machine: its folder or the hub's cache, or None."""
     folder = below(dataset, data_dir)
     if folder is not None:
         return str(folder)
@@ -84,7 +84,7 @@ def _repository(dataset: str) -> HubDataset | None:
         return None
     repository = dataset.removeprefix(HF)
     if not _REPOSITORY.fullmatch(repository):
-        raise FedclipError(f"{dataset}: a repository on the hub is called {HF}OWNER/NAME")
+        raise FedclipError(f"{dataset}: not a repository's name; use {HF}OWNER/NAME")
     return HubDataset(repository)
 
 
@@ -92,14 +92,14 @@ def _check_options(request: DatasetRequest, place: HubDataset | None, known: str
     """Refuse options that would have no effect."""
     if request.client and known:
         raise FedclipError(
-            f"--client {request.client}: {known} has clients of its own; leave --client out, or "
-            "give a folder laid out <class>/<image>"
+            f"--client {request.client}: {known} has its own clients; leave out --client, or pass "
+            "a folder laid out <class>/<image>"
         )
     given = [option for option, value in request.table.options.items() if value]
     if given and place is None:
         raise FedclipError(
-            f"{given[0]}: is for datasets on the hub, --dataset {HF}OWNER/NAME, and "
-            f"{request.dataset or request.listed} is on this machine"
+            f"{given[0]}: only applies to datasets on the hub ({HF}OWNER/NAME), but "
+            f"{request.dataset or request.listed} is on this machine; leave out {given[0]}"
         )
 
 
@@ -116,4 +116,4 @@ def _locate(request: DatasetRequest, place: HubDataset, known: str | None) -> Lo
     except FedclipError as error:
         if known is None:
             raise
-        raise FedclipError(f"{error}; or say where {known} is with --data-dir") from None
+        raise FedclipError(f"{error}; or set --data-dir to a folder with {known}") from None

@@ -1,4 +1,4 @@
-"""Datasets as folders of image files: published layouts, any folder, one site of its own."""
+"""Datasets as folders of image files: published layouts, any folder, one site's folder."""
 
 import os
 import re
@@ -16,7 +16,7 @@ IMAGE_SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
 
-# How far below --data-dir a known dataset is looked for: PACS/kfold is 2 deep.
+# Levels below --data-dir that are searched for a known dataset: PACS/kfold is 2 deep.
 SEARCH_DEPTH = 3
 
 ClassFolders = dict[str, list[Path]]
@@ -33,11 +33,14 @@ def open_dataset(
 ) -> ImageDataset:
     """Find a dataset by its published name below `data_dir`, or by its folder.
 
-    A folder, relative to the working directory or to `data_dir`, is laid out
-    ``<domain>/<class>/<image>``, or, where `client` names whose it is,
-    ``<class>/<image>``. `name` is what its caches are filed under, by default the
-    published name or the folder's. `class_names` are the classes in their order,
-    by default all that have an image, sorted.
+    A folder is laid out ``<domain>/<class>/<image>``, or ``<class>/<image>`` with `client`.
+
+    Args:
+        dataset: A published name, or a folder relative to the working directory or `data_dir`.
+        data_dir: Folder to look for datasets in.
+        name: First part of its caches' names; by default the published name or the folder's.
+        client: The only client, to which all images belong.
+        class_names: Classes in order; by default all that have an image, sorted.
 
     Raises:
         FedclipError: the dataset is not found, has no images, or its domains
@@ -61,7 +64,7 @@ def open_dataset(
     found = [(domain, _class_files(root, classes)) for domain, classes in clients]
     if not any(files for _, classes in found for files in classes.values()):
         layout = "<class>/<image>" if client else "<domain>/<class>/<image>"
-        raise FedclipError(f"{root}: there are no images laid out {layout} in this folder")
+        raise FedclipError(f"{root}: contains no images laid out {layout}; check the folder")
     return gather(
         name or (dataset if known else slug(root.name.lower())),
         root,
@@ -73,7 +76,7 @@ def open_dataset(
 
 
 def below(dataset: str, data_dir: Path) -> Path | None:
-    """Find the folder below `data_dir` that holds a known dataset."""
+    """Find the folder below `data_dir` that contains a known dataset."""
     found = _search(dataset, data_dir)
     return found[0] if found else None
 
@@ -87,18 +90,18 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _find_known(dataset: str, known: KnownDataset, data_dir: Path) -> tuple[Path, dict[str, Path]]:
-    """Find the nearest folder that holds a folder of each domain."""
+    """Find the nearest folder that contains a folder for each domain."""
     if not data_dir.is_dir():
         raise FedclipError(
-            f"{data_dir}: no such folder to look for {dataset} in; "
-            "say where the data is with --data-dir"
+            f"{data_dir}: folder not found, so {dataset} cannot be looked for; "
+            "set --data-dir to the folder with the data"
         )
     found = _search(dataset, data_dir)
     if found is None:
         wanted = ", ".join("/".join(domain.folders) for domain in known.domains)
         raise FedclipError(
-            f"{data_dir}: {dataset} is not below this folder (no folder holds {wanted}); get it "
-            "and put it there, or say where it is with --data-dir"
+            f"{data_dir}: {dataset} is not below this folder (no folder contains {wanted}); "
+            "download it to there, or set --data-dir to the folder with the data"
         )
     return found
 
@@ -107,7 +110,7 @@ def _search(dataset: str, data_dir: Path) -> tuple[Path, dict[str, Path]] | None
     top = data_dir.resolve()
     level = {top: _folders(top)} if top.is_dir() else {}
     for depth in range(SEARCH_DEPTH + 1):
-        # Among equals, a folder named like the dataset comes first.
+        # At equal depth, a folder named like the dataset comes first.
         for root in sorted(level, key=lambda path: _plain(dataset) not in _plain(path.name)):
             folders = _match_domains(root, level[root], KNOWN[dataset])
             if folders:
@@ -120,7 +123,7 @@ def _search(dataset: str, data_dir: Path) -> tuple[Path, dict[str, Path]] | None
 
 
 def _readable_folders(folder: Path) -> list[Path]:
-    """List the folders in a folder that may be anyone's, a disk's lost+found say."""
+    """List the folders in a folder; none in an unreadable one, such as a disk's lost+found."""
     try:
         return _folders(folder)
     except PermissionError:
@@ -136,8 +139,8 @@ def _match_domains(root: Path, children: Sequence[Path], known: KnownDataset) ->
             return {}
         if len(found) > 1:
             raise FedclipError(
-                f"{root}: {' and '.join(child.name for child in found)} would both be the client "
-                f"{domain.client!r}; keep one of them"
+                f"{root}: {' and '.join(child.name for child in found)} would both become the "
+                f"client {domain.client!r}; keep one of them"
             )
         matches[domain.client] = found[0]
     return matches
@@ -155,7 +158,7 @@ def find_folder(dataset: str, data_dir: Path) -> Path:
 
 
 def _class_folders(domain: Path, known: KnownDataset | None = None) -> ClassFolders:
-    """Map a domain's classes to their folders, of which a split domain has several."""
+    """Map a domain's classes to their folders, several per class if the domain is split."""
     parents = [domain]
     if known is not None:
         splits = [domain / split for split in known.splits if (domain / split).is_dir()]
@@ -178,7 +181,7 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _is_file_or_lost(path: Path) -> bool:
-    """Whether this is a file, or a link to a lost one, which must not go unnoticed."""
+    """Return whether this is a file or a broken link, which must be reported as skipped."""
     return path.is_file() or (path.is_symlink() and not path.exists())
 
 
@@ -194,6 +197,6 @@ def _class_files(root: Path, classes: ClassFolders) -> ClassFiles:
 
 
 def image_id(path: Path, root: Path) -> str:
-    """Identify an image file by its path below `root`."""
+    """Return an image file's id: its path below `root`."""
     check_utf8(path)
     return path.relative_to(root).as_posix()

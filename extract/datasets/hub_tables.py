@@ -1,4 +1,4 @@
-"""Datasets on the hub as tables of images: which files belong to a split, and to which clients."""
+"""Datasets on the hub as tables of images: the files of each split, and their clients."""
 
 import fnmatch
 import re
@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ...cache import FedclipError
+from ...cache.common.fields import suggest
 from ...cache.common.files import client_name, slug
 from ...cache.common.progress import Progress, no_progress
 from .. import hub
@@ -21,15 +22,15 @@ _CUSTOMARY_SPLITS = ("train", "validation", "valid", "val", "test")
 
 @dataclass(frozen=True)
 class LocatedTable:
-    """A dataset on the hub of which only the list of files is known yet.
+    """A dataset on the hub of which only the list of files is known so far.
 
     Attributes:
-        name: What its caches are filed under.
-        known: The published dataset that it is, if it is one.
+        name: First part of its caches' names.
+        known: Its name as a published dataset, if it is one.
         snapshot: Its files.
         place: Its repository, split and columns.
-        client: The client of all rows, if there is no column of domains.
-        class_names: The classes in their order; empty for all that occur, sorted.
+        client: The client of all rows, for a table without a domain column.
+        class_names: Classes in order; empty for all that occur, sorted.
     """
 
     name: str
@@ -41,7 +42,7 @@ class LocatedTable:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What determines which rows these are, and their names."""
+        """The facts that determine the rows and the names of their clients and classes."""
         return {
             "repository": self.place.repository,
             "revision": self.snapshot.repository.revision,
@@ -53,10 +54,11 @@ class LocatedTable:
         }
 
     def open(self, progress: Progress = no_progress) -> ImageDataset:
-        """Download what is missing, and list each client's rows.
+        """Download missing files, and list each client's rows.
 
         Raises:
-            FedclipError: it cannot be downloaded, has no such split or column, or holds no images.
+            FedclipError: the dataset cannot be downloaded, has no such split or column, or has no
+                images.
         """
         from .parquet import RowFile, read_clients
 
@@ -83,7 +85,9 @@ class LocatedTable:
             features=_card_features(card),
         )
         if not clients:
-            raise FedclipError(f"{root}: its split {self.place.split!r} has no rows")
+            raise FedclipError(
+                f"{root}: its split {self.place.split!r} has no rows; choose another --split"
+            )
         return gather(
             self.name,
             root,
@@ -121,7 +125,7 @@ def locate_table(
 
 
 def _name_client(known: str | None) -> Callable[[str], str]:
-    """Turn a domain into a client's name as folders of that name are: `Real World`, real_world."""
+    """Name the client of a domain as for a folder of that name: `Real World` is real_world."""
     names = {
         folder: domain.client
         for domain in (KNOWN[known].domains if known else ())
@@ -131,7 +135,7 @@ def _name_client(known: str | None) -> Callable[[str], str]:
 
 
 def _card(snapshot: hub.Snapshot, progress: Progress) -> Mapping[str, Any]:
-    """Read the metadata at the head of a dataset's card, if it has one."""
+    """Read the metadata at the top of a dataset's card; empty if it has none."""
     if CARD not in snapshot.files:
         return {}
     from huggingface_hub.repocard import metadata_load
@@ -140,19 +144,19 @@ def _card(snapshot: hub.Snapshot, progress: Progress) -> Mapping[str, Any]:
         return metadata_load(hub.download(snapshot, [CARD], progress) / CARD) or {}
     except FedclipError:
         raise
-    except Exception:  # a card is written by hand, and nothing needs it
+    except Exception:  # cards are written by hand, and are optional
         return {}
 
 
 def _listed(value: Any) -> list[Any]:
-    """Return what a card lists, as a list or as a single value; other types are ignored."""
+    """Return a card's value as a list, a single value as one of length 1; ignore other types."""
     if isinstance(value, (str, dict)):
         return [value]
     return value if isinstance(value, list) else []
 
 
 def _card_features(card: Mapping[str, Any]) -> dict[str, Any]:
-    """Read the names of columns' numbers from a dataset card's metadata."""
+    """Read the names that a card's metadata gives to the numbers in class columns."""
     features: dict[str, Any] = {}
     for info in _listed(card.get("dataset_info")):
         for feature in _listed(info.get("features")) if isinstance(info, dict) else []:
@@ -166,10 +170,10 @@ def _card_features(card: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _split_files(snapshot: hub.Snapshot, card: Mapping[str, Any], split: str) -> list[str]:
-    """Find a split's Parquet files, in order: by the card, else by the files' names.
+    """Find a split's Parquet files, in order, by the card or else by their names.
 
     Raises:
-        FedclipError: there are none, or some of a numbered series are missing.
+        FedclipError: the split has no files, or some of a numbered series are missing.
     """
     dataset = snapshot.repository
     tables = sorted(path for path in snapshot.files if path.endswith(_SUFFIX))
@@ -179,12 +183,12 @@ def _split_files(snapshot: hub.Snapshot, card: Mapping[str, Any], split: str) ->
         )
     if not tables:
         raise FedclipError(
-            f"{dataset}: holds no Parquet files; the hub converts most datasets, see whether "
-            f"--revision {PARQUET_BRANCH} has them"
+            f"{dataset}: contains no Parquet files; the hub converts most datasets, so try "
+            f"--revision {PARQUET_BRANCH}"
         )
     splits = _card_splits(card, tables) or _named_splits(tables)
     if split not in splits:
-        raise FedclipError(f"{dataset}: no split {split!r}; it has {', '.join(splits)}")
+        raise FedclipError(f"{dataset}: unknown split {split!r}{suggest(split, splits)}")
     files = splits[split]
     for path in files:
         series = re.search(r"-of-(\d{5})", path)
@@ -197,7 +201,7 @@ def _split_files(snapshot: hub.Snapshot, card: Mapping[str, Any], split: str) ->
 
 
 def _card_splits(card: Mapping[str, Any], tables: Sequence[str]) -> dict[str, list[str]]:
-    """Match the patterns that a card gives for each split of its default configuration."""
+    """Find files by the card's patterns for each split of its default configuration."""
     configs = [config for config in _listed(card.get("configs")) if isinstance(config, dict)]
     configs.sort(key=lambda config: not _is_default(config))
     splits: dict[str, list[str]] = {}
@@ -219,7 +223,7 @@ def _entry(entry: Any) -> tuple[str, Any]:
 
 
 def _named_splits(tables: Sequence[str]) -> dict[str, list[str]]:
-    """Find splits by words in the files' paths; without any, everything is train."""
+    """Find splits by words in the files' paths; without such words, all files are train."""
     splits = {
         split: [path for path in tables if re.search(rf"(^|[/._-]){split}([/._-]|$)", path)]
         for split in _CUSTOMARY_SPLITS

@@ -1,6 +1,6 @@
-"""Tables of images in Parquet files: rows as images, read row group by row group.
+"""Tables of images in Parquet files: one image per row, read row group by row group.
 
-Nothing is unpacked to disk: a worker process holds the row group at hand and goes on
+Nothing is unpacked to disk: a worker process keeps one row group in memory and reads its rows
 in order.
 """
 
@@ -23,7 +23,7 @@ from ...cache.common.limits import check_unpacked
 from .base import ClassImages, Source
 from .registry import Columns
 
-# Arrow has no array over 2 GiB: enough for so many images of 128 MB.
+# An Arrow array holds at most 2 GiB, which is enough for this many images of 128 MB.
 _ROWS_AT_ONCE = 16
 
 _READING = Lock()
@@ -34,8 +34,8 @@ class RowFile:
     """A Parquet file of a dataset.
 
     Attributes:
-        path: Where it is.
-        version: What identifies its content: its hash on the hub.
+        path: Its path.
+        version: Identifies its content, such as its hash on the hub.
         split: The split that its rows belong to.
     """
 
@@ -54,13 +54,13 @@ class RowSource:
     row: int
 
     def read(self) -> bytes:
-        """Take the image out of its row group, which is kept for the next row."""
-        with _READING:  # threads wait for the one that reads their row group
+        """Return the image's bytes; the row group stays in memory for the next row."""
+        with _READING:  # one thread reads a row group while the others wait
             images = _group(self.file.path, self.column, self.group)
         return images[self.row].as_py() or b""
 
     def stamp(self) -> str:
-        """Give the file's version and the row's place in it."""
+        """Return the file's version and the row's position in it."""
         return f"{self.file.version}\0{self.group}\0{self.row}"
 
 
@@ -69,7 +69,7 @@ def _group(path: Path, column: str, group: int) -> Any:
     """Read one column of a row group: an array of bytes, in chunks."""
     try:
         with reading(path.name), pq.ParquetFile(path, memory_map=True) as file:
-            # Without threads, as worker processes are forked.
+            # Worker processes are forked, so Arrow must not start threads.
             batches = file.iter_batches(
                 _ROWS_AT_ONCE, row_groups=[group], columns=[column], use_threads=False
             )
@@ -83,18 +83,18 @@ def _group(path: Path, column: str, group: int) -> Any:
 
 @contextmanager
 def reading(file: Path | str) -> Iterator[None]:
-    """Turn what Arrow raises on a file that it cannot read into one line.
+    """Turn Arrow's errors about an unreadable file into one line.
 
     Raises:
-        FedclipError: of a file that is no Parquet file, or damaged.
+        FedclipError: the file is not a Parquet file, or is damaged.
     """
     try:
         yield
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.strerror:
-            raise  # the system's, which says what is wrong
+            raise  # an error of the system, which explains itself
         raise FedclipError(
-            f"{file}: is no Parquet file, or damaged ({first_line(error)})"
+            f"{file}: is not a Parquet file, or is damaged ({first_line(error)}); replace it"
         ) from None
 
 
@@ -102,7 +102,7 @@ def check_row_groups(file: Path, metadata: Any) -> None:
     """Refuse a file whose row groups would fill the memory.
 
     Raises:
-        FedclipError: a row group would unpack beyond all measure.
+        FedclipError: the unpacked size of a row group exceeds `check_unpacked`'s limit.
     """
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         columns = [group.column(number) for number in range(group.num_columns)]
@@ -121,20 +121,20 @@ def read_clients(
     class_names: Sequence[str] = (),
     features: Mapping[str, Any] | None = None,
 ) -> list[tuple[str, ClassImages]]:
-    """List each client's rows by class; the images themselves stay unread.
+    """List each client's rows by class, without reading the images.
 
     Args:
-        dataset: What to call the dataset in errors.
-        files: Its files, in order; a row's id is its split and its number in it.
-        columns: What its columns are called.
-        name_client: Turns a domain into a client's name.
-        client: The client of all rows, if there is no column of domains.
-        class_names: What labels count, where they are numbers without names.
-        features: What columns' numbers mean, where the files do not say.
+        dataset: The dataset's name in errors.
+        files: Its files, in order; a row's id is its split and its number within the split.
+        columns: The names of its columns.
+        name_client: Returns the client's name for a domain.
+        client: The client of all rows, for a table without a domain column.
+        class_names: Names of the labels if they are numbers without names.
+        features: Names of the numbers in columns for which the files have none.
 
     Raises:
-        FedclipError: a column is not there or of another kind, a row has no label, or two
-            domains would be one client.
+        FedclipError: a column is missing or has the wrong type, a row has no label, or two
+            domains would become one client.
     """
     clients: dict[str, dict[str, list[tuple[str, Source]]]] = {}
     domains: dict[str, str] = {}
@@ -153,14 +153,15 @@ def read_clients(
             images.setdefault(label, []).append((f"{file.split}/{number:08d}", source))
     if len(set(domains.values())) < len(domains):
         raise FedclipError(
-            f"{dataset}: two of its domains, {', '.join(domains)}, would be one client"
+            f"{dataset}: two of its domains, {', '.join(domains)}, would become one client; use "
+            "another --domain-column"
         )
     return sorted(clients.items())
 
 
 @dataclass(frozen=True)
 class _Table:
-    """A file's small columns, checked."""
+    """The columns of a file except the images, checked."""
 
     dataset: str
     file: RowFile
@@ -191,13 +192,13 @@ class _Table:
             return cls(dataset, file, opened.metadata, data, {**features, **_features(schema)})
 
     def names(self, column: str) -> Sequence[str] | None:
-        """Say what a column's numbers stand for, where that is known."""
+        """Return the names of a column's numbers; None if unknown."""
         feature = self.features.get(column)
         names = feature.get("names") if isinstance(feature, dict) else None
         return [str(name) for name in names] if isinstance(names, list) else None
 
     def domains(self, column: str) -> list[str]:
-        """Give the domains as texts: numbers by their names, or as they are without."""
+        """Return the domains as texts: numbers by name, or as digits if they have none."""
         values = self.data[column]
         names = self.names(column)
         if names is None:
@@ -205,13 +206,13 @@ class _Table:
         return self._texts(column, values, names or ())
 
     def labels(self, column: str, class_names: Sequence[str]) -> list[str]:
-        """Give the labels as texts: numbers by their names, or else by `class_names`."""
+        """Return the labels as texts: numbers by name, from the file or else `class_names`."""
         values = self.data[column]
         names = self.names(column) or class_names
         if not names and any(isinstance(value, int) for value in values):
             raise FedclipError(
-                f"{self.dataset}: its column {column!r} holds numbers without names; give the "
-                "names in their order with --class-names, or another column"
+                f"{self.dataset}: its column {column!r} contains numbers without names; list the "
+                "names in order with --class-names, or choose another --label-column"
             )
         return self._texts(column, values, names)
 
@@ -223,13 +224,13 @@ class _Table:
             if not isinstance(value, str) or not value:
                 raise FedclipError(
                     f"{self.dataset}: row {row} of {self.file.path.name} has {value!r} in its "
-                    f"column {column!r}, which is no name and stands for none"
+                    f"column {column!r}, which is not a name or the number of one; fix the row"
                 )
             texts.append(value)
         return texts
 
     def places(self) -> list[tuple[int, int]]:
-        """List each row's group and number in it."""
+        """Return each row's row group and its number within the group."""
         groups = range(self.metadata.num_row_groups)
         return [
             (group, row)
@@ -241,28 +242,28 @@ class _Table:
 def _check_columns(dataset: str, schema: Any, wanted: Mapping[str, str]) -> None:
     for option, column in wanted.items():
         if column not in schema.names:
-            without = " or --client" if option == "--domain-column" else ""
+            without = ", or set --client" if option == "--domain-column" else ""
             raise FedclipError(
-                f"{dataset}: no column {column!r}; it has {', '.join(schema.names)}, "
-                f"say which with {option}{without}"
+                f"{dataset}: unknown column {column!r} (it has {', '.join(schema.names)}); "
+                f"choose one with {option}{without}"
             )
     kind = schema.field(wanted["--image-column"]).type
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
     if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
         raise FedclipError(
-            f"{dataset}: its column {wanted['--image-column']!r} holds {kind} and no images; it "
-            f"has {', '.join(schema.names)}, say which with --image-column"
+            f"{dataset}: its column {wanted['--image-column']!r} contains {kind}, not images (it "
+            f"has {', '.join(schema.names)}); choose one with --image-column"
         )
     for option, column in wanted.items():
         if option != "--image-column" and column == wanted["--image-column"]:
             raise FedclipError(
-                f"{dataset}: its column {column!r} holds the images; give {option} another"
+                f"{dataset}: its column {column!r} contains the images; choose another {option}"
             )
 
 
 def _features(schema: Any) -> dict[str, Any]:
-    """Read what the `datasets` library writes of a file's columns beside its schema."""
+    """Read the description of columns that the `datasets` library adds to a file's schema."""
     try:
         return dict(json.loads(schema.metadata[b"huggingface"])["info"]["features"])
     except (KeyError, TypeError, ValueError, RecursionError):

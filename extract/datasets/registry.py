@@ -20,7 +20,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Domain:
-    """A domain of a known dataset: its folder names, and how many images, where that is known."""
+    """A domain of a known dataset: its folder names, and its number of images if known."""
 
     client: str
     folders: tuple[str, ...]
@@ -33,8 +33,8 @@ class HubDataset:
 
     Attributes:
         repository: ``owner/name``.
-        split: The splits that make up the whole, joined by ``+``.
-        columns: What its columns are called.
+        split: The splits that make up the whole dataset, joined by ``+``.
+        columns: The names of its columns.
     """
 
     repository: str
@@ -44,18 +44,18 @@ class HubDataset:
 
 @dataclass(frozen=True)
 class KnownDataset:
-    """A published dataset in the layouts in which it is distributed.
+    """A published dataset, in the layouts in which it is distributed.
 
     Attributes:
-        domains: Its domains; a folder that holds one folder of each is its root.
-        images: How many images were published.
-        classes: How many classes it has.
-        licence: Its licence, as far as one is stated.
-        names: Names for class folders that are named otherwise, by numbers say.
-        splits: Folders between domain and class, all of which belong to the domain.
-        whole: The folder to take instead where none of `splits` is there.
-        hub: Where the hub has it.
-        make: Makes it in a folder, where the package can.
+        domains: Its domains; a folder with a folder for each of them is its root.
+        images: Number of published images.
+        classes: Number of classes.
+        licence: Its licence as stated by the source.
+        names: Class names by folder name, where these differ, for example numbers.
+        splits: Folders between domain and class; the domain consists of all of them.
+        whole: The folder to use if none of `splits` exists.
+        hub: Its repository on the hub, if any.
+        make: Creates the dataset in a folder, if the package can.
     """
 
     domains: tuple[Domain, ...]
@@ -70,7 +70,7 @@ class KnownDataset:
 
     @property
     def source(self) -> str:
-        """Where it comes from on a machine that does not have it."""
+        """The source of the dataset for a machine that does not have it."""
         if self.hub is not None:
             return f"{HF}{self.hub.repository}"
         return "drawn here" if self.make is not None else "a folder of yours"
@@ -84,7 +84,7 @@ def _draw_demo(folder: Path, progress: Progress) -> None:
 
 DEMO = "demo"
 
-# Where each figure and licence is stated: docs/datasets.md.
+# docs/datasets.md has the sources of the figures and licences.
 KNOWN: Mapping[str, KnownDataset] = {
     # Venkateswara et al. 2017, "Deep Hashing Network for Unsupervised Domain Adaptation".
     "office-home": KnownDataset(
@@ -112,7 +112,7 @@ KNOWN: Mapping[str, KnownDataset] = {
         licence="unknown",
         hub=HubDataset("flwrlabs/pacs"),
     ),
-    # Fang et al. 2013, "Unbiased Metric Learning"; DomainBed names domains and classes otherwise.
+    # Fang et al. 2013, "Unbiased Metric Learning"; DomainBed uses other names.
     "vlcs": KnownDataset(
         (
             Domain("caltech", ("CALTECH", "Caltech101"), 1415),

@@ -1,1 +1,1 @@
-"""A dataset that the package draws itself, and a tiny CLIP pre-trained on similar pictures."""
+"""A dataset drawn by the package, and a tiny CLIP pre-trained on similar pictures."""

@@ -1,7 +1,7 @@
 """Draws things in four styles, with the same pixels everywhere.
 
-Pixels are made of sums, products, square roots and comparisons of float32, which
-every machine rounds alike; nothing goes through a drawing library.
+Pixels are computed with sums, products, square roots and comparisons of float32, which
+every machine rounds in the same way. No drawing library is used.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,11 +22,11 @@ Color = tuple[float, float, float] | npt.NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class Drawing:
-    """A thing as distances in pixels, (H, W) float32, negative inside.
+    """A thing as signed distances in pixels, (H, W) float32, negative inside.
 
     Attributes:
-        body: To the silhouette, its holes cut out.
-        details: To the details; far away everywhere where there are none.
+        body: Distance to the silhouette, whose holes are cut out.
+        details: Distance to the details; large everywhere if the thing has none.
     """
 
     body: Field
@@ -41,7 +41,7 @@ def _grid(size: int) -> tuple[Field, Field]:
 
 
 def _distance(outline: npt.NDArray[np.floating[Any]], size: int) -> Field:
-    """Signed distance to a closed outline: negative inside, by the even-odd rule."""
+    """Return the signed distance to a closed outline: negative inside, by the even-odd rule."""
     x, y = (axis[..., None] for axis in _grid(size))
     (ax, ay), (bx, by) = outline.T, np.roll(outline, -1, axis=0).T
     dx, dy = bx - ax, by - ay
@@ -57,7 +57,7 @@ def _distance(outline: npt.NDArray[np.floating[Any]], size: int) -> Field:
 
 
 def measure(parts: Sequence[Part], size: int) -> Drawing:
-    """Turn outlines into distances."""
+    """Compute the distances to the outlines."""
     far = np.full((size, size), 1e3, dtype=np.float32)
     body, details = far, far
     for part in parts:
@@ -72,7 +72,7 @@ def measure(parts: Sequence[Part], size: int) -> Drawing:
 
 
 def _cover(distance: Field, softness: float = 1.0) -> Field:
-    """How much of a pixel lies inside: 1 well within, 0 well outside."""
+    """Return how much of each pixel is inside: 1 well inside, 0 well outside."""
     covered: Field = np.clip(0.5 - distance / np.float32(softness), 0, 1)
     return covered
 
@@ -87,7 +87,7 @@ def _flat(color: Color, size: int) -> Image:
 
 
 def _noise(draw: Draw, size: int, cells: int) -> Field:
-    """Smooth noise from 0 to 1: random values on a grid of `cells`, interpolated."""
+    """Return smooth noise from 0 to 1: random values on a grid of `cells`, interpolated."""
     values = draw.generator.random((cells + 1, cells + 1)).astype(np.float32)
     place = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(cells / size)
     low = place.astype(np.intp)
@@ -109,7 +109,7 @@ def _fractal(draw: Draw, size: int) -> Field:
 
 
 def _hue(hue: float, saturation: float, value: float) -> Color:
-    """HSV, each 0 to 1, to RGB."""
+    """Convert HSV to RGB, all values from 0 to 1."""
     sector = (hue % 1.0) * 6
 
     def channel(shift: float) -> float:
@@ -120,7 +120,7 @@ def _hue(hue: float, saturation: float, value: float) -> Color:
 
 
 def _clutter(draw: Draw, size: int, count: int) -> list[Field]:
-    """Distances to small marks that belong to nothing."""
+    """Return the distances to small random marks."""
     marks = []
     for _ in range(count):
         x, y = draw.between(0, size), draw.between(0, size)
@@ -136,7 +136,7 @@ def _clutter(draw: Draw, size: int, count: int) -> list[Field]:
 
 
 def _photo(drawing: Drawing, draw: Draw, size: int) -> Image:
-    """Something solid and lit on a mottled ground, with a shadow, slightly soft."""
+    """Paint a solid, lit thing on a mottled background, with a shadow, slightly blurred."""
     ground_hue, hue = draw.between(0, 1), draw.between(0, 1)
     texture, mottled = _fractal(draw, size), _fractal(draw, size)
     near, far = _hue(ground_hue, 0.45, 0.25), _hue(ground_hue + 0.12, 0.4, 0.8)
@@ -149,7 +149,7 @@ def _photo(drawing: Drawing, draw: Draw, size: int) -> Image:
     shift = 1 + draw.choice(3)
     shadow = np.roll(drawing.body, (shift, shift), axis=(0, 1))
     image = _paint(image, 0.65 * _cover(shadow - 1, 5.0), (0.03, 0.03, 0.05))
-    # Lit from the upper left: a bevel falls off with the distance to the edge.
+    # Lit from the upper left: the edge is beveled up to 5 pixels inwards.
     depth = np.clip(-drawing.body / np.float32(5.0), 0, 1)
     gx, gy = np.zeros_like(depth), np.zeros_like(depth)
     gx[:, 1:-1] = depth[:, 2:] - depth[:, :-2]
@@ -172,7 +172,7 @@ def _blur(image: Image) -> Image:
 
 
 def _sketch(drawing: Drawing, draw: Draw, size: int) -> Image:
-    """Pencil on paper: wavering lines drawn twice, hatching, no colour."""
+    """Paint with pencil on paper: wavering lines drawn twice, hatching, no color."""
     paper = draw.between(0.86, 0.98)
     image = _flat((paper, paper * draw.between(0.97, 1.0), paper * draw.between(0.9, 0.99)), size)
     image = image - np.float32(0.06) * _noise(draw, size, 32)[..., None]
@@ -198,7 +198,7 @@ def _sketch(drawing: Drawing, draw: Draw, size: int) -> Image:
 
 
 def _cartoon(drawing: Drawing, draw: Draw, size: int) -> Image:
-    """Flat colours, a thick dark outline, a highlight, confetti."""
+    """Paint with flat colors, a thick dark outline, a highlight and confetti."""
     hue = draw.between(0, 1)
     x, y = _grid(size)
     image = _flat(
@@ -221,7 +221,7 @@ def _cartoon(drawing: Drawing, draw: Draw, size: int) -> Image:
 
 
 def _neon(drawing: Drawing, draw: Draw, size: int) -> Image:
-    """Glowing tubes on a dark wall of bricks."""
+    """Paint glowing tubes on a dark brick wall."""
     tint = draw.between(0, 1)
     image = _flat(_hue(tint, 0.5, draw.between(0.06, 0.16)), size)
     x, y = _grid(size)

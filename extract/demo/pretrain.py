@@ -1,12 +1,12 @@
 """Pre-trains the demo's tiny CLIP on drawn pictures with captions, some of them wrong.
 
-``python -m fedclip.extract.demo.pretrain FOLDER`` draws the pictures, trains for a
-few minutes on 2 cores and writes what ``local-dir:`` loads. On one machine it gives
-the same bytes each time; elsewhere rounding leads to other weights of the same worth.
+``python -m fedclip.extract.demo.pretrain FOLDER`` draws the pictures, trains for a few minutes
+on 2 cores and writes a folder that ``local-dir:`` loads. On one machine it writes the same bytes
+each time; elsewhere rounding leads to different weights of the same quality.
 
-The captions confuse look-alikes, as captions from the web do: a share of the cups is
-captioned house, of the moons heart and of the keys arrow, in every style. This
-planted fault is what the demo's adapter has to repair.
+The captions confuse look-alikes, as captions from the web do: some of the cups are captioned
+house, some of the moons heart and some of the keys arrow, in every style. The demo's adapter has
+to repair this planted fault.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from .shapes import THINGS, Draw
 
 WEIGHTS_FILE = "open_clip_model.safetensors"
 
-# No dataset is drawn from this seed, so none of its pictures was seen in pre-training.
+# No dataset is drawn from this seed, so pre-training never sees a dataset's pictures.
 SEED = 1_000_003
 THREADS = 2
 
@@ -63,7 +63,7 @@ CONFIG: dict[str, Any] = {
 STYLE_SHARES = {"cartoon": 0.30, "neon": 0.15, "photo": 0.40, "sketch": 0.15}
 CONFUSED_WITH = {"cup": "house", "key": "arrow", "moon": "heart"}
 
-# Templates that suit any style, and one that suits each.
+# Templates that fit any style, and one for each style.
 ANY_STYLE = ("a {}", "a picture of a {}")
 OWN_STYLE = {
     "cartoon": "a cartoon of a {}",
@@ -78,15 +78,15 @@ CAPTIONS = [
 
 @dataclass(frozen=True)
 class Recipe:
-    """How much to train.
+    """Hyper-parameters of the pre-training.
 
     Attributes:
-        images: Pictures to draw.
-        epochs: Passes over them.
-        batch_size: Pictures in a minibatch.
-        lr: AdamW's highest learning rate, of one cycle.
-        weight_decay: AdamW's.
-        caption_noise: Share of the confused things that are captioned as their look-alikes.
+        images: Number of pictures to draw.
+        epochs: Passes over the pictures.
+        batch_size: Pictures per minibatch.
+        lr: Peak learning rate of AdamW's one cycle.
+        weight_decay: Weight decay of AdamW.
+        caption_noise: Share of the confusable things that are captioned as their look-alikes.
     """
 
     images: int = 6000
@@ -107,7 +107,7 @@ class Captioned:
 
 
 def draw_captioned(index: int, caption_noise: float) -> Captioned:
-    """Draw the pre-training picture of this number, always the same."""
+    """Draw the pre-training picture of a number, which is always the same."""
     draw = Draw(SEED, index)
     place = draw.between(0, 1)
     bounds = zip(STYLE_SHARES, itertools.accumulate(STYLE_SHARES.values()), strict=True)
@@ -151,7 +151,7 @@ def _batches(recipe: Recipe) -> Iterator[Tensor]:
 def train(
     model: nn.Module, tokens: Tensor, recipe: Recipe, progress: Progress = no_progress
 ) -> None:
-    """Train a CLIP in place: every batch is scored against all captions, several of them right."""
+    """Train a CLIP in place; each picture is scored against all captions, several correct."""
     pictures = _draw_all(recipe, progress)
     stacked = torch.from_numpy(np.stack([picture.pixels for picture in pictures]))
     mean, std = CONFIG["preprocess_cfg"]["mean"][0], CONFIG["preprocess_cfg"]["std"][0]
@@ -179,7 +179,7 @@ def train(
 def pretrain(folder: Path, progress: Progress = no_progress, recipe: Recipe | None = None) -> None:
     """Draw, train and write config and float16 weights to `folder`, whole or not at all."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(THREADS)  # another number would round otherwise
+    torch.set_num_threads(THREADS)  # another number would round differently
     try:
         with replacing_folder(folder) as temporary, torch.random.fork_rng():
             (temporary / CONFIG_FILE).write_text(to_json(CONFIG))
@@ -204,16 +204,16 @@ def main(arguments: Sequence[str]) -> None:
         prog="python -m fedclip.extract.demo.pretrain",
         description="Pre-train the demo's tiny CLIP.",
     )
-    parser.add_argument("folder", type=Path, help="where to write it; must not exist")
+    parser.add_argument("folder", type=Path, help="folder to write; must not exist")
     parser.add_argument(
         "--caption-noise",
         type=float,
         default=Recipe.caption_noise,
-        help="share of the confused things that are captioned as their look-alikes (%(default)s)",
+        help="share of the confusable things captioned as their look-alikes (%(default)s)",
     )
     options = parser.parse_args(arguments)
     if options.folder.exists():
-        parser.error(f"{options.folder} exists; name a new folder")
+        parser.error(f"{options.folder}: exists already; choose a new folder")
     with show_progress() as progress:
         pretrain(options.folder, progress, Recipe(caption_noise=options.caption_noise))
 

@@ -1,7 +1,7 @@
-"""Ten things that everybody draws, as outlines.
+"""Ten things that everybody can draw, as outlines.
 
-An outline is made with `math` and rounded, so that it is the same everywhere; a
-point is (x, y) with y downwards, and a thing fills about the square from -1 to 1.
+Outlines are computed with `math` and rounded, so that they are the same everywhere. A point is
+(x, y) with y pointing down, and a thing fills roughly the square from -1 to 1.
 """
 
 import math
@@ -14,34 +14,34 @@ import numpy.typing as npt
 
 Points = list[tuple[float, float]]
 
-# Body parts are one silhouette; details are drawn inside it, holes are cut out of it.
+# Body parts form one silhouette; details are drawn inside it, holes are cut out of it.
 Role = Literal["body", "detail", "hole"]
 
 
 @dataclass(frozen=True)
 class Part:
-    """A closed outline, (N, 2) float32, and what it is of the thing."""
+    """A closed outline, (N, 2) float32, and its role in the thing."""
 
     outline: npt.NDArray[np.float32]
     role: Role = "body"
 
 
 class Draw:
-    """Random numbers for one picture, from one seed."""
+    """Draws the random numbers of one picture from one seed."""
 
     def __init__(self, *seed: int) -> None:
         self.generator = np.random.default_rng(seed)
 
     def between(self, low: float, high: float) -> float:
-        """Draw a number between two others."""
+        """Draw a number from `low` to `high`, uniformly."""
         return low + (high - low) * float(self.generator.random())
 
     def chance(self, probability: float) -> bool:
-        """Draw whether something happens."""
+        """Draw True with a probability."""
         return float(self.generator.random()) < probability
 
     def choice(self, count: int) -> int:
-        """Draw one of `count` numbers from 0."""
+        """Draw a whole number from 0 to `count` - 1."""
         return min(count - 1, int(self.generator.random() * count))
 
 
@@ -215,7 +215,7 @@ THINGS: Mapping[str, Callable[[Draw], Sketch]] = {
 
 
 def draw_thing(thing: str, draw: Draw, size: int) -> list[Part]:
-    """Draw a thing's outlines in pixels of a `size` x `size` picture, in a pose of its own."""
+    """Draw a thing's outlines in pixels of a `size` x `size` picture, in a random pose."""
     sketch = THINGS[thing](draw)
     scale = size * draw.between(0.2, 0.36)
     angle = math.radians(draw.between(-35, 35))

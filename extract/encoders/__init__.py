@@ -1,1 +1,1 @@
-"""Frozen encoders: which one, its weights, how it takes images and prompts."""
+"""Frozen encoders: their names, weights, image transforms and prompts."""

@@ -1,7 +1,7 @@
-"""What the pipeline needs of a frozen encoder, whatever library it comes from.
+"""The interface between the pipeline and a frozen encoder of any library.
 
-An encoder implements `ImageEncoder`, `TextEncoder` or, like a CLIP, both. One of a new family
-is a file of its own beside this one, and a line in `registry.py`.
+An encoder implements `ImageEncoder`, `TextEncoder` or, like CLIP, both. To add a family of
+encoders, add a file beside this one and a line in `registry.py`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,23 +29,23 @@ class Encoder(Protocol):
 
     @property
     def name(self) -> EncoderName:
-        """What the user calls it."""
+        """The encoder as the user names it."""
 
     @property
     def facts(self) -> EncoderFacts:
-        """What identifies it, grouped by what each fact shapes; the cache's keys hash this."""
+        """The facts that identify it; the cache's keys are hashes of them."""
 
     @property
     def sources(self) -> tuple[Path, ...]:
-        """The files on this machine that it was loaded from: if unchanged, so is the encoder."""
+        """The files it was loaded from; the encoder is unchanged if they are."""
 
     @property
     def logit_scale(self) -> float:
-        """What similarities of images and texts are multiplied by; 1 if it compares none."""
+        """The factor on similarities of images and texts; 1 if the encoder has none."""
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """The device it runs on."""
 
 
 @runtime_checkable
@@ -54,7 +54,7 @@ class ImageEncoder(Encoder, Protocol):
 
     @property
     def decode(self) -> Decoder:
-        """Decodes an image file's bytes to (3, H, W) float32 pixels; can be pickled."""
+        """Function from an image file's bytes to (3, H, W) float32 pixels; can be pickled."""
 
     @property
     def pixel_shape(self) -> tuple[int, int, int]:
@@ -72,18 +72,18 @@ class TextEncoder(Encoder, Protocol):
     """An encoder with a text side."""
 
     def encode_texts(self, prompts: Sequence[str]) -> Vectors:
-        """Encode N prompts to (N, T) float32 raw features; T is D if images compare with them."""
+        """Encode N prompts to (N, T) float32 raw features; T is D if they compare with images."""
 
 
 @dataclass(frozen=True, eq=False)
 class Launched:
-    """Features being computed: (B, D) float32 on the host, valid once the event has happened."""
+    """Features being computed: (B, D) float32 on the host, valid once `arrived` is recorded."""
 
     features: Tensor
     arrived: torch.cuda.Event | None = None
 
     def numpy(self) -> Vectors:
-        """Wait for the features."""
+        """Wait for the features and return them."""
         if self.arrived is not None:
             self.arrived.synchronize()
         array: Vectors = self.features.numpy()
@@ -92,12 +92,12 @@ class Launched:
 
 @dataclass(frozen=True, eq=False)
 class Launcher:
-    """Encodes batches of pixels on a device, where a GPU copies and computes at once.
+    """Encodes batches of pixels on a device; a GPU copies and computes at the same time.
 
     Attributes:
         encode: The network: (B, 3, H, W) pixels on the device to (B, D) raw features.
-        device: Where it runs.
-        dtype: What it takes the pixels as.
+        device: The device it runs on.
+        dtype: Dtype of the pixels that it takes.
     """
 
     encode: Callable[[Tensor], Tensor]
@@ -107,12 +107,12 @@ class Launcher:
     def __call__(self, pixels: Tensor) -> Launched:
         """Start encoding (B, 3, H, W) float32 pixels to (B, D) float32 raw features.
 
-        On a GPU this returns before they are computed, and pinned pixels are copied while
+        On a GPU this returns before the features are computed, and pinned pixels are copied while
         the previous batch is still being encoded.
         """
         with inference():
             features = self.encode(self._upload(pixels).to(self.dtype)).float()
-            # Only CUDA has events that report when a copy in the background has arrived.
+            # Only CUDA has events that report when a background copy is complete.
             here = features.to("cpu", non_blocking=self.device.type == "cuda")
         if self.device.type != "cuda":
             return Launched(here)
@@ -137,7 +137,7 @@ class Launcher:
 
 @contextmanager
 def inference() -> Iterator[None]:
-    """Compute without gradients, and float32 on a GPU as on a CPU.
+    """Compute without gradients, and in full float32 precision on a GPU as on a CPU.
 
     TF32 and autotuned kernels would make a GPU's float32 differ from a CPU's.
     """

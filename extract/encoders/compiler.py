@@ -1,8 +1,8 @@
-"""Imports libraries without torch's compiler, which most extractions do without.
+"""Imports libraries without torch's compiler, which most extractions do not need.
 
-torchvision imports `torch._dynamo` to ask later whether it can compile, and timm to mark
-functions as not to be compiled. That imports sympy, triton and 800 other modules, nearly half
-the time in which an extraction starts, and is of use only to something that compiles.
+torchvision imports `torch._dynamo` to ask later whether compiling is supported, and timm imports
+it to exclude functions from compilation. This loads sympy, triton and 800 other modules, which
+takes nearly half of an extraction's start-up time and is useful only for compiling.
 """
 
 import sys
@@ -18,14 +18,14 @@ _UTILS = "torch._dynamo.utils"
 
 
 class _Deferred(ModuleType):
-    """Stands in for `torch._dynamo.utils` until anything but the one function is asked for."""
+    """Stands in for `torch._dynamo.utils` until any attribute but the one below is requested."""
 
     def is_compile_supported(self, device_type: str) -> bool:
-        """Ask the real module, which is imported by then."""
+        """Ask the real module, importing it first if necessary."""
         return bool(import_module(_UTILS).is_compile_supported(device_type))
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # asked by `inspect` of every module
+        if name.startswith("__"):  # `inspect` requests these of every module
             raise AttributeError(name)
         sys.modules.pop(_UTILS, None)
         return getattr(import_module(_UTILS), name)
@@ -34,17 +34,16 @@ class _Deferred(ModuleType):
 def _disable(
     function: Callable[..., Any] | None = None, recursive: bool = True, **_: Any
 ) -> Callable[..., Any]:
-    """Do what `torch.compiler.disable` does, when the function is first called."""
+    """Do what `torch.compiler.disable` does, but only when the function is first called."""
     deferred: Callable[..., Any] = torch._disable_dynamo(function, recursive)  # type: ignore[attr-defined]
     return deferred
 
 
 @contextmanager
 def deferred_compiler() -> Iterator[None]:
-    """Import libraries so that they import torch's compiler when they use it.
+    """Let libraries that are imported inside load torch's compiler only when they use it.
 
-    Whatever else they ask of the compiler meanwhile they get from the real one. Afterwards
-    torch is as it was.
+    Any other use of the compiler meanwhile loads the real one. Torch is restored afterwards.
     """
     if "torch._dynamo" in sys.modules:
         yield

@@ -1,7 +1,7 @@
 """Encoders of open_clip: every CLIP that it can build.
 
-Whatever open_clip, torch or the hub's client raises on weights or configs is the
-fault of these, and becomes one line.
+Any error that open_clip, torch or the hub's client raises on weights or configs is reported in
+one line as a fault of these files.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ __all__ = ["OpenClipEncoder", "fetch_encoder", "load_encoder"]
 
 CONFIG_FILE = "open_clip_config.json"
 
-# open_clip's own order of preference among several weight files of a folder.
+# open_clip's order of preference among several weight files in a folder.
 _WEIGHT_NAMES = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
@@ -47,17 +47,17 @@ _WEIGHT_NAMES = (
 )
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth")
 
-# The prompts that CLIP was published with for ImageNet, by `prompts.TEMPLATE_SETS`.
+# The prompts published with CLIP for ImageNet, by the names in `prompts.TEMPLATE_SETS`.
 PUBLISHED_TEMPLATES: Mapping[str, Sequence[Callable[[str], str]]] = {
     "openai7": open_clip.SIMPLE_IMAGENET_TEMPLATES,
     "openai80": open_clip.OPENAI_IMAGENET_TEMPLATES,
 }
 
-# The one batch shape of prompts: most datasets have few classes.
+# Size of every batch of prompts; small, since most datasets have few classes.
 TEXT_BATCH = 16
 
 # Texts that distinguish tokenizers: every printable ASCII character, other scripts, case,
-# spaces, digits, rare words, and more than any context takes.
+# spaces, digits, rare words, and a text longer than any context.
 _PROBE = (
     string.printable,
     "Ärger, naïveté, Ελλάδα, Москва, 東京, مرحبا, 🙂",
@@ -71,14 +71,14 @@ class OpenClipEncoder:
     """A frozen CLIP on a device, an `ImageEncoder` and a `TextEncoder`.
 
     Attributes:
-        name: What the user calls it.
-        facts: What identifies it.
+        name: The encoder as the user names it.
+        facts: The facts that identify it.
         sources: The files on this machine that it was loaded from.
         model: The network, in evaluation mode.
-        decode: Decodes an image file's bytes to (3, H, W) float32 pixels.
-        tokenizer: Prompts to (N, L) int64 tokens.
+        decode: Function from an image file's bytes to (3, H, W) float32 pixels.
+        tokenizer: Function from prompts to (N, L) int64 tokens.
         logit_scale: ``exp(logit_scale)``.
-        device: Where it runs.
+        device: The device it runs on.
     """
 
     name: EncoderName
@@ -134,7 +134,7 @@ def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
             result: Tensor = compiled(*arguments, **options)
         except RuntimeError as error:
             raise FedclipError(
-                f"--compile: does not work here ({first_line(error)}); leave it out"
+                f"--compile: does not work here ({first_line(error)}); leave out --compile"
             ) from None
         return result
 
@@ -142,7 +142,7 @@ def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def load_encoder(name: EncoderName, device: torch.device) -> OpenClipEncoder:
-    """Build an encoder, load its weights and record what identifies it.
+    """Build an encoder, load its weights and collect the facts that identify it.
 
     Raises:
         FedclipError: the model or tag is unknown, or its weights are missing, do not fit or
@@ -152,7 +152,7 @@ def load_encoder(name: EncoderName, device: torch.device) -> OpenClipEncoder:
     tag = _tag_config(name)
     with quiet(), torch.random.fork_rng(devices=[]):
         weights = _weights_file(name, tag)
-        torch.manual_seed(0)  # random weights are the same ones each time
+        torch.manual_seed(0)  # makes random weights reproducible
         model = _build(name, weights, quick_gelu=bool(tag.get("quick_gelu")))
         tokenizer = _tokenizer(name.model, config)
     if tag.get("quick_gelu"):
@@ -190,26 +190,26 @@ def load_encoder(name: EncoderName, device: torch.device) -> OpenClipEncoder:
 
 
 def open_clip_decoder(preprocess: PreprocessCfg, resizer: str) -> Decoder:
-    """Decode images as `preprocess` says; open_clip's own transform is the reference.
+    """Make a decoder that follows `preprocess`, with open_clip's own transform as the reference.
 
     Raises:
-        FedclipError: the resizer cannot do what the encoder needs.
+        FedclipError: the resizer cannot resize as the encoder requires.
     """
     return make_decoder(preprocess, resizer, image_transform_v2(preprocess, is_train=False))
 
 
 def _preprocess(name: EncoderName, model: nn.Module) -> tuple[Decoder, dict[str, Any]]:
-    """Make the decoder of a model's images, and describe it."""
+    """Return a model's decoder and the facts that describe it."""
     asked = open_clip.get_model_preprocess_cfg(model)
     try:
         preprocess = PreprocessCfg(**asked)
         return open_clip_decoder(preprocess, name.resizer), _preprocess_facts(preprocess)
     except FedclipError:
         raise
-    except Exception as error:  # whatever open_clip and torchvision make of strange values
+    except Exception as error:  # invalid values raise errors of many types
         raise FedclipError(
-            f"{name.model}: its preprocess_cfg {asked} cannot be followed ({first_line(error)}); "
-            "fix the config"
+            f"{name.model}: its preprocess_cfg {asked} is invalid ({first_line(error)}); fix the "
+            "config"
         ) from None
 
 
@@ -226,14 +226,14 @@ def _preprocess_facts(preprocess: PreprocessCfg) -> dict[str, Any]:
 
 
 def _model_config(model: str) -> dict[str, Any]:
-    """Read the architecture's config as open_clip has it."""
+    """Read the architecture's config from open_clip."""
     try:
         with quiet():
             config = open_clip.get_model_config(model)
     except Exception as error:
         if model.startswith(LOCAL_DIR) and isinstance(error, FileNotFoundError):
             raise FedclipError(
-                f"{model}: has no {CONFIG_FILE}; give a folder as open_clip saves it"
+                f"{model}: has no {CONFIG_FILE}; pass a folder that open_clip has saved"
             ) from None
         raise FedclipError(
             f"{model}: its config cannot be loaded ({first_line(error)}); check the name"
@@ -248,22 +248,22 @@ def _model_config(model: str) -> dict[str, Any]:
 
 
 def _tag_config(name: EncoderName) -> Mapping[str, Any]:
-    """Read what open_clip knows of a tag; empty for files, places and random weights."""
+    """Return open_clip's config of a tag; empty for files, places and random weights."""
     if name.pretrained is None or name.pretrained == RANDOM or is_file(name.pretrained):
         return {}
     tag: Mapping[str, Any] = open_clip.get_pretrained_cfg(name.model, name.pretrained)
     if not tag:
         tags = open_clip.list_pretrained_tags_by_model(name.model)
         raise FedclipError(
-            f"unknown weights {name.pretrained!r} of {name.model}, and not a file"
+            f"unknown weights {name.pretrained!r} of {name.model}, and no such file"
             f"{suggest(name.pretrained, [*tags, RANDOM])} "
-            "(a file without a suffix is given as ./NAME)"
+            "(write a file without a suffix as ./NAME)"
         )
     return tag
 
 
 def _weights_file(name: EncoderName, tag: Mapping[str, Any]) -> Path | None:
-    """Find the weights on this machine, downloading them where they come from a hub."""
+    """Find the weights on this machine, and download them first if they come from a hub."""
     if name.pretrained == RANDOM:
         return None
     if name.model.startswith(LOCAL_DIR):
@@ -276,7 +276,7 @@ def _weights_file(name: EncoderName, tag: Mapping[str, Any]) -> Path | None:
     except Exception as error:
         raise FedclipError(
             f"{name.model} {name.pretrained or ''}: the weights cannot be downloaded "
-            f"({first_line(error)}); give a local checkpoint file with --pretrained, or a folder "
+            f"({first_line(error)}); pass a local checkpoint file with --pretrained, or a folder "
             "with --model local-dir:FOLDER"
         ) from None
     assert name.pretrained is not None
@@ -285,7 +285,7 @@ def _weights_file(name: EncoderName, tag: Mapping[str, Any]) -> Path | None:
 
 def _sources(name: EncoderName, weights: Path | None) -> tuple[Path, ...]:
     if name.model.startswith(LOCAL_DIR):
-        # The folder changes when a file comes that would be preferred.
+        # The folder itself changes when a file is added that would be preferred.
         folder = Path(name.model.removeprefix(LOCAL_DIR)).absolute()
         return folder, *sorted(path for path in folder.iterdir() if path.is_file())
     return (weights.absolute(),) if weights else ()
@@ -298,14 +298,14 @@ def _weights_in_folder(folder: Path) -> Path:
         return preferred[0]
     if len(files) != 1:
         raise FedclipError(
-            f"{folder}: holds {len(files)} weight files ({', '.join(_WEIGHT_SUFFIXES)}); "
-            f"one belongs there, or one named {_WEIGHT_NAMES[0]}"
+            f"{folder}: contains {len(files)} weight files ({', '.join(_WEIGHT_SUFFIXES)}); "
+            f"keep exactly one, or name one {_WEIGHT_NAMES[0]}"
         )
     return files[0]
 
 
 def _build(name: EncoderName, weights: Path | None, *, quick_gelu: bool) -> nn.Module:
-    # A folder's weights are loaded by us, so that the file hashed is the file loaded.
+    # We load a folder's weights ourselves, so that the hashed file is the loaded one.
     ours = weights is not None and name.model.startswith(LOCAL_DIR)
     theirs = weights is not None and not ours
     try:
@@ -323,14 +323,14 @@ def _build(name: EncoderName, weights: Path | None, *, quick_gelu: bool) -> nn.M
     except Exception as error:
         raise FedclipError(
             f"{weights or name.model}: cannot be loaded as weights of {name.model} "
-            f"({first_line(error)}); give safetensors or a plain state_dict of this architecture"
+            f"({first_line(error)}); pass safetensors or a plain state_dict of this architecture"
         ) from None
     return model
 
 
 def _tokenizer(model: str, config: Mapping[str, Any]) -> Callable[[list[str]], Tensor]:
     try:
-        # A config can ask for code of its repository to be run; what is passed here wins over it.
+        # A config can ask to run code from its repository; this argument overrides it.
         hub = bool(config["text_cfg"].get("hf_tokenizer_name"))
         options = {"trust_remote_code": False} if hub else {}
         tokenizer: Callable[[list[str]], Tensor] = open_clip.get_tokenizer(model, **options)
@@ -350,13 +350,13 @@ def _check_quick_gelu(name: EncoderName, model: nn.Module) -> None:
     kinds = {type(module).__name__ for module in model.modules()}
     if "QuickGELU" not in kinds or "GELU" in kinds:
         raise FedclipError(
-            f"{name.model} {name.pretrained}: these weights were trained with QuickGELU, and "
+            f"{name.model} {name.pretrained}: these weights were trained with QuickGELU, but "
             "this architecture does not use it; choose the model's -quickgelu variant"
         )
 
 
 def _tokenizer_sha256(tokenizer: Callable[[list[str]], Tensor]) -> str:
-    """Identify a tokenizer by what it makes of a fixed list of texts."""
+    """Hash a tokenizer's output for a fixed list of texts."""
     tokens = tokenizer(list(_PROBE))
     return hashlib.sha256(canonical_json(tokens.tolist()).encode()).hexdigest()
 
@@ -371,10 +371,10 @@ def _tensors_sha256(model: nn.Module) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep libraries from talking while a model loads: what matters is raised or recorded."""
+    """Silence libraries while a model loads; problems are raised or recorded anyway."""
     previous = logging.root.manager.disable
-    # open_clip logs by `logging.info`, which gives a root logger without a handler one that
-    # prints, and it would print our records, too, from then on.
+    # open_clip calls `logging.info`, which adds a printing handler to a root logger that has
+    # none. That handler would print our records too from then on.
     silent = logging.NullHandler()
     logging.root.addHandler(silent)
     logging.disable(logging.CRITICAL)

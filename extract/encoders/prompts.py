@@ -14,18 +14,19 @@ TEMPLATE_SETS = ("openai7", "openai80")
 
 
 def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
-    """Return the templates without repetitions, in their order.
+    """Return the templates without repetitions, in the same order.
 
     Raises:
         FedclipError: a template does not have exactly one ``{}`` for the class name, or is a text
-            that a cache cannot keep.
+            that a cache cannot store.
     """
     for template in templates:
         if found := flaw(template):
-            raise FedclipError(f"template {template!r}: is a text {found}; write it again")
+            raise FedclipError(f"--template {template!r}: is a text {found}; retype it")
         if template.count("{}") != 1:
             raise FedclipError(
-                f"template {template!r} needs exactly one {{}} where the class name goes"
+                f"--template {template!r}: has {template.count('{}')} placeholders {{}}; use "
+                "exactly one, for the class name"
             )
     return tuple(dict.fromkeys(templates))
 
@@ -33,8 +34,8 @@ def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
 def templates_of(name: str | None) -> tuple[str, ...]:
     """Return a published set of templates; empty if `name` is None.
 
-    `openai80` are the templates that CLIP's authors chose for ImageNet, and `openai7` the seven
-    of them whose ensemble their notebook finds about as good (Radford et al. 2021,
+    `openai80` is the set that CLIP's authors chose for ImageNet. `openai7` has seven of these,
+    whose ensemble is about as good according to the authors' notebook (Radford et al. 2021,
     arXiv:2103.00020; "Prompt Engineering for ImageNet" in the repository openai/CLIP).
 
     Raises:
@@ -52,16 +53,17 @@ def templates_of(name: str | None) -> tuple[str, ...]:
 
 
 def prompt(template: str, class_name: str) -> str:
-    """Put a class name into a template, with spaces for underscores."""
+    """Fill a class name into a template, with spaces for underscores."""
     return template.replace("{}", class_name.replace("_", " "))
 
 
 def parse_class_names(text: str | None) -> tuple[str, ...]:
-    """Read class names, ``a,b,c`` or ``@file`` with one per line; none if `text` is None.
+    """Parse class names: ``a,b,c`` or ``@file`` with one per line; none if `text` is None.
 
     Raises:
-        FedclipError: no class is named, a file cannot be read, a name occurs twice, or is a text
-            that a cache cannot keep.
+        FedclipError: the list is empty, a file is not UTF-8, a name occurs twice, or a name is a
+            text that a cache cannot store.
+        OSError: a file cannot be read.
     """
     if text is None:
         return ()
@@ -74,10 +76,10 @@ def parse_class_names(text: str | None) -> tuple[str, ...]:
         parts = text.split(",")
     names = tuple(name.strip() for name in parts if name.strip())
     if not names:
-        raise FedclipError(f"--class-names {text}: names no class; give A,B,C or @FILE")
+        raise FedclipError(f"--class-names {text}: is empty; pass A,B,C or @FILE")
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
-        raise FedclipError(f"--class-names {text}: names {repeated!r} twice; give each class once")
+        raise FedclipError(f"--class-names {text}: has {repeated!r} twice; list each class once")
     for name in names:
         if found := flaw(name):
             raise FedclipError(f"--class-names {text}: has a class {name!r} {found}; rename it")

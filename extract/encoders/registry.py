@@ -1,4 +1,4 @@
-"""The families of encoders, by library: which module loads a model, and what it depends on.
+"""The families of encoders: the module that loads a model, and the libraries it depends on.
 
 Importing this imports no encoder.
 """
@@ -25,7 +25,7 @@ class Family(NamedTuple):
     """Encoders of one library.
 
     Attributes:
-        prefix: What their models' names begin with.
+        prefix: Start of their models' names.
         module: The module beside this one with `load_encoder` and `fetch_encoder`.
         libraries: Distributions whose versions may change what an image is encoded to.
     """
@@ -35,12 +35,12 @@ class Family(NamedTuple):
     libraries: tuple[str, ...]
 
 
-# One line per family; the first whose prefix fits.
+# One line per family; the first one whose prefix matches is used.
 FAMILIES = (Family("", "openclip", ("open_clip_torch", "torch", "torchvision", "pillow")),)
 
 
 def family_of(name: EncoderName) -> Family:
-    """Find the family that a model is of."""
+    """Find the family that a model belongs to."""
     return next(family for family in FAMILIES if name.model.startswith(family.prefix))
 
 
@@ -50,7 +50,7 @@ def library_versions(name: EncoderName) -> dict[str, str]:
 
 
 def fetch_encoder(name: EncoderName, progress: Progress = no_progress) -> None:
-    """Download what an encoder is loaded from, unless it is on this machine.
+    """Download the files of an encoder that are not on this machine.
 
     Raises:
         FedclipError: a file is missing and cannot be downloaded.
@@ -59,7 +59,7 @@ def fetch_encoder(name: EncoderName, progress: Progress = no_progress) -> None:
 
 
 def load_encoder(name: EncoderName, device: torch.device) -> Encoder:
-    """Build an encoder, load its weights and record what identifies it.
+    """Build an encoder, load its weights and collect the facts that identify it.
 
     Raises:
         FedclipError: the model is unknown, or its weights are missing, do not fit or cannot

@@ -1,6 +1,6 @@
-"""What a user calls an encoder; importing this imports no encoder.
+"""How a user names an encoder; importing this imports no encoder.
 
-Of open_clip that is an architecture with a pretrained tag or a checkpoint file, a
+For open_clip, the name is an architecture with a pretrained tag or a checkpoint file, a
 ``local-dir:`` folder or an ``hf-hub:`` repository.
 """
 
@@ -26,14 +26,14 @@ RESIZERS = ("pillow", "torchvision")
 
 @dataclass(frozen=True)
 class EncoderName:
-    """What a user calls an encoder.
+    """An encoder as the user names it.
 
     Attributes:
-        model: An open_clip architecture, or ``local-dir:`` or ``hf-hub:`` and a place.
+        model: An open_clip architecture, ``local-dir:FOLDER`` or ``hf-hub:OWNER/NAME``.
         pretrained: A tag, a checkpoint file or ``random``; None for the weights
-            that a place has beside its config.
+            of the folder or repository.
         precision: ``fp32``, ``fp16`` or ``bf16``.
-        resizer: ``pillow`` or ``torchvision``, see `decoders`.
+        resizer: ``pillow`` or ``torchvision``, see `transforms`.
         compiled: Whether the network is compiled by ``torch.compile``.
     """
 
@@ -53,11 +53,11 @@ class EncoderName:
         *,
         compiled: bool = False,
     ) -> Self:
-        """Fill in the default weights: OpenAI's for an architecture, a place's own.
+        """Fill in the default weights: OpenAI's, or those of the folder or repository.
 
         Raises:
-            FedclipError: weights are given for a place that has its own, the precision or
-                resizer is unknown, or a name is not UTF-8.
+            FedclipError: weights are set for a folder or repository, which has its own, the
+                precision or resizer is unknown, or a name is not UTF-8.
         """
         for named in (model, pretrained or ""):
             check_utf8(named)
@@ -70,7 +70,7 @@ class EncoderName:
         place = model.startswith((LOCAL_DIR, HF_HUB))
         if place and pretrained not in (None, RANDOM):
             raise FedclipError(
-                f"--pretrained {pretrained}: {model} brings its own weights; leave --pretrained out"
+                f"--pretrained {pretrained}: {model} has its own weights; leave out --pretrained"
             )
         if pretrained is None and not place:
             pretrained = DEFAULT_PRETRAINED
@@ -80,7 +80,7 @@ class EncoderName:
 
     @property
     def shown(self) -> tuple[str, str]:
-        """Model and weights as a cache records them: without the folders of this machine."""
+        """Model and weights as a cache records them, without folders of this machine."""
         model, pretrained = self.model, self.pretrained
         if model.startswith(LOCAL_DIR):
             model = LOCAL_DIR + Path(model.removeprefix(LOCAL_DIR)).resolve().name
@@ -92,7 +92,7 @@ class EncoderName:
 
     @property
     def variant(self) -> str:
-        """The name as part of a folder's name: ``<model>-<tag>``."""
+        """The name as a part of the cache folder's name: ``<model>-<tag>``."""
         model, pretrained = self.shown
         return slug(f"{model.removeprefix(LOCAL_DIR).removeprefix(HF_HUB)}-{pretrained}")
 

@@ -1,4 +1,4 @@
-"""Decodes image files' bytes to the pixels that an encoder takes."""
+"""Decodes the bytes of image files to the pixels that an encoder takes."""
 
 import warnings
 from collections.abc import Callable
@@ -14,23 +14,23 @@ from ...cache import FedclipError
 
 Transform = Callable[[Image.Image], Tensor]
 
-# Bytes to (3, H, W) float32; raises whatever Pillow raises on bytes that are no usable image.
+# Bytes to (3, H, W) float32; raises Pillow's errors if the bytes are not a usable image.
 Decoder = Callable[[bytes], Tensor]
 
-# Pillow knows many more; some run other programs, and few are well maintained.
+# Pillow reads many more formats, but some run other programs, and few are well maintained.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 
 class Preprocess(Protocol):
-    """How an encoder needs its images.
+    """How an encoder's images must be preprocessed.
 
     Attributes:
         size: Side of the square, or height and width.
-        resize_mode: ``shortest``, where the shorter side is resized and the longer one cropped,
-            or another mode that only the encoder's own transform knows.
+        resize_mode: ``shortest`` to resize the shorter side and crop the longer one, or another
+            mode that only the encoder's own transform knows.
         interpolation: ``bicubic`` or ``bilinear``.
-        mean: Of each channel, subtracted from pixels in [0, 1].
-        std: Of each channel, which pixels are then divided by.
+        mean: Mean of each channel, subtracted from pixels in [0, 1].
+        std: Standard deviation of each channel, by which pixels are then divided.
     """
 
     size: int | tuple[int, int]
@@ -41,15 +41,15 @@ class Preprocess(Protocol):
 
 
 def make_decoder(preprocess: Preprocess, resizer: str, reference: Transform) -> Decoder:
-    """Decode with Pillow, and resize, crop and normalise as `preprocess` says.
+    """Make a decoder that decodes with Pillow, then resizes, crops and normalizes.
 
     Args:
-        preprocess: What the encoder needs.
+        preprocess: The encoder's requirements.
         resizer: ``pillow`` for the encoder's own transform, or ``torchvision``.
-        reference: The encoder's own transform, an image to its pixels.
+        reference: The encoder's own transform, from an image to its pixels.
 
     Raises:
-        FedclipError: the resizer cannot do what the encoder needs.
+        FedclipError: the resizer cannot resize as the encoder requires.
     """
     shorter = preprocess.size if isinstance(preprocess.size, int) else max(preprocess.size)
     resized = shorter if preprocess.resize_mode == "shortest" else None
@@ -62,18 +62,18 @@ def make_decoder(preprocess: Preprocess, resizer: str, reference: Transform) -> 
 class PillowDecoder:
     """Decodes with Pillow, and turns the image into pixels with `transform`.
 
-    Worker processes that are not forked get a pickled copy, so this is no closure.
+    Not a closure, since worker processes that are not forked receive a pickled copy.
 
     Attributes:
-        transform: An image to its pixels.
-        shorter: What it resizes the shorter side to; None if the sides' ratio is not kept.
+        transform: Function from an image to its pixels.
+        shorter: Length to which it resizes the shorter side; None if it changes the aspect ratio.
     """
 
     transform: Transform
     shorter: int | None
 
     def __call__(self, content: bytes) -> Tensor:
-        """Decode an image file's bytes."""
+        """Decode the bytes of an image file."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(BytesIO(content), formats=FORMATS) as image:
@@ -83,7 +83,7 @@ class PillowDecoder:
 
 
 def _check_resized(image: Image.Image, shorter: int) -> None:
-    """Refuse a thin image that would grow beyond what Pillow calls a decompression bomb."""
+    """Refuse a thin image that resizing would turn into a decompression bomb by Pillow's limit."""
     longer = shorter * max(image.size) // min(image.size)
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and shorter * longer > 2 * limit:
@@ -93,19 +93,19 @@ def _check_resized(image: Image.Image, shorter: int) -> None:
 
 
 def _torchvision_transform(preprocess: Preprocess, reference: Transform) -> Transform:
-    """Resize RGB images as tensors, in half the time, and others as the reference does.
+    """Make a transform that resizes RGB images as tensors in half the time, others as `reference`.
 
-    Its antialiased resizing rounds differently from Pillow's: by up to 2/255, and more on hard
-    edges of images that are much taller than wide, which Pillow resizes in another order.
+    Its antialiased resizing rounds differently from Pillow's: by up to 2/255, and by more on hard
+    edges of images that are much taller than wide, whose axes Pillow resizes in another order.
 
     Raises:
-        FedclipError: the encoder does not resize an image's shorter side to a square's.
+        FedclipError: the encoder does not resize the shorter side to that of a square.
     """
     size = preprocess.size if isinstance(preprocess.size, int) else preprocess.size[0]
     if preprocess.resize_mode != "shortest" or preprocess.size not in (size, (size, size)):
         raise FedclipError(
-            "--resizer torchvision: cannot resize images as this encoder needs them; "
-            "use --resizer pillow"
+            "--resizer torchvision: cannot resize images as this encoder requires; use --resizer "
+            "pillow"
         )
     mean, std = (torch.tensor(value)[:, None, None] for value in (preprocess.mean, preprocess.std))
     return _TensorTransform(
@@ -126,7 +126,7 @@ class _TensorTransform:
     std: Tensor
 
     def __call__(self, image: Image.Image) -> Tensor:
-        # Not imported with this module, as it takes seconds and most extractions do without.
+        # Imported only when needed, since it takes seconds and most extractions do not use it.
         from torchvision.transforms.v2 import InterpolationMode, functional
 
         if image.mode != "RGB":

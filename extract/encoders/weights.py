@@ -1,7 +1,7 @@
 """Downloads an encoder's files before it is loaded: config, weights, tokenizer.
 
-open_clip would download them itself, from the same repositories and to the same place,
-but neither show progress nor resume after a broken connection.
+open_clip would download them itself, from the same repositories to the same folder, but
+neither shows progress nor resumes after a broken connection.
 """
 
 import json
@@ -17,7 +17,7 @@ from ...cache.common.progress import Progress, no_progress
 from ..hub import MODEL, Repository, Snapshot, download, how_to_carry, look_up, remember
 from .spec import HF_HUB, LOCAL_DIR, RANDOM, EncoderName
 
-# What a tokenizer of the `transformers` library is made of.
+# Files of which a tokenizer of the `transformers` library consists.
 _TOKENIZER_FILES = frozenset(
     {
         "added_tokens.json",
@@ -36,7 +36,7 @@ _TOKENIZER_FILES = frozenset(
 
 
 def fetch_encoder(name: EncoderName, progress: Progress = no_progress) -> None:
-    """Download what an encoder is loaded from, if it is on the hub and not on this machine.
+    """Download the files of an encoder that are on the hub and not on this machine.
 
     Raises:
         FedclipError: a file is missing and cannot be downloaded; the message explains how to
@@ -51,8 +51,8 @@ def fetch_encoder(name: EncoderName, progress: Progress = no_progress) -> None:
             _fetch_tokenizer(Repository(str(text["hf_tokenizer_name"]), MODEL), progress)
     except FedclipError as error:
         raise FedclipError(
-            f"{error}; or give a checkpoint file with --pretrained, or a folder with "
-            "--model local-dir:FOLDER"
+            f"{error}; or pass a checkpoint file with --pretrained, or a folder with --model "
+            "local-dir:FOLDER"
         ) from None
 
 
@@ -88,7 +88,7 @@ def _read_config(path: Path) -> Mapping[str, Any]:
 
 
 def _weights(snapshot: Snapshot, filename: str) -> str:
-    """Choose the weights as open_clip does: safetensors, where the repository has them."""
+    """Choose the weights as open_clip does: safetensors if the repository has them."""
     safe = (
         HF_SAFE_WEIGHTS_NAME
         if filename == HF_WEIGHTS_NAME
@@ -107,7 +107,8 @@ def _first(snapshot: Snapshot, *names: str) -> str:
             f"{repository}: {names[0]} is not on this machine; {how_to_carry(repository, names[0])}"
         )
     raise FedclipError(
-        f"{repository}: has no {' or '.join(names)}; it has {', '.join(sorted(snapshot.files))}"
+        f"{repository}: has no {' or '.join(names)}, only {', '.join(sorted(snapshot.files))}; "
+        "choose a repository of open_clip"
     )
 
 

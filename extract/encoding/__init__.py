@@ -1,1 +1,1 @@
-"""From images to vectors in parts: one process, or several ranks that share the work."""
+"""Encodes images to vectors, in parts, in one process or in several ranks."""

@@ -1,10 +1,10 @@
-"""One extraction by several processes, as `torchrun` or a cluster's launcher starts them.
+"""One extraction by several processes, started by `torchrun` or a cluster's launcher.
 
-The processes share a file system and leave each other files below the folder of caches. The
-first rank makes a folder with a random name for this attempt. The others ask for its name in
-new files of their own, which only a first rank that is running answers: so nothing that a
-killed attempt left is taken for a part of this one, even where both meet in one place. A rank
-that fails leaves its reason, which ends the others.
+The processes share a file system and exchange files below the folder of caches. For each attempt,
+the first rank makes a folder with a random name. The others ask for this name by creating new
+request files, which only a running first rank answers. So files left by a killed attempt are
+never mistaken for those of this one, even if both use the same place. A rank that fails leaves
+its reason in a file, at which the others stop.
 """
 
 import hashlib
@@ -24,17 +24,17 @@ from uuid import uuid4
 from ...cache import FedclipError
 from ...cache.common.files import replacing
 
-# How long one rank waits for another to come.
+# How long the ranks wait for each other to start.
 ARRIVAL = timedelta(minutes=10)
-# How long the first rank stays where one has failed, so that all learn of it.
+# How long the first rank waits for the others to leave, so that all can read why one failed.
 FAREWELL = timedelta(minutes=1)
-# The age at which what a killed launch left is removed.
+# Age at which files of a killed launch are removed.
 ABANDONED = timedelta(days=7)
-# Seconds between two looks at what the others have left.
+# Seconds between two checks for files of other ranks.
 PAUSE = 0.2
 
-# What launchers set alike for the ranks of one launch, and differently for launches that run
-# at the same time.
+# Variables that launchers set to equal values for the ranks of one launch, and to different ones
+# for launches that run at the same time.
 _LAUNCH = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID", "SLURM_STEP_ID")
 
 _PLACE, _ASK, _FAILED = ".ranks-", "ask-", "failed.json"
@@ -46,14 +46,14 @@ class RankFailedError(FedclipError):
 
 @dataclass
 class Ranks:
-    """This process among the others of its launch; by default the only one.
+    """This process among all processes of its launch; by default the only one.
 
     Attributes:
-        rank: Its number; 0 leads.
-        size: How many there are.
-        local_rank: Its number on its host.
-        local_size: How many there are on its host.
-        counted: Whether the launcher set these two; otherwise `together` finds them out.
+        rank: Number of this process; 0 leads.
+        size: Number of processes.
+        local_rank: Number of this process on its host.
+        local_size: Number of processes on its host.
+        counted: Whether the launcher set these two; otherwise `together` determines them.
     """
 
     rank: int = 0
@@ -65,15 +65,15 @@ class Ranks:
 
     @classmethod
     def launched(cls) -> Self:
-        """Read what a launcher set in the environment, if one did.
+        """Read the variables that a launcher may have set in the environment.
 
         Raises:
-            FedclipError: a variable is no number, or this process has none.
+            FedclipError: a variable is not a valid number, or this process has no rank.
         """
         size = _number("WORLD_SIZE", default=1, least=1)
         rank = _number("RANK", default=None if size > 1 else 0)
         if rank >= size:
-            raise FedclipError(f"RANK={rank}: ranks are numbered from 0, and WORLD_SIZE is {size}")
+            raise FedclipError(f"RANK={rank}: must be below WORLD_SIZE, which is {size}")
         return cls(
             rank=rank,
             size=size,
@@ -89,13 +89,13 @@ class Ranks:
 
     @contextmanager
     def together(self, cache_dir: Path) -> Iterator[None]:
-        """Meet the other ranks, and at the end wait until the first is done.
+        """Wait for the other ranks to start, and at the end until the first is done.
 
         Args:
-            cache_dir: The folder of caches, below which the ranks meet.
+            cache_dir: The folder of caches, below which the ranks exchange files.
 
         Raises:
-            FedclipError: a rank does not come, or one fails.
+            FedclipError: a rank does not start in time, or one fails.
         """
         if self.size == 1:
             yield
@@ -119,12 +119,12 @@ class Ranks:
             self._leave()
 
     def tell(self, subject: str, value: Any) -> None:
-        """Tell the others something, as JSON."""
+        """Send a JSON value to the other ranks."""
         if self.size > 1:
             _write(self._file(subject, self.rank), value)
 
     def ask(self, subject: str, rank: int = 0) -> Any:
-        """Wait until another rank, by default the first, tells something, and return it.
+        """Wait for a value that another rank, by default the first, sends, and return it.
 
         Raises:
             RankFailedError: a rank failed.
@@ -136,10 +136,10 @@ class Ranks:
         return json.loads(path.read_bytes())
 
     def check(self) -> None:
-        """Find out whether the others are still at work.
+        """Check that no other rank has failed.
 
         Raises:
-            RankFailedError: one of them failed.
+            RankFailedError: one has failed.
         """
         failed = self._folder / _FAILED
         if self.size > 1 and failed.exists():
@@ -157,7 +157,7 @@ class Ranks:
         return place / name
 
     def _meet(self, place: Path, end: float) -> None:
-        """Have everyone here, and know which ranks are on this host."""
+        """Wait until all ranks have started, and determine which of them are on this host."""
         host = socket.gethostname()
         self.tell("host", host)
         files = [self._file("host", rank) for rank in range(self.size)]
@@ -175,8 +175,8 @@ class Ranks:
     def _wait(self, end: float) -> None:
         if time.monotonic() > end:
             raise FedclipError(
-                f"rank {self.rank} cannot meet the others; start all {self.size} ranks within "
-                f"{ARRIVAL.total_seconds() / 60:g} minutes, with one --cache-dir that they share"
+                f"rank {self.rank}: the other ranks did not start; start all {self.size} ranks "
+                f"within {ARRIVAL.total_seconds() / 60:g} minutes, with the same shared --cache-dir"
             )
         time.sleep(PAUSE)
 
@@ -185,20 +185,20 @@ class Ranks:
 
     def _fail(self, error: BaseException) -> None:
         failed = self._folder / _FAILED
-        if not failed.exists():  # the first reason stays
+        if not failed.exists():  # keep the first reason
             reason = " ".join(str(error).split()) or type(error).__name__
             with suppress(OSError):
                 _write(failed, [self.rank, reason])
 
     def _leave(self) -> None:
-        """Leave; the first rank goes last, and removes what was left here and long ago."""
+        """Leave; the first rank leaves last and removes the files of this and of old launches."""
         with suppress(OSError):
             self.tell("left", True)
         end = time.monotonic() + FAREWELL.total_seconds()
         place, files = self._folder.parent, [self._file("left", r) for r in range(self.size)]
         while self.leads and not all(path.exists() for path in files):
             if time.monotonic() > end:
-                return  # so that those who come late can read the reason
+                return  # keep the files, so that late ranks can read the reason
             time.sleep(PAUSE)
         if self.leads:
             shutil.rmtree(place, ignore_errors=True)
@@ -219,7 +219,7 @@ def _launch() -> str:
 
 
 def _number(variable: str, default: int | None, least: int = 0) -> int:
-    """Read a number that a launcher sets; an empty variable is not set."""
+    """Read a number that a launcher sets; an empty variable counts as unset."""
     text = os.environ.get(variable, "")
     if not text and default is not None:
         return default
@@ -229,7 +229,7 @@ def _number(variable: str, default: int | None, least: int = 0) -> int:
         number = -1
     if number < least:
         raise FedclipError(
-            f"{variable}={text}: must be a whole number from {least} on; let the launcher set "
+            f"{variable}={text}: must be a whole number of at least {least}; let the launcher set "
             "RANK and WORLD_SIZE, or unset WORLD_SIZE"
         )
     return number

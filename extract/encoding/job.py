@@ -1,4 +1,4 @@
-"""Encodes what a cache lacks. Importing this imports torch."""
+"""Encodes what is missing in a cache. Importing this imports torch."""
 
 import errno
 import logging
@@ -52,14 +52,14 @@ MAX_WORKERS = 16
 CPU_BATCH = 64
 GPU_BATCH = 256
 
-# Why an image cannot be read whatever its disk does: it may not be, or leads nowhere. One that
-# was there before has another listing now.
+# Errors that are the image's own, not its disk's: missing permission, or a broken link. An image
+# that has disappeared also changes the listing.
 _OWN_REASONS = frozenset({errno.EACCES, errno.EPERM, errno.ENOENT, errno.ELOOP, errno.EISDIR})
 
 
 @dataclass(frozen=True)
 class _Job:
-    """An extraction into one cache, seen from one rank."""
+    """An extraction into one cache, as one rank sees it."""
 
     request: Request
     dataset: ImageDataset
@@ -72,18 +72,18 @@ class _Job:
 
     @classmethod
     def of(cls, request: Request, dataset: ImageDataset, ranks: Ranks, progress: Progress) -> Self:
-        """Load the encoder, whose key names the cache."""
+        """Load the encoder; its key is part of the cache's name."""
         encoder = load_encoder(request.encoder, resolve_device(request.device, ranks.local_rank))
         if not isinstance(encoder, ImageEncoder):
             raise FedclipError(
-                f"{request.encoder.model}: encodes texts only; give a --model that encodes images"
+                f"{request.encoder.model}: encodes texts only; choose a --model that encodes images"
             )
         key = image_key(encoder.facts)
         path = request.cache_dir / dataset.name / f"{request.encoder.variant}-{key[:8]}"
         return cls(request, dataset, encoder, CacheFolder(path), ranks, progress, key)
 
     def tasks(self, batch_size: int) -> list[Task]:
-        """This rank's images, numbered through all clients: of every `size` batches one."""
+        """List this rank's images, one of every `size` batches, numbered across all clients."""
         images = [
             (client.name, image) for client in self.dataset.clients for image in client.images
         ]
@@ -94,7 +94,7 @@ class _Job:
         ]
 
     def share(self, tasks: Sequence[Task], batch_size: int) -> Share:
-        """Begin to encode `tasks`."""
+        """Start encoding `tasks`."""
         workers = self.request.workers
         if workers is None:
             workers = default_workers(self.encoder.device, self.ranks.local_size)
@@ -113,12 +113,12 @@ class _Job:
 def encode_missing(
     request: Request, dataset: ImageDataset, ranks: Ranks, progress: Progress = no_progress
 ) -> Extraction:
-    """Encode what a cache lacks, with the other ranks, and write it with what is known already.
+    """Encode missing vectors together with the other ranks, and write the cache.
 
     Raises:
         FedclipError: the encoder or the cache on disk cannot be used, another process
             is writing the cache, or no image of a client can be decoded (with
-            `strict`, one that cannot).
+            `strict`, if any image cannot).
     """
     fetch_encoder(request.encoder, progress)
     job = _Job.of(request, dataset, ranks, progress)
@@ -127,10 +127,11 @@ def encode_missing(
 
 
 def help_encoding(request: Request, dataset: ImageDataset, ranks: Ranks) -> None:
-    """Encode what this rank's share of the images lacks, and tell the first rank the outcomes.
+    """Encode this rank's share of the missing images, and send the outcomes to the first rank.
 
     Raises:
-        FedclipError: the encoder cannot be used, or it or the files differ from the first rank's.
+        FedclipError: the encoder cannot be used, or the encoder or the files differ from the
+            first rank's.
     """
     fetch_encoder(request.encoder)
     job = _Job.of(request, dataset, ranks, no_progress)
@@ -146,7 +147,7 @@ def help_encoding(request: Request, dataset: ImageDataset, ranks: Ranks) -> None
 def _begin_share(
     job: _Job, known: KnownVectors, batch_size: int
 ) -> tuple[dict[int, Outcome], Share]:
-    """Begin to encode those of this rank's images that are not `known`, and list the others."""
+    """Return the outcomes of this rank's `known` images, and start encoding the others."""
     tasks = job.tasks(batch_size)
     outcomes = _carried_over(tasks, known, job.progress)
     missing = [task for task in tasks if task.number not in outcomes]
@@ -165,18 +166,20 @@ def _from_json(rows: Sequence[Any]) -> Outcomes:
 
 
 def _check_plan(job: _Job, plan: Mapping[str, Any]) -> None:
-    """Refuse to encode other images than the first rank, or with another encoder."""
+    """Check that this rank has the same encoder and the same images as the first one."""
     rank, seen = job.ranks.rank, listings(job.dataset)
     if job.key != plan["key"]:
         raise FedclipError(
-            f"{job.encoder.name.model}: rank {rank} has another encoder here, of the key "
-            f"{job.key[:8]}, than rank 0, of {plan['key'][:8]}; all ranks must have the same "
-            "weights and options"
+            f"{job.encoder.name.model}: the encoder of rank {rank} (key {job.key[:8]}) differs "
+            f"from that of rank 0 (key {plan['key'][:8]}); start all ranks with the same weights "
+            "and options"
         )
-    if [[*each] for each in seen.items()] != plan["listings"]:  # in the order of their numbers
+    if [[*each] for each in seen.items()] != plan[
+        "listings"
+    ]:  # their order determines the images' numbers
         raise FedclipError(
-            f"{job.dataset.root}: rank {rank} finds other images here than rank 0; all ranks must "
-            "see the same files"
+            f"{job.dataset.root}: rank {rank} finds other images here than rank 0; make the same "
+            "files available to all ranks"
         )
 
 
@@ -192,8 +195,8 @@ def _encode(job: _Job) -> Extraction:
     batch_size = _batch_size(job, manifest, standing)
     _note_encoder(job, batch_size)
     if not request.force and len(standing) < len(folder.files):
-        logger.info("           (resuming what --force began)")
-    # What was seen before reading, so that a later change is noticed as one.
+        logger.info("           (resuming an extraction with --force)")
+    # Listed before reading, so that later changes are noticed.
     seen = listings(dataset)
     manifest = {
         "dataset": dataset.name,
@@ -207,7 +210,7 @@ def _encode(job: _Job) -> Extraction:
         "clients": entries,
     }
     known, texts = _known(job, standing)
-    folder.write_manifest(manifest)  # the batch shape goes with the parts
+    folder.write_manifest(manifest)  # parts are only valid with their batch size
     parts = {*find_parts(folder.path)}  # before the other ranks write theirs
     plan = {"key": job.key, "listings": [*seen.items()], "batch_size": batch_size}
     job.ranks.tell("plan", plan)
@@ -216,8 +219,8 @@ def _encode(job: _Job) -> Extraction:
         encoded_texts = texts.encode_missing()
     for template, one, other in texts.alike():
         logger.warning(
-            "with the template %r the classes %r and %r have the same text and cannot be told "
-            "apart; an encoder reads only the beginning of a long prompt",
+            "template %r: the classes %r and %r have the same text features and cannot be "
+            "distinguished; shorten the template, since encoders cut off long prompts",
             template,
             one,
             other,
@@ -230,7 +233,7 @@ def _encode(job: _Job) -> Extraction:
     for rank in range(1, job.ranks.size):
         outcomes |= _from_json(job.ranks.ask("outcomes", rank))
     for path in find_parts(folder.path):
-        if path not in parts:  # of another rank
+        if path not in parts:  # written by another rank
             known.add_part(path)
     results = list(_results(dataset, outcomes))
     _check_storage(dataset, outcomes, seen)
@@ -266,21 +269,21 @@ def _forced_entries(job: _Job) -> dict[str, dict[str, Any]]:
 
 
 def _standing(folder: CacheFolder, manifest: Mapping[str, Any]) -> list[Path]:
-    """List the clients' files except those that a forced extraction has yet to replace."""
+    """List the clients' files except those that a forced extraction still has to replace."""
     forced = {folder.file(client) for client in forced_clients(manifest)}
     return [path for path in folder.files if path not in forced]
 
 
 def _batch_size(job: _Job, manifest: Mapping[str, Any], standing: Sequence[Path]) -> int:
-    """Keep to the batch shape of what was encoded before: another moves vectors by rounding."""
-    begun = manifest.get("batch_size")
-    if (standing or find_parts(job.folder.path)) and isinstance(begun, int) and begun > 0:
-        return begun
+    """Return the batch size used so far, since another would change vectors by rounding."""
+    used = manifest.get("batch_size")
+    if (standing or find_parts(job.folder.path)) and isinstance(used, int) and used > 0:
+        return used
     return job.request.batch_size or default_batch_size(job.encoder.device)
 
 
 def default_batch_size(device: torch.device) -> int:
-    """Choose the batch shape: a CPU gains nothing from larger ones, a GPU wants to be busy."""
+    """Choose the batch size: larger batches keep a GPU busy, but do not help a CPU."""
     return GPU_BATCH if device.type == "cuda" else CPU_BATCH
 
 
@@ -295,29 +298,29 @@ def _note_encoder(job: _Job, batch_size: int) -> None:
     ]
     logger.info("encoder    %s", ", ".join(facts))
     if asked not in (None, batch_size):
-        logger.info("           (this cache was begun with batches of %d)", batch_size)
+        logger.info("           (the batch size with which this cache was started)")
 
 
 def _known(job: _Job, standing: Sequence[Path]) -> tuple[KnownVectors, Texts]:
-    """Find the vectors that the cache holds already, in parts and in the `standing` files.
+    """Find the vectors that the cache already has, in parts and in the `standing` files.
 
     Raises:
-        CacheError: a file is damaged, or of another encoder.
+        CacheError: a file is damaged, or comes from another encoder.
     """
     known, texts = KnownVectors(), Texts(job.encoder, job.dataset.class_names)
     for path in find_parts(job.folder.path):
         try:
             known.add_part(path)
         except (CacheError, ValueError, EOFError):
-            path.unlink(missing_ok=True)  # as if lost
+            path.unlink(missing_ok=True)  # its images are encoded again
     if known:
-        logger.info("           (resuming after %d images that were encoded before)", len(known))
+        logger.info("           (resuming after %d encoded images)", len(known))
     for path in () if job.request.force else standing:
         cache = read_cache(path)
         if cache.key != job.key:
             facts = ", ".join(differing_facts(cache.encoder, job.encoder.facts))
             raise CacheError(
-                f"{path}: is of another encoder than this cache ({facts}); move it elsewhere"
+                f"{path}: comes from another encoder than this cache ({facts}); move it elsewhere"
             )
         known.add_client(path, cache)
         texts.take_over(cache)
@@ -328,7 +331,7 @@ def _known(job: _Job, standing: Sequence[Path]) -> tuple[KnownVectors, Texts]:
 def _carried_over(
     tasks: Sequence[Task], known: KnownVectors, progress: Progress
 ) -> dict[int, Outcome]:
-    """Find the images whose vectors are known by their content."""
+    """Return the outcomes of images whose content has a known vector."""
     outcomes: dict[int, Outcome] = {}
     if not known:
         return outcomes
@@ -345,7 +348,7 @@ def _digest(source: Source) -> bytes | None:
     try:
         return content_digest(source.read())
     except (OSError, MemoryError):
-        return None  # decoding will say why
+        return None  # decoding will report the reason
 
 
 def _results(dataset: ImageDataset, outcomes: Outcomes) -> Iterator[ClientResult]:
@@ -369,7 +372,7 @@ def _by_client(
 
 
 def _check_storage(dataset: ImageDataset, outcomes: Outcomes, seen: Mapping[str, str]) -> None:
-    """Refuse to leave out images that are only unreachable now: a good file would get smaller."""
+    """Refuse to skip images that may be unreachable only now, since intact rows would be lost."""
     for client, mine in _by_client(dataset, outcomes):
         unread = [
             (image, outcome.problem)
@@ -380,14 +383,14 @@ def _check_storage(dataset: ImageDataset, outcomes: Outcomes, seen: Mapping[str,
         if unread and not (unfit and listing(client) == seen[client.name]):
             first, problem = unread[0]
             raise FedclipError(
-                f"{dataset.root}: {first.id} {problem}, as if its disk had gone away midway; "
-                "the cache is as it was; see that all images are there, or remove what cannot be "
-                "read, and extract again"
+                f"{dataset.root}: {first.id} {problem}, as if its disk had been disconnected; the "
+                "cache is unchanged; make sure that all images can be read, or remove those that "
+                "cannot, and extract again"
             )
 
 
 def _is_unfit(source: Source) -> bool:
-    """Whether an image still cannot be read, and for a reason of its own."""
+    """Return whether an image still cannot be read, for a reason other than its disk."""
     try:
         source.read()
     except OSError as error:
@@ -400,15 +403,15 @@ def _check_all_usable(results: Sequence[ClientResult]) -> None:
     if skipped:
         others = f", and {len(skipped) - 1} more" if len(skipped) > 1 else ""
         raise FedclipError(
-            f"{skipped[0].id} cannot be used, it {skipped[0].reason}{others}; fix or remove what "
-            "cannot be used, or leave out --strict"
+            f"{skipped[0].id}: {skipped[0].reason}{others}; fix or remove unusable images, or "
+            "leave out --strict"
         )
 
 
 def _caches(
     job: _Job, outcomes: Outcomes, known: KnownVectors, texts: Texts
 ) -> Iterator[tuple[Path, FeatureCache]]:
-    """Assemble the clients' caches, one at a time, each with the path it belongs to."""
+    """Yield each client's path and cache, assembled one at a time."""
     for client, mine in _by_client(job.dataset, outcomes):
         yield job.folder.file(client.name), _client_cache(job, client, mine, known, texts)
 
@@ -427,7 +430,7 @@ def _client_cache(
     ]
     if not kept:
         raise FedclipError(
-            f"{client.name}: not one of its {len(outcomes)} images could be used; the first, "
+            f"{client.name}: none of its {len(outcomes)} images can be used; the first, "
             f"{job.dataset.root}/{client.images[0].id}, {outcomes[0].problem}"
         )
     digests = [digest for _, digest in kept]
@@ -448,15 +451,15 @@ def _client_cache(
         )
     except CacheError as error:
         raise FedclipError(
-            f"{client.name}: what {job.encoder.name.model} made of it {error}; "
-            "its weights or --precision do not suit"
+            f"{client.name}: the cache that {job.encoder.name.model} encoded {error}; "
+            "check its weights, or choose another --precision"
         ) from None
 
 
 def default_workers(device: torch.device, local_ranks: int = 1) -> int:
     """Choose how many processes decode images for an encoder on `device`."""
     if device.type == "cpu":
-        return 0  # it has all cores, and threads decode between its batches
+        return 0  # the encoder uses all cores, and threads decode between its batches
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )

@@ -1,4 +1,4 @@
-"""Images to batches of pixels, in worker processes or in threads."""
+"""Decodes images to batches of pixels, in worker processes or threads."""
 
 import signal
 from collections.abc import Iterator, Sequence
@@ -14,10 +14,10 @@ from ...cache.schema import content_digest
 from ..datasets.base import Source
 from ..encoders.transforms import Decoder
 
-# Seconds that a batch of images may take to be read; without a limit, a stuck worker would hang.
+# Seconds that reading a batch of images may take; a stuck worker would otherwise hang forever.
 PATIENCE = 600
 
-# How torch words being out of memory where it raises a plain RuntimeError.
+# Parts of torch's messages when it runs out of memory but raises a plain RuntimeError.
 _NO_MEMORY = (
     "DefaultCPUAllocator",
     "Storage size calculation overflowed",
@@ -27,13 +27,13 @@ _NO_MEMORY = (
 
 @dataclass(frozen=True)
 class Decoded:
-    """One image file: its pixels and content hash, or why it has none.
+    """A decoded image file.
 
     Attributes:
-        pixels: (3, H, W) float32; zeros where there is a `problem`.
+        pixels: (3, H, W) float32; zeros if there is a `problem`.
         digest: `content_digest` of the bytes that were decoded.
-        problem: Why the file is no usable image, or an empty string.
-        unread: Whether its bytes could not be read, as where a disk went away.
+        problem: Why the file is not a usable image, or an empty string.
+        unread: Whether its bytes could not be read, for example from a disconnected disk.
     """
 
     pixels: Tensor
@@ -44,7 +44,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class PixelBatch:
-    """A batch of one shape, whatever the number of images left.
+    """A batch, padded to a fixed size.
 
     Attributes:
         pixels: (B, 3, H, W) float32; rows past the last image are zeros.
@@ -59,7 +59,7 @@ class PixelBatch:
     unread: tuple[bool, ...]
 
     def pin_memory(self) -> "PixelBatch":
-        """Move the pixels to memory that a GPU can copy from while it computes."""
+        """Copy the pixels to pinned memory, from which a GPU can copy while it computes."""
         return replace(self, pixels=self.pixels.pin_memory())
 
 
@@ -79,7 +79,7 @@ class _Images(Dataset[Decoded]):
         try:
             content = self.sources[index].read()
             return Decoded(self.decode(content), content_digest(content))
-        except Exception as error:  # whatever a decoder makes of a broken file
+        except Exception as error:  # broken files raise errors of many types
             return Decoded(
                 torch.zeros(self.shape),
                 content_digest(content),
@@ -89,25 +89,25 @@ class _Images(Dataset[Decoded]):
 
 
 def describe(error: Exception, content: bytes) -> str:
-    """Say in a few words why a file could not be decoded."""
+    """Describe in a few words why a file could not be decoded."""
     if isinstance(error, OSError) and _is_unread(error):
         return f"cannot be read: {error.strerror}"
     if isinstance(error, MemoryError):
-        return "needs more memory than there is"
+        return "needs more memory than is available"
     if not content:
         return "is empty"
     if type(error).__name__ == "UnidentifiedImageError":
-        return "is no image that Pillow knows"
+        return "is not an image that Pillow can read"
     return f"cannot be decoded: {' '.join(str(error).split())[:200] or type(error).__name__}"
 
 
 def _is_unread(error: Exception) -> bool:
-    """Whether the system could not read a file, rather than a decoder its content."""
+    """Return whether the system could not read a file, as opposed to a failure to decode it."""
     return isinstance(error, OSError) and bool(error.strerror)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch ran out of memory, here, on a GPU or in a worker process."""
+    """Return whether torch ran out of memory, here, on a GPU or in a worker process."""
     known = isinstance(error, torch.OutOfMemoryError)
     return known or any(words in str(error) for words in _NO_MEMORY)
 
@@ -129,7 +129,7 @@ class _Collate:
 
 
 def _ignore_interrupts(_worker: int) -> None:
-    # Ctrl-C reaches the whole process group; the parent ends its workers itself.
+    # Ctrl-C reaches the whole process group; the parent stops its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
 
@@ -145,13 +145,13 @@ def load_batches(
 ) -> Iterator[PixelBatch]:
     """Decode `sources` in order, `batch_size` at a time, in `workers` processes.
 
-    The processes start at once, not when the first batch is asked for. The batches do
-    not depend on the number of workers. Memory is bounded: each worker is at most two
-    batches ahead.
+    The processes start at once, not when the first batch is requested. The batches do not
+    depend on the number of workers. Memory is bounded: each worker is at most two batches
+    ahead.
 
-    Without workers the threads of this process decode a batch when it is asked for. That is
-    best where an encoder computes on the same cores: beside it, a decoder on one core would
-    hold up its threads on all.
+    Without workers, threads of this process decode each batch when it is requested. That is
+    fastest if an encoder computes on the same cores: a decoder that runs at the same time on
+    one core would delay the encoder's threads on all of them.
     """
     images, collate = _Images(sources, decode, shape), _Collate(batch_size)
     if not workers:
@@ -175,7 +175,7 @@ def _decoded_by_threads(images: _Images, collate: _Collate) -> Iterator[PixelBat
         for first in range(0, len(images), collate.batch_size):
             rows = range(first, min(first + collate.batch_size, len(images)))
             decoded = list(pool.map(images.__getitem__, rows))
-            torch.set_num_threads(threads)  # of which the last thread to begin set one
+            torch.set_num_threads(threads)  # the initializer of the pool's threads set it to 1
             yield collate(decoded)
 
 
@@ -183,11 +183,11 @@ def _explained(batches: Iterator[PixelBatch]) -> Iterator[PixelBatch]:
     try:
         yield from batches
     except RuntimeError as error:
-        # DataLoader raises this if a worker was killed, by a lack of memory for example, or
-        # cannot hand over its batch, by a lack of shared memory.
+        # DataLoader raises this if a worker was killed, for example for lack of memory, or
+        # cannot pass on its batch, for lack of shared memory.
         if "DataLoader" not in str(error) or is_out_of_memory(error):
             raise
         raise FedclipError(
-            "a process that decodes images was killed or is stuck, probably from a lack of "
-            "(shared) memory; give --workers 0 or a smaller --batch-size"
+            "--workers: a process that decodes images was killed or is stuck, probably for lack of "
+            "(shared) memory; use --workers 0 or a smaller --batch-size"
         ) from None

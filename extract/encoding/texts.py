@@ -1,4 +1,4 @@
-"""Text features by class and template: those that caches hold, and the missing ones."""
+"""Text features by class and template: reuses those in caches, and encodes missing ones."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ..encoders.prompts import prompt
 
 
 class Texts:
-    """Text features by class and template, and which of them are wanted.
+    """Text features by class and template, and which of them a cache needs.
 
-    Of an encoder without a text side no templates are wanted, whatever is asked for.
+    For an encoder without a text side, requested templates are ignored.
 
     Args:
-        encoder: Encodes the missing ones.
-        class_names: The classes wanted, in order.
+        encoder: Encodes the missing features.
+        class_names: The classes in order.
     """
 
     def __init__(self, encoder: Encoder, class_names: tuple[str, ...]) -> None:
@@ -30,7 +30,7 @@ class Texts:
         self._vectors: dict[tuple[str, str], npt.NDArray[np.float32]] = {}
 
     def take_over(self, cache: FeatureCache) -> None:
-        """Take a cache's features if its text encoder is the same; its templates stay wanted."""
+        """Request a cache's templates, and reuse its features if its text encoder is the same."""
         self.want(cache.templates)
         if self._encoder is None or text_key(cache.encoder) != text_key(self._encoder.facts):
             return
@@ -39,13 +39,13 @@ class Texts:
                 self._vectors[class_name, template] = cache.text_features[row, column]
 
     def want(self, templates: Sequence[str]) -> None:
-        """Want these templates too, after those wanted before."""
+        """Request templates in addition to, and after, those requested before."""
         if self._encoder is None:
             return
         self.templates = tuple(dict.fromkeys([*self.templates, *templates]))
 
     def encode_missing(self) -> int:
-        """Encode the prompts not known yet, and return how many these were."""
+        """Encode the missing prompts, and return their number."""
         missing = [
             (class_name, template)
             for class_name in self.class_names
@@ -58,10 +58,10 @@ class Texts:
         return len(missing)
 
     def alike(self) -> list[tuple[str, str, str]]:
-        """Find the templates for which two classes have the same vector: each with the first two.
+        """Find templates with the same vector for two classes; return each with the first two.
 
-        An encoder reads only so many tokens of a prompt, so a long template with the class at
-        its end gives the same prompt for every class.
+        An encoder reads a limited number of tokens, so a long template that ends with the class
+        yields the same vector for every class.
         """
         found = []
         for template in self.templates:
@@ -76,7 +76,7 @@ class Texts:
         return found
 
     def features(self) -> npt.NDArray[np.float32]:
-        """Stack the wanted vectors: (C, P, T) float32; (C, 0, 0) without templates."""
+        """Stack the requested vectors: (C, P, T) float32; (C, 0, 0) without templates."""
         if not self.templates:
             return np.empty((len(self.class_names), 0, 0), np.float32)
         return np.stack(

@@ -1,4 +1,4 @@
-"""One process's share of the encoding: batches of pixels in, parts on disk out."""
+"""One process's share of the encoding: from batches of pixels to parts on disk."""
 
 import ctypes
 import time
@@ -21,7 +21,7 @@ from ..encoders.base import ImageEncoder, Launched
 from .distributed import RankFailedError
 from .loader import PixelBatch, is_out_of_memory, load_batches
 
-# What a killed extraction loses at most: a dozen seconds on a CPU, none on a GPU.
+# The most that a killed extraction loses: a dozen seconds on a CPU, less than one on a GPU.
 PART_ROWS = 256
 
 WAITING = "waiting for images"
@@ -40,13 +40,13 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of an image.
+    """The outcome for an image.
 
     Attributes:
         digest: Its content hash.
         problem: Why it has no vector, or an empty string.
         unread: Whether its bytes could not be read.
-        encoded: Whether it was encoded now, rather than known by its content.
+        encoded: Whether it was encoded now; otherwise a vector for its content was known.
     """
 
     digest: bytes
@@ -60,11 +60,11 @@ Outcomes = Mapping[int, Outcome]
 
 @dataclass(frozen=True)
 class Receipt:
-    """Images that are done, their vectors on disk.
+    """Images that are finished, with their vectors on disk.
 
     Attributes:
-        outcomes: What became of each, by number.
-        digests: Those of the images that have vectors, in the order of the part's rows.
+        outcomes: The outcome of each image by number.
+        digests: Digests of the images that have vectors, in the order of the part's rows.
         part: The part with these vectors; None if no image has one.
     """
 
@@ -74,10 +74,10 @@ class Receipt:
 
 
 class Clock:
-    """Adds up wall-clock seconds by what they were spent on.
+    """Adds up wall-clock seconds by activity.
 
     Attributes:
-        seconds: Seconds by activity, in the order in which they were first begun.
+        seconds: Seconds by activity, in the order in which activities first started.
     """
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class Clock:
 
     @contextmanager
     def timing(self, activity: str) -> Iterator[None]:
-        """Add what happens inside to `activity`."""
+        """Add the time spent inside the context to `activity`."""
         start = time.perf_counter()
         try:
             yield
@@ -95,17 +95,17 @@ class Clock:
 
 
 class Share:
-    """The images that one process encodes. Worker processes begin to decode at once.
+    """The images that one process encodes. Worker processes start decoding at once.
 
     Args:
-        encoder: What encodes them.
-        folder: The cache's folder, below which parts are kept.
+        encoder: Encodes the images.
+        folder: The cache's folder, below which parts are written.
         tasks: The images, in order.
-        batch_size: The one batch shape that the encoder sees.
-        workers: Processes that decode images.
-        clock: Where the time is added up.
+        batch_size: Size of every batch, padded if necessary.
+        workers: Number of processes that decode images.
+        clock: Adds up the time spent.
         progress: Called after each batch, client by client.
-        check: Called after each batch; raises where another rank failed.
+        check: Called after each batch; raises RankFailedError if another rank failed.
     """
 
     def __init__(
@@ -138,13 +138,13 @@ class Share:
         )
 
     def encode(self) -> Iterator[Receipt]:
-        """Encode everything; a receipt comes when its part is on disk.
+        """Encode all images, and yield a receipt for each part once it is on disk.
 
-        An interrupt (Ctrl-C), or another rank that fails, keeps what was encoded.
+        After an interrupt (Ctrl-C) or the failure of another rank, images encoded so far are kept.
 
         Raises:
             OSError: a part cannot be written.
-            FedclipError: a worker process was killed, there is no memory for a batch, or another
+            FedclipError: a worker process was killed, a batch does not fit into memory, or another
                 rank failed.
         """
         with _memory_for(self._batch_size), _Keeper(self._folder) as keeper:
@@ -168,7 +168,7 @@ class Share:
             yield receipt
 
     def _encoded(self) -> Iterator[tuple[PixelBatch, npt.NDArray[np.float32]]]:
-        """Encode batch by batch; a device may compute one while the one before is taken home."""
+        """Yield encoded batches; a device may compute one while the previous one is fetched."""
         computing: tuple[PixelBatch, Launched] | None = None
         while True:
             with self._clock.timing(WAITING):
@@ -191,13 +191,13 @@ def _memory_for(batch_size: int) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise FedclipError(
-            f"batches of {batch_size} images need more memory than there is; give a smaller "
-            "--batch-size, and --force if the cache was begun with this one"
+            f"--batch-size {batch_size}: needs more memory than is available; use a smaller one, "
+            "with --force if the cache was started with this one"
         ) from None
 
 
 class _Keeper:
-    """Gathers rows, and writes them as parts in the background, one at a time."""
+    """Collects rows, and writes them as parts in the background, one at a time."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -220,7 +220,7 @@ class _Keeper:
     def add(
         self, batch: PixelBatch, vectors: npt.NDArray[np.float32], tasks: Sequence[Task]
     ) -> None:
-        """Take a batch's rows; those past its last image are padding."""
+        """Collect a batch's rows; those past its last image are padding."""
         rows = len(batch.digests)
         numbers = [task.number for task in tasks[self._done : self._done + rows]]
         outcomes = map(Outcome, batch.digests, batch.problems, batch.unread)
@@ -229,7 +229,7 @@ class _Keeper:
         self._done += rows
 
     def keep(self) -> Receipt | None:
-        """Begin to write what was gathered; first wait for what is being written, if anything."""
+        """Wait for the part being written, if any; start writing the collected rows as the next."""
         written = self._writing.result() if self._writing is not None else None
         self._writing = None
         if self._outcomes:
@@ -253,20 +253,20 @@ _MOST = 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-    """Have what is freed kept for the next allocation, whatever its size.
+    """Keep freed memory for the next allocation, whatever its size.
 
-    glibc gives blocks over 32 MB back to the system, as an encoder's operations on a CPU
-    use them, and has every page of the next one zeroed: a seventh of the encoder's time.
-    The process then holds what it once needed at most. Other C libraries are left alone.
+    glibc returns blocks over 32 MB, which an encoder's operations on a CPU need, to the system,
+    which then zeroes every page of the next one: a seventh of the encoder's time. With this, the
+    process keeps the most memory that it has ever needed. Other C libraries are not affected.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_MMAP_MAX, 0)  # every block is of the heap,
-        mallopt(_TRIM_THRESHOLD, _MOST)  # and the heap stays as it is
+        mallopt(_MMAP_MAX, 0)  # allocate every block on the heap,
+        mallopt(_TRIM_THRESHOLD, _MOST)  # and never shrink the heap
 
 
 class _ClientProgress:
-    """Tells of each client in turn."""
+    """Reports progress of one client after the other."""
 
     def __init__(self, progress: Progress, clients: Sequence[str]) -> None:
         self._progress = progress
@@ -277,7 +277,7 @@ class _ClientProgress:
         self._begin_next()
 
     def advance(self, batch: PixelBatch) -> None:
-        """Tell that a batch is done."""
+        """Report that a batch is done."""
         begun = self._done.total()
         clients = self._clients[begun : begun + len(batch.problems)]
         for client, problem in zip(clients, batch.problems, strict=True):

@@ -1,1 +1,1 @@
-"""Networks and images for training whole models in place of adapters."""
+"""Networks and images for training full models in place of adapters."""

@@ -1,7 +1,7 @@
-"""Whole networks to train: a CLIP, or torchvision's AlexNet.
+"""Full networks to train: a CLIP, or torchvision's AlexNet.
 
-Whatever torch or its downloader raises on weights is the fault of these, and becomes one
-line.
+Any error that torch or its downloader raises on weights is reported in one line as a fault of
+the weights.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,10 +28,10 @@ from .images import ByteDecoder
 
 IMAGENET = "imagenet"
 
-# What AlexNet's shorter side is resized to, before 224 x 224 are cropped.
+# Length to which an image's shorter side is resized for AlexNet, before cropping 224 x 224.
 _RESIZED = 256
 
-# Where torchvision's AlexNet puts out its classes.
+# The layer of torchvision's AlexNet that outputs the classes.
 _HEAD = "classifier.6"
 
 _AS_IT_IS: Mapping[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -41,15 +41,15 @@ Network = Callable[[int], nn.Module]
 
 @dataclass(frozen=True, eq=False)
 class Backbone:
-    """A whole network to train, and what it takes.
+    """A full network to train, and how its images are preprocessed.
 
     Attributes:
-        facts: What identifies it, as JSON values.
+        facts: The facts that identify it, as JSON values.
         network: Makes a new copy; its random initial values are drawn from the given seed.
-        decode: An image file's bytes to (3, H, W) uint8 pixels.
+        decode: Function from an image file's bytes to (3, H, W) uint8 pixels.
         size: H and W.
-        mean: Of each channel, to be subtracted from pixels in [0, 1].
-        std: Of each channel, by which pixels are then divided.
+        mean: Mean of each channel, to be subtracted from pixels in [0, 1].
+        std: Standard deviation of each channel, by which pixels are then divided.
     """
 
     facts: Mapping[str, Any]
@@ -61,7 +61,7 @@ class Backbone:
 
 
 def clip_backbone(encoder: OpenClipEncoder) -> Backbone:
-    """Make a backbone of a CLIP, all of whose parameters are trained."""
+    """Make a backbone from a CLIP; all of its parameters are trained."""
     preprocess = PreprocessCfg(**open_clip.get_model_preprocess_cfg(encoder.model))
     _, height, width = encoder.pixel_shape
     return Backbone(
@@ -77,17 +77,17 @@ def clip_backbone(encoder: OpenClipEncoder) -> Backbone:
 
 
 def alexnet_backbone(weights: str, classes: int) -> Backbone:
-    """Make a backbone of torchvision's AlexNet with one output per class.
+    """Make a backbone from torchvision's AlexNet with one output per class.
 
     Krizhevsky 2014, "One weird trick for parallelizing convolutional neural networks"
-    (arXiv:1404.5997). The last layer is drawn at random unless the weights have one of that size.
+    (arXiv:1404.5997). The last layer is random unless the weights contain one of that size.
 
     Args:
-        weights: `imagenet`, torchvision's; `random`; or a file of a state_dict.
+        weights: `imagenet` for torchvision's, `random`, or a file with a state_dict.
         classes: C.
 
     Raises:
-        FedclipError: the weights are missing, cannot be loaded safely or are not an AlexNet's.
+        FedclipError: the weights are missing, cannot be loaded safely or are not of AlexNet.
     """
     facts: dict[str, Any] = {"backbone": "alexnet", "weights": weights}
     state: dict[str, Tensor] = {}
@@ -101,22 +101,25 @@ def alexnet_backbone(weights: str, classes: int) -> Backbone:
     try:
         network(0)
     except RuntimeError as error:
-        raise FedclipError(f"{weights}: are no weights of AlexNet ({first_line(error)})") from None
-    normalised = AlexNet_Weights.IMAGENET1K_V1.transforms()
+        raise FedclipError(
+            f"--alexnet-weights {weights}: not weights of AlexNet ({first_line(error)}); choose "
+            "other weights"
+        ) from None
+    normalized = AlexNet_Weights.IMAGENET1K_V1.transforms()
     transform = AlexNet_Weights.IMAGENET1K_V1.transforms(**_AS_IT_IS)
     return Backbone(
         facts=facts,
         network=network,
         decode=_ByteDecoder(PillowDecoder(_OfRgb(transform), _RESIZED)),
         size=(224, 224),
-        mean=normalised.mean,
-        std=normalised.std,
+        mean=normalized.mean,
+        std=normalized.std,
     )
 
 
 @dataclass(frozen=True, eq=False)
 class _Alexnet:
-    """Makes AlexNets of a state, which may be empty or lack the last layer."""
+    """Makes AlexNets from a state_dict, which may be empty or lack the last layer."""
 
     state: Mapping[str, Tensor]
     classes: int
@@ -143,9 +146,8 @@ def _download() -> dict[str, Tensor]:
         )
     except Exception as error:
         raise FedclipError(
-            f"AlexNet's ImageNet weights cannot be downloaded ({first_line(error)}); download "
-            f"{url} and give the file with --alexnet-weights FILE, or start from "
-            "--alexnet-weights random"
+            f"--alexnet-weights {IMAGENET}: cannot be downloaded ({first_line(error)}); download "
+            f"{url} and pass --alexnet-weights FILE, or use --alexnet-weights {RANDOM}"
         ) from None
     return state
 
@@ -153,7 +155,7 @@ def _download() -> dict[str, Tensor]:
 def _load(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FedclipError(
-            f"--alexnet-weights {path}: file not found; give a file, {IMAGENET} or {RANDOM}"
+            f"--alexnet-weights {path}: file not found; pass a file, {IMAGENET} or {RANDOM}"
         )
     try:
         if path.suffix == ".safetensors":
@@ -161,14 +163,14 @@ def _load(path: Path) -> dict[str, Tensor]:
         return dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:
         raise FedclipError(
-            f"{path}: cannot be loaded ({first_line(error)}); give safetensors or a plain "
+            f"{path}: cannot be loaded ({first_line(error)}); pass safetensors or a plain "
             "state_dict of torchvision's AlexNet"
         ) from None
 
 
 @dataclass(frozen=True, eq=False)
 class _ByteDecoder:
-    """Turns the pixels of `decode`, which are bytes over 255, back into bytes."""
+    """Converts the pixels of `decode`, which are in [0, 1], back to bytes."""
 
     decode: Decoder
 
@@ -178,7 +180,7 @@ class _ByteDecoder:
 
 @dataclass(frozen=True, eq=False)
 class _OfRgb:
-    """Converts an image of any mode before it is transformed."""
+    """Converts images of any mode to RGB before the transform."""
 
     transform: Transform
 

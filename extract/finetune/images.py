@@ -1,4 +1,4 @@
-"""The images behind a cache's rows, for models that are trained on pixels."""
+"""The images from which a cache's rows were encoded, for models that train on pixels."""
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +11,7 @@ from ...cache.schema import content_digest
 from ..datasets.base import ImageDataset, Source
 from ..encoding.loader import describe
 
-# Decoded images of a dataset are kept in memory up to so many bytes.
+# Decoded images of a dataset are kept in memory if they fit into this number of bytes.
 KEPT_BYTES = 4 << 30
 
 # An image file's bytes to (3, H, W) uint8.
@@ -19,16 +19,16 @@ ByteDecoder = Callable[[bytes], Tensor]
 
 
 class Images:
-    """The images behind a client's rows, decoded by threads on demand.
+    """The images from which a client's rows were encoded, decoded by threads on demand.
 
     Args:
         sources: The image of each row.
-        cache: The client's cache, whose digests say which images they were.
-        decode: An image file's bytes to (3, H, W) uint8 pixels.
+        cache: The client's cache, whose digests identify the images.
+        decode: Function from an image file's bytes to (3, H, W) uint8 pixels.
         shape: 3, H, W.
-        threads: Decode the images.
-        device: Where the pixels are used.
-        keep: Whether an image once decoded is kept in memory.
+        threads: Threads that decode the images.
+        device: Device that the pixels are moved to.
+        keep: Whether decoded images are kept in memory.
     """
 
     def __init__(
@@ -47,15 +47,15 @@ class Images:
         self._decode = decode
         self._threads = threads
         self._device = device
-        # Memory is taken when a row is first written.
+        # The system allocates the memory of a row when it is first written.
         self._kept = torch.empty(len(sources) if keep else 0, *shape, dtype=torch.uint8)
         self._known = torch.zeros(len(self._kept), dtype=torch.bool)
 
     def __getitem__(self, rows: Tensor) -> Tensor:
-        """Gather (b, 3, H, W) uint8 pixels, on the device, for (b,) row indices.
+        """Return (b, 3, H, W) uint8 pixels, on the device, for (b,) row indices.
 
         Raises:
-            FedclipError: an image is gone, changed or cannot be decoded.
+            FedclipError: an image is missing, has changed or cannot be decoded.
         """
         rows = rows.cpu()
         if not len(self._kept):
@@ -75,13 +75,13 @@ class Images:
             content = self._sources[row].read()
             if content_digest(content) == self._cache.digests[row].tobytes():
                 return self._decode(content)
-        except Exception as error:  # whatever a decoder makes of a broken file
+        except Exception as error:  # broken files raise errors of many types
             raise FedclipError(
                 f"{name}: {describe(error, b'?')}; fix it and extract again"
             ) from None
         raise FedclipError(
-            f"{name}: is not the image that was encoded; extract again, so that both are trained "
-            "on the same"
+            f"{name}: differs from the image that was encoded; extract again, so that full models "
+            "and adapters train on the same images"
         )
 
 
@@ -92,9 +92,9 @@ def find_images(
     size: tuple[int, int],
     device: torch.device,
 ) -> Mapping[str, Images]:
-    """Find the images behind the rows of `caches` in `dataset`: by client.
+    """Find the images from which the rows of `caches` were encoded in `dataset`, by client.
 
-    Sources come from the dataset, never from a cache.
+    Paths come from the dataset, never from a cache.
 
     Raises:
         FedclipError: the dataset lacks an image that a cache has.
@@ -113,7 +113,7 @@ def find_images(
         for image in cache.ids:
             if image not in here:
                 raise FedclipError(
-                    f"{dataset.root}: lacks {image}, which the cache has; put it back, or extract "
+                    f"{dataset.root}: lacks {image}, which is in the cache; restore it or extract "
                     "again"
                 )
         lent[cache.client] = Images(

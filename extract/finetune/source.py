@@ -1,4 +1,4 @@
-"""What training a whole model takes from stage one: a network, its images and its texts."""
+"""What training a full model needs from stage one: a network, images and texts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...cache import CacheFolder, FeatureCache, FedclipError
+from ...cache.common.fields import suggest
 from ...cache.common.progress import Progress, no_progress
 from ..datasets.find import find_dataset, opened
 from ..datasets.registry import KNOWN
@@ -27,27 +28,27 @@ BACKBONES = (CLIP, ALEXNET)
 
 
 def check_backbone(backbone: str, alexnet_weights: str) -> None:
-    """Check a backbone before hours of work depend on it.
+    """Check a backbone early, before hours of work depend on it.
 
     Raises:
         FedclipError: the backbone is unknown, or its weights cannot be loaded.
     """
     if backbone not in BACKBONES:
-        raise FedclipError(f"--backbone {backbone}: give {' or '.join(BACKBONES)}")
+        raise FedclipError(f"--backbone {backbone}: unknown backbone{suggest(backbone, BACKBONES)}")
     if backbone == ALEXNET:
         alexnet_backbone(alexnet_weights, classes=2)
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What a whole model and its images can be loaded from again.
+    """Where a full model and its images can be loaded from again.
 
     Attributes:
         backbone: One of `BACKBONES`.
         alexnet_weights: `imagenet`, `random` or a file.
-        encoder: As `EncoderName` takes it, places made absolute.
+        encoder: Arguments of `EncoderName`, with absolute paths.
         dataset: A known dataset's name, a folder or a repository on the hub.
-        root: Where its images were found, a folder or the repository.
+        root: The folder or repository in which its images were found.
     """
 
     backbone: str
@@ -77,7 +78,7 @@ class Origin:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON values, from which the class can be made again."""
+        """Return the origin as JSON values, which are arguments of this class."""
         return asdict(self)
 
 
@@ -86,9 +87,9 @@ class Materials:
     """A network, and the images and texts to train it on.
 
     Attributes:
-        backbone: The network and what it takes.
-        images: The images behind the caches' rows, by client.
-        tokens: (C, L) int64, of the class prompts; L is 0 for a network without a text side.
+        backbone: The network and its preprocessing.
+        images: The images from which the caches' rows were encoded, by client.
+        tokens: (C, L) int64 tokens of the class prompts; L is 0 for a network without a text side.
     """
 
     backbone: Backbone
@@ -103,14 +104,14 @@ def load_materials(
     device: torch.device,
     progress: Progress = no_progress,
 ) -> Materials:
-    """Load what a whole model is trained on.
+    """Load a full model, and the images and texts to train it on.
 
     Args:
-        origin: Where it comes from.
-        caches: The clients, whose rows are trained on.
-        template: Of the class prompts.
-        device: Where it is trained.
-        progress: Called while something is downloaded.
+        origin: Where to load them from.
+        caches: The caches of the clients, whose rows are trained on.
+        template: Template of the class prompts.
+        device: Device to train on.
+        progress: Called during downloads.
 
     Raises:
         FedclipError: the weights or the images cannot be loaded, or are not those of the caches.
@@ -123,8 +124,8 @@ def load_materials(
         backbone = clip_backbone(encoder)
         if encoder.facts["weights_sha256"] != caches[0].encoder.get("weights_sha256"):
             raise FedclipError(
-                f"{encoder.name.model}: its weights are not those that the features were "
-                "extracted with; extract again"
+                f"{encoder.name.model}: its weights differ from those with which the features were "
+                "extracted; extract again"
             )
         tokens = encoder.tokenizer([prompt(template, each) for each in class_names])
     else:

@@ -105,8 +105,8 @@ def test_a_batch_that_there_is_no_memory_for_is_one_line_and_its_size_is_not_kep
     arguments = ("--dataset", root, "--workers", workers)
     assert extract(*arguments, "--batch-size", size) == 2
     assert only_error(capsys.readouterr().err) == (
-        f"error: batches of {size} images need more memory than there is; give a smaller "
-        "--batch-size, and --force if the cache was begun with this one"
+        f"error: --batch-size {size}: needs more memory than is available; use a smaller one, with "
+        "--force if the cache was started with this one"
     )
     assert extract(*arguments, "--batch-size", 8) == 0
     (file,) = tmp_path.glob("caches/*/*/manifest.json")
@@ -124,7 +124,7 @@ def test_a_gpu_without_memory_for_a_batch_is_one_line(
 
     monkeypatch.setattr(OpenClipEncoder, "launch_images", full)
     assert extract("--dataset", make_images()) == 2
-    assert "batches of 64 images need more memory" in only_error(capsys.readouterr().err)
+    assert "--batch-size 64: needs more memory" in only_error(capsys.readouterr().err)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no /dev/full")
@@ -246,12 +246,12 @@ def test_a_published_set_of_templates_comes_behind_the_others(
         ("--dataset nowhere", "unknown dataset or folder 'nowhere'"),
         ("--dataset '~nobody-of-this-name/x'", "unknown dataset or folder"),
         ("--dataset ''", "--dataset '': is empty; pass a value or leave out --dataset"),
-        ("--dataset vlcs", "data: no such folder to look for vlcs in"),
+        ("--dataset vlcs", "data: folder not found, so vlcs cannot be looked for"),
         ("--dataset vlcs --data-dir pets", "vlcs is not below this folder"),
-        ("--dataset pacs --offline", "say where pacs is with --data-dir"),
-        ("--dataset pets/photo", "there are no images laid out"),
+        ("--dataset pacs --offline", "set --data-dir to"),
+        ("--dataset pets/photo", "contains no images laid out"),
         ("--dataset pets --name ../mine", "dataset '../mine' cannot name a file"),
-        ("--dataset pets --template 'a dog'", "needs exactly one {}"),
+        ("--dataset pets --template 'a dog'", "use exactly one"),
         ("--dataset pets --batch-size 0", "--batch-size 0: must be at least 1 and at most "),
         ("--dataset pets --batch-size many", "--batch-size many: must be a whole number"),
         ("--dataset pets --workers -1", "--workers -1: must be at least 0"),
@@ -261,10 +261,10 @@ def test_a_published_set_of_templates_comes_behind_the_others(
         ("--dataset pets --model ''", "--model '': is empty"),
         ("--dataset pets --model local-dir:pets", "open_clip_config.json"),
         ("--dataset pets --model local-dir:", "local-dir:"),
-        ("--dataset pets --pretrained openai", "brings its own weights"),
+        ("--dataset pets --pretrained openai", "has its own weights"),
         (
             "--dataset pets --model RN50 --pretrained no",
-            "unknown weights 'no' of RN50, and not a file",
+            "unknown weights 'no' of RN50, and no such file",
         ),
         (
             "--dataset pets --precision fp8",

@@ -219,7 +219,7 @@ def test_a_download_whose_process_is_killed_keeps_the_files_that_had_arrived(
     # The hub's client gives a file that it downloads a name of this process, so that what a
     # killed one has of it is not resumed.
     assert len(hub.large_gets()) == 1
-    assert result.stdout.count("is no image that Pillow knows") == 1
+    assert result.stdout.count("is not an image that Pillow can read") == 1
 
 
 def stalled(hub: Hub, place: Path) -> bool:
@@ -282,7 +282,7 @@ def test_a_row_without_a_usable_image_is_skipped_and_named(
     assert run(["extract", *arguments, *model]) == 0
     told = capsys.readouterr().out
     assert "skipped    train/00000001: is empty" in told
-    assert "skipped    train/00000004: is no image that Pillow knows" in told
+    assert "skipped    train/00000004: is not an image that Pillow can read" in told
     assert caches(tmp_path)["art"].ids == tuple(f"train/{n:08d}" for n in (0, 2, 3, 5))
 
 
@@ -299,9 +299,9 @@ def test_weights_that_are_not_here_say_how_to_get_them_and_where_to_carry_them(
         assert run(["extract", *arguments, "--offline"]) == 2
         error = capsys.readouterr().err.splitlines()[-1]
         assert error.startswith(f"error: hf-hub:{repository}: is not on this machine; ")
-        assert f"run 'hf download {repository}' on a machine that is connected" in error
+        assert f"run 'hf download {repository}' on a machine with a network" in error
         folder = f"models--{repository.replace('/', '--')}"
-        assert f"carry the folder {folder} of its HF_HOME/hub to {tmp_path / 'hf'};" in error
+        assert f"copy the folder {folder} from its HF_HOME/hub to {tmp_path / 'hf'};" in error
 
 
 def test_a_tag_s_weights_come_from_the_hub_with_a_bar(

@@ -563,8 +563,8 @@ def test_classes_that_a_long_template_makes_one_are_warned_of(
     assert run.warnings == []
     run(root, templates=(long,))
     assert run.warnings == [
-        f"with the template {long!r} the classes 'bird' and 'cat' have the same text and cannot "
-        "be told apart; an encoder reads only the beginning of a long prompt"
+        f"template {long!r}: the classes 'bird' and 'cat' have the same text features and cannot "
+        "be distinguished; shorten the template, since encoders cut off long prompts"
     ]
 
 
@@ -586,7 +586,7 @@ def test_bad_images_are_skipped_with_their_reasons_and_the_rest_is_right(
         "photo/cat/04.png",
     ]
     assert reasons["photo/big_dog/00.png"] == "is empty"
-    assert reasons["photo/big_dog/03.png"] == "is no image that Pillow knows"
+    assert reasons["photo/big_dog/03.png"] == "is not an image that Pillow can read"
     assert reasons["photo/cat/04.png"].startswith("cannot be decoded: ")
     assert (photo.rows, photo.encoded, sketch.rows, sketch.skipped) == (7, 7, 10, ())
     entry = result.folder.read_manifest()["clients"]["photo"]
@@ -620,8 +620,8 @@ def test_a_client_of_which_no_image_can_be_used_is_refused_and_has_no_file(
     for path in (root / "photo").rglob("*.png"):
         path.write_text("words")
     assert refusal(run, root) == (
-        f"photo: not one of its 6 images could be used; the first, "
-        f"{root}/photo/big_dog/00.png, is no image that Pillow knows"
+        f"photo: none of its 6 images can be used; the first, "
+        f"{root}/photo/big_dog/00.png, is not an image that Pillow can read"
     )
     assert list(run.cache_dir.rglob("photo*")) == []
     assert list(run.cache_dir.rglob(".*")) == []
@@ -639,7 +639,7 @@ def test_a_domain_that_went_away_is_warned_of_and_its_file_kept(
     result = run(root)
     assert [each.client for each in result.clients] == ["photo"]
     assert run.warnings == [
-        f"{folder.file('sketch')} is of a domain that {root} no longer has; "
+        f"{folder.file('sketch')}: belongs to a domain that is no longer in {root}; "
         "delete it if it should not take part"
     ]
     assert folder.file("sketch").exists()
@@ -696,7 +696,7 @@ def test_a_cache_keeps_the_batch_size_it_was_begun_with(
     assert set(shapes) == {(4, 3, 32, 32)}
     assert len(shapes) == 4
     assert result.folder.read_manifest()["batch_size"] == 4
-    assert "begun with batches of 4" in run.told
+    assert "started with batches of 4" in run.told
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "emptied", "replaced"])
@@ -887,7 +887,7 @@ def test_weights_that_are_not_finite_are_refused_and_leave_no_file(
     encoder = EncoderName.of(f"local-dir:{place}", None, "fp32")
     message = refusal(run, make_images(), encoder=encoder)
     assert message.startswith("photo: what local-dir:")
-    assert "its weights or --precision do not suit" in message
+    assert "check its weights, or choose another --precision" in message
     assert list(run.cache_dir.rglob("*.h5")) == []
 
 
@@ -1021,10 +1021,10 @@ def test_a_published_data_set_is_filed_under_its_name_and_its_sizes_are_warned_o
     assert [path.stem for path in result.folder.files] == ["caltech", "labelme", "pascal", "sun"]
     assert client(result, "sun").class_names == ("bird", "car", "chair", "dog", "person")
     assert run.warnings == [
-        "vlcs: caltech has 5 images here, and 1415 as published",
-        "vlcs: labelme has 5 images here, and 2656 as published",
-        "vlcs: pascal has 5 images here, and 3376 as published",
-        "vlcs: sun has 5 images here, and 3282 as published",
+        "vlcs: caltech has 5 images here, but 1415 as published",
+        "vlcs: labelme has 5 images here, but 2656 as published",
+        "vlcs: pascal has 5 images here, but 3376 as published",
+        "vlcs: sun has 5 images here, but 3282 as published",
     ]
 
 

@@ -116,7 +116,7 @@ def test_two_sites_may_share_a_cache_and_a_third_of_one_name_may_not(
     root = make_images("another", (".",))
     arguments = ["--dataset", str(root), "--client", "hospital-a", "--name", "scans"]
     assert run(["extract", *arguments, "--cache-dir", str(tmp_path / "caches")]) == 2
-    assert "file this folder under a name of its own" in capsys.readouterr().err
+    assert "choose another name for this folder" in capsys.readouterr().err
 
 
 def test_a_list_s_clients_are_extracted_and_known_again(
@@ -157,7 +157,7 @@ def test_a_site_s_folder_is_laid_out_by_class(make_images: MakeImages, tmp_path:
     assert [client.name for client in dataset.clients] == ["hospital_a"]
     assert [image.id for image in dataset.clients[0].images] == ["cat/00.png", "dog/00.png"]
     assert dataset.root == root
-    with pytest.raises(FedclipError, match="laid out <class>/<image> in this folder"):
+    with pytest.raises(FedclipError, match="laid out <class>/<image>; check the folder"):
         open_dataset(str(tmp_path), tmp_path, client="Hospital A")
 
 
@@ -168,13 +168,13 @@ def test_class_names_fix_the_order_and_leave_none_out(
     dataset = open_dataset("pets", tmp_path, class_names=("fish", "dog", "cat"))
     assert dataset.class_names == ("fish", "dog", "cat")
     assert [image.label for image in dataset.clients[0].images] == [2, 1]
-    with pytest.raises(FedclipError, match="photo has images of 'cat', and --class-names has"):
+    with pytest.raises(FedclipError, match="photo has images of 'cat', but --class-names has"):
         open_dataset("pets", tmp_path, class_names=("dog", "fish"))
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("", "names no class"), (" , ", "names no class"), ("a,b,a", "names 'a' twice")],
+    [("", "is empty"), (" , ", "is empty"), ("a,b,a", "has 'a' twice")],
 )
 def test_class_names_that_are_none_are_refused(text: str, expected: str) -> None:
     with pytest.raises(FedclipError, match=expected):
@@ -184,11 +184,11 @@ def test_class_names_that_are_none_are_refused(text: str, expected: str) -> None
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ("--dataset pacs --client mine", "pacs has clients of its own"),
-        ("--dataset pets --split test", "--split: is for datasets on the hub"),
+        ("--dataset pacs --client mine", "pacs has its own clients"),
+        ("--dataset pets --split test", "--split: only applies to datasets on the hub"),
         ("--dataset pets --client a/b", "'a/b' cannot name a file"),
         ("--dataset pets --class-names @nowhere.txt", "nowhere.txt: No such file"),
-        ("--manifest nowhere.csv", "nowhere.csv: no such file; give a .csv or .parquet list"),
+        ("--manifest nowhere.csv", "nowhere.csv: file not found; pass a .csv or .parquet list"),
     ],
 )
 def test_options_that_do_not_go_together_are_one_line(

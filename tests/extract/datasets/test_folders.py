@@ -58,7 +58,7 @@ def test_a_domain_that_is_there_twice_is_refused_with_both_folders(
     with pytest.raises(FedclipError) as error:
         open_dataset(known, tmp_path)
     one, two = (domains[0], domains[1]) if known == "vlcs" else (domains[3], domains[4])
-    assert f"{one} and {two} would both be the client" in one_line(error)
+    assert f"{one} and {two} would both become the client" in one_line(error)
 
 
 def test_a_relative_data_folder_and_a_linked_data_set_are_found(
@@ -204,7 +204,7 @@ def test_where_only_the_whole_was_counted_the_whole_is_compared(tmp_path: Path) 
     domains = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
     fill(tmp_path, images(domains, ("axe", "zebra")))
     dataset = open_dataset("domainnet", tmp_path)
-    assert dataset.warnings == ("domainnet: has 12 images here, and 586575 as published",)
+    assert dataset.warnings == ("domainnet: has 12 images here, but 586575 as published",)
 
 
 def test_each_domain_of_another_size_than_published_is_warned_of_once(tmp_path: Path) -> None:
@@ -215,8 +215,8 @@ def test_each_domain_of_another_size_than_published_is_warned_of_once(tmp_path: 
         for index in range(size):
             (folder / f"{index}.jpg").touch()
     assert open_dataset("pacs", tmp_path).warnings == (
-        "pacs: photo has 1669 images here, and 1670 as published",
-        "pacs: sketch has 3930 images here, and 3929 as published",
+        "pacs: photo has 1669 images here, but 1670 as published",
+        "pacs: sketch has 3930 images here, but 3929 as published",
     )
 
 
@@ -344,8 +344,8 @@ def test_domains_that_differ_in_classes_are_refused_with_what_each_lacks(tmp_pat
     with pytest.raises(FedclipError) as error:
         open_dataset(str(root), tmp_path)
     assert one_line(error) == (
-        f"{root}: all domains must have the same classes, and photo lacks fish; "
-        "sketch lacks dog, fish; add or rename them, or name all classes with --class-names"
+        f"{root}: all domains must have the same classes, but photo lacks fish; "
+        "sketch lacks dog, fish; add or rename them, or list all classes with --class-names"
     )
 
 
@@ -360,7 +360,7 @@ def test_a_folder_without_images_in_class_folders_is_refused(
     with pytest.raises(FedclipError) as error:
         open_dataset(str(root), tmp_path)
     assert one_line(error) == (
-        f"{root}: there are no images laid out <domain>/<class>/<image> in this folder"
+        f"{root}: contains no images laid out <domain>/<class>/<image>; check the folder"
     )
 
 
@@ -380,7 +380,9 @@ def test_a_data_set_that_is_not_there_is_refused_with_the_known_ones(
 def test_a_data_folder_that_is_not_there_is_refused(tmp_path: Path, kind: str) -> None:
     if kind == "file":
         (tmp_path / "data").touch()
-    with pytest.raises(FedclipError, match="no such folder to look for pacs in") as error:
+    with pytest.raises(
+        FedclipError, match="folder not found, so pacs cannot be looked for"
+    ) as error:
         open_dataset("pacs", tmp_path / "data")
     assert str(tmp_path / "data") in one_line(error)
     assert "--data-dir" in str(error.value)
@@ -410,7 +412,7 @@ def test_two_domains_that_would_be_one_client_are_refused(
     with pytest.raises(FedclipError) as error:
         open_dataset(str(root), tmp_path)
     client = other.replace(" ", "_")
-    assert one_line(error) == f"{root}: two domains would both be the client {client!r}"
+    assert one_line(error) == f"{root}: two domains would both become the client {client!r}"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such a name themselves")

@@ -135,7 +135,7 @@ def test_known_domains_become_the_clients_that_their_folders_would(
         "product",
         "real_world",
     ]
-    assert "office-home: art has 2 images here, and 2427 as published" in dataset.warnings
+    assert "office-home: art has 2 images here, but 2427 as published" in dataset.warnings
 
 
 def test_domainnet_is_all_its_splits_and_its_domains_may_be_numbers_with_names(
@@ -198,7 +198,7 @@ def test_columns_split_and_names_are_as_the_user_and_the_card_say(
     pq.write_table(renamed, buffer)
     files = {"README.md": CARD.encode(), "tables/b.parquet": buffer.getvalue()}
     hub.repo("owner/pets", {**files, "other/a.parquet": b"not looked at"})
-    with pytest.raises(FedclipError, match=r"no split 'train'; it has all"):
+    with pytest.raises(FedclipError, match=r"unknown split 'train'; choose all"):
         ask(tmp_path, "hf:owner/pets")
     dataset = ask(
         tmp_path, "hf:owner/pets", image="picture", label="kind", domain="style", split="all"
@@ -224,8 +224,8 @@ def test_without_domains_all_rows_are_one_named_client(
     made = [{"image": row["image"], "label": row["label"]} for row in rows()]
     hub.repo("owner/scans", {"a.parquet": image_table(made, NAMES)})
     message = refusal(tmp_path, "hf:owner/scans")
-    assert "no column 'domain'; it has image, label, " in message
-    assert "--domain-column or --client" in message
+    assert "unknown column 'domain' (it has image, label); " in message
+    assert "--domain-column, or set --client" in message
     dataset = ask(tmp_path, "hf:owner/scans", client="Hospital A")
     assert [(client.name, len(client.images)) for client in dataset.clients] == [("hospital_a", 4)]
 
@@ -233,14 +233,17 @@ def test_without_domains_all_rows_are_one_named_client(
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"image": "picture"}, "no column 'picture'; it has image, domain, label, "),
-        ({"label": "class"}, "no column 'class'; it has image, domain, label, "),
-        ({"domain": "style"}, "no column 'style'; it has image, domain, label, "),
-        ({"label": "image"}, "its column 'image' holds the images; give --label-column another"),
-        ({"image": "domain"}, "its column 'domain' holds string and no images; "),
-        ({"split": "test"}, "no split 'test'; it has train"),
+        ({"image": "picture"}, "unknown column 'picture' (it has image, domain, label); "),
+        ({"label": "class"}, "unknown column 'class' (it has image, domain, label); "),
+        ({"domain": "style"}, "unknown column 'style' (it has image, domain, label); "),
+        (
+            {"label": "image"},
+            "its column 'image' contains the images; choose another --label-column",
+        ),
+        ({"image": "domain"}, "its column 'domain' contains string, not images "),
+        ({"split": "test"}, "unknown split 'test'; choose train"),
         ({"revision": "v9"}, "at v9: no such revision; "),
-        ({"class_names": ("cat",)}, "art has images of 'dog', and --class-names has only cat"),
+        ({"class_names": ("cat",)}, "art has images of 'dog', but --class-names has only cat"),
     ],
 )
 def test_what_is_not_in_a_table_is_refused_with_what_there_is(
@@ -258,7 +261,7 @@ def test_what_is_not_in_a_table_is_refused_with_what_there_is(
         (rows(labels=(0, -1)), "has -1 in its column 'label'"),
         (rows(labels=(0, None)), "has None in its column 'label'"),
         (rows(labels=(0, 2)), "has 2 in its column 'label'"),
-        (rows(("Art", "art")), "two of its domains, Art, art, would be one client"),
+        (rows(("Art", "art")), "two of its domains, Art, art, would become one client"),
         (rows(("a:b",)), "domain 'a:b' cannot name a file"),
     ],
 )
@@ -328,7 +331,7 @@ def test_what_is_below_the_data_folder_is_taken_and_the_hub_is_not_asked(
     assert dataset.root == tmp_path / "data"
     assert hub.requests == []
     message = refusal(tmp_path, "office-home", revision="main")
-    assert message.startswith("--revision: is for datasets on the hub")
+    assert message.startswith("--revision: only applies to datasets on the hub")
 
 
 def test_offline_takes_what_was_downloaded_and_asks_nothing(
@@ -336,8 +339,8 @@ def test_offline_takes_what_was_downloaded_and_asks_nothing(
 ) -> None:
     message = refusal(tmp_path, "pacs", offline=True)
     assert "'hf download flwrlabs/pacs --repo-type dataset'" in message
-    assert f"carry the folder datasets--flwrlabs--pacs of its HF_HOME/hub to {at_hub}" in message
-    assert message.endswith("; or say where pacs is with --data-dir")
+    assert f"copy the folder datasets--flwrlabs--pacs from its HF_HOME/hub to {at_hub}" in message
+    assert message.endswith("; or set --data-dir to a folder with pacs")
     half = image_table(rows(), NAMES)
     files = {f"data/train-0000{n}-of-00002.parquet": half for n in range(2)}
     hub.repo("flwrlabs/pacs", {"README.md": b"---\nlicense: unknown\n---\n", **files})
@@ -359,7 +362,7 @@ def test_a_download_that_broke_leaves_the_commit_before_it_for_work_offline(
     before = ask(tmp_path, "hf:owner/pets")
     repo.push({"README.md": b"new", "train.parquet": image_table(rows(("zoo",)), NAMES)})
     hub.drops = [0] * 12
-    assert "; run again; files that have arrived are kept" in refusal(tmp_path, "hf:owner/pets")
+    assert "; run again; complete files are kept" in refusal(tmp_path, "hf:owner/pets")
     assert ask(tmp_path, "hf:owner/pets", offline=True) == before
 
 
@@ -388,7 +391,7 @@ def test_where_the_hub_does_not_answer_what_is_here_is_taken_with_a_warning(
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert ask(tmp_path, "hf:owner/pets") == online
     (warning,) = logged(caplog, logging.WARNING)
-    assert f"commit {repo.branches['main'][:8]} is used, which is on this machine" in warning
+    assert f"using commit {repo.branches['main'][:8]}, which is on this machine" in warning
     message = refusal(tmp_path, "hf:owner/others")
     assert "cannot be downloaded from http://127.0.0.1:9" in message
     assert "run 'hf download owner/others --repo-type dataset'" in message
@@ -454,7 +457,7 @@ def test_files_that_arrived_before_a_download_failed_are_kept(
     hub.drops = [len(files[0]), *[0] * 12]
     message = refusal(tmp_path, "hf:owner/pets")
     assert "cannot be downloaded from" in message
-    assert message.endswith("; run again; files that have arrived are kept")
+    assert message.endswith("; run again; complete files are kept")
     hub.drops = []
     hub.requests.clear()
     caplog.set_level(logging.INFO, "fedclip")
@@ -485,7 +488,7 @@ def test_a_disk_without_room_is_noticed_before_and_a_full_one_during_the_downloa
         usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
         patched.setattr(shutil, "disk_usage", lambda _: usage)
         message = refusal(tmp_path, "hf:owner/pets")
-        assert f"needs {len(large) / 1e6:.1f} MB here and 1.0 MB are free" in message
+        assert f"needs {len(large) / 1e6:.1f} MB here, but only 1.0 MB are free" in message
         assert hub.large_gets() == []
 
     def full(*_: object, **__: object) -> None:
@@ -504,7 +507,7 @@ def test_a_hash_from_the_hub_is_no_path(
     repo = hub.repo("owner/pets", {"train.parquet": image_table(rows(), NAMES)})
     repo.commits["../../out"] = repo.commits[repo.branches["main"]]
     repo.branches["main"] = "../../out"
-    assert "answered '../../out' where a hash belongs" in refusal(tmp_path, "hf:owner/pets")
+    assert "answered '../../out' in place of a hash" in refusal(tmp_path, "hf:owner/pets")
     assert not at_hub.exists()
 
 
@@ -513,13 +516,13 @@ def test_a_file_s_name_from_the_hub_does_not_leave_its_folder(
 ) -> None:
     hub.repo("owner/pets", {"../../../train.parquet": image_table(rows(), NAMES)})
     message = refusal(tmp_path, "hf:owner/pets")
-    assert "lists '../../../train.parquet', which leaves the folder" in message
+    assert "lists '../../../train.parquet', which is outside the repository" in message
     assert not at_hub.exists()
 
 
 def test_a_table_that_is_none_is_refused(hub: Hub, tmp_path: Path) -> None:
     hub.repo("owner/pets", {"train.parquet": b"PAR1 and words" * 200})
-    assert "is no Parquet file, or damaged" in refusal(tmp_path, "hf:owner/pets")
+    assert "is not a Parquet file, or is damaged" in refusal(tmp_path, "hf:owner/pets")
 
 
 @pytest.mark.parametrize(
@@ -564,9 +567,11 @@ def test_a_row_group_that_is_damaged_is_said_to_be(
     table = damaged(image_table(rows(("art",), ["dog"] * 9)), column=0)
     hub.repo("owner/pets", {"train.parquet": table})
     images = ask(tmp_path, "hf:owner/pets").clients[0].images
-    with pytest.raises(OSError, match=r"train.parquet: is no Parquet file, or damaged") as error:
+    with pytest.raises(
+        OSError, match=r"train.parquet: is not a Parquet file, or is damaged"
+    ) as error:
         images[0].source.read()
-    assert describe(error.value, b"").startswith("cannot be read: train.parquet: is no Parquet")
+    assert describe(error.value, b"").startswith("cannot be read: train.parquet: is not a Parquet")
     assert images[-1].source.read() == picture(8)  # of the group after it
 
 
@@ -589,7 +594,7 @@ def test_labels_that_cannot_be_read_are_refused(
         {"train.parquet": damaged(table, column=2) if problem == "damaged (" else table},
     )
     message = refusal(tmp_path, "hf:owner/pets")
-    assert "train.parquet: is no Parquet file, or damaged" in message
+    assert "train.parquet: is not a Parquet file, or is damaged" in message
     assert problem in message
 
 

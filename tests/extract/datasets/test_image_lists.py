@@ -85,7 +85,7 @@ def test_without_a_column_of_clients_all_rows_are_the_named_one_s(
     place: Path, write: Write
 ) -> None:
     file = write(place, [{"label": row["label"], "path": row["path"]} for row in ROWS])
-    assert "say whose images these are with --client" in refusal(file)
+    assert "name the client of all images with --client" in refusal(file)
     dataset = open_list(file, Path("/nowhere"), client="Hospital A")
     assert dataset.alone
     assert {name: len(images) for name, images in summary(dataset).items()} == {"hospital_a": 4}
@@ -96,7 +96,7 @@ def test_paths_are_relative_to_the_folder_named_else_the_list_s_else_the_data_fo
 ) -> None:
     (tmp_path / "elsewhere").mkdir()
     file = write(tmp_path / "elsewhere", ROWS)
-    assert "say what the paths are relative to with --dataset" in refusal(file)
+    assert "set --dataset to the folder that the paths are relative to" in refusal(file)
     for dataset in (
         open_list(file, place),
         open_list(file, Path("/nowhere"), dataset=str(place)),
@@ -126,7 +126,7 @@ def test_a_path_that_leaves_the_folder_is_refused_with_its_line(
         ({"path": "a/1.png", "label": "", "client": "x"}, "has no label"),
         ({"path": "a/1.png", "label": "cat", "client": ""}, "has no client"),
         ({"path": "", "label": "cat", "client": "x"}, "has no path"),
-        ({"path": "a/./1.png", "label": "cat", "client": "x"}, "is in this list before"),
+        ({"path": "a/./1.png", "label": "cat", "client": "x"}, "is in this list already"),
     ],
 )
 def test_a_row_that_names_no_image_is_refused_with_its_line(
@@ -141,7 +141,9 @@ def test_columns_that_are_missing_are_named_beside_those_there_are(
     place: Path, write: Write
 ) -> None:
     file = write(place, [{"file": "a/1.png", "label": "cat"}])
-    assert refusal(file) == f"{file}: lacks the column 'path'; it has file, label"
+    assert (
+        refusal(file) == f"{file}: lacks the column 'path' (it has file, label); add or rename it"
+    )
     file = write(place, ROWS)
     assert "leave out --client" in refusal(file, client="clinic")
 
@@ -149,13 +151,13 @@ def test_columns_that_are_missing_are_named_beside_those_there_are(
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("none.csv", b"path,label,client\n", "names no images"),
+        ("none.csv", b"path,label,client\n", "lists no images"),
         ("latin.csv", b"path,label,client\n\xe9,b,c\n", "is not a CSV file in UTF-8"),
-        ("long.csv", b"path,label,client\na,b,c,d\n", "has more values than there are columns"),
+        ("long.csv", b"path,label,client\na,b,c,d\n", "has more values than columns"),
         ("quote.csv", b'path,label,client\n"a,b,c\n', "is not a CSV file in UTF-8"),
         ("nul.csv", b"path,label,client\nnul.csv,d\0g,c\n", "has a class 'd\\x00g' with a NUL"),
-        ("words.parquet", b"words", "is no Parquet file, or damaged"),
-        ("list.txt", b"a", "a list is a .csv or a .parquet file"),
+        ("words.parquet", b"words", "is not a Parquet file, or is damaged"),
+        ("list.txt", b"a", "is not a list of images; pass a .csv or .parquet file"),
     ],
 )
 def test_a_file_that_is_no_list_is_refused(
@@ -173,7 +175,7 @@ def test_a_list_whose_own_name_is_not_utf_8_is_refused(tmp_path: Path) -> None:
 def test_a_list_that_is_not_there_is_refused(tmp_path: Path) -> None:
     assert (
         refusal(tmp_path / "x.csv")
-        == f"{tmp_path / 'x.csv'}: no such file; give a .csv or .parquet list"
+        == f"{tmp_path / 'x.csv'}: file not found; pass a .csv or .parquet list"
     )
 
 
@@ -191,7 +193,7 @@ def test_a_parquet_list_that_is_damaged_or_not_utf_8_is_named(tmp_path: Path) ->
     content = bytearray(damaged.read_bytes())
     content[4:20] = b"\xff" * 16  # of the first page
     damaged.write_bytes(content)
-    assert "is no Parquet file, or damaged (" in refusal(damaged)
+    assert "is not a Parquet file, or is damaged (" in refusal(damaged)
 
 
 def test_a_parquet_list_that_would_fill_the_memory_is_refused(

@@ -525,7 +525,7 @@ def test_a_pickle_with_code_in_it_is_refused_and_the_code_not_run(
     save({"state_dict": Intruder(intruded)}, path)
     message = refusal(place) if where == "folder" else refusal(register(), path)
     assert message.startswith(f"{path}: cannot be loaded as weights of ")
-    assert "give safetensors or a plain state_dict" in message
+    assert "pass safetensors or a plain state_dict" in message
     assert not intruded.exists()
     pickle.loads(pickle.dumps(Intruder(intruded)))
     assert intruded.exists()
@@ -537,7 +537,7 @@ def test_a_torchscript_archive_is_refused(tmp_path: Path, register: Register) ->
     torch.jit.script(torch.nn.Linear(1, 1)).save(path)  # type: ignore[no-untyped-call]
     message = refusal(register(), path)
     assert message.startswith(f"{path}: cannot be loaded as weights of Toy-8")
-    assert "give safetensors or a plain state_dict" in message
+    assert "pass safetensors or a plain state_dict" in message
 
 
 def tensors(**values: torch.Tensor) -> Callable[[Path], None]:
@@ -598,8 +598,8 @@ def test_an_unknown_tag_is_refused_with_the_tags_there_are(
 ) -> None:
     model = register(one={"file": str(tiny_clip / WEIGHTS)}, two={"file": "nowhere"})
     assert refusal(model, "three") == (
-        "unknown weights 'three' of Toy-8, and not a file; choose one, two or random "
-        "(a file without a suffix is given as ./NAME)"
+        "unknown weights 'three' of Toy-8, and no such file; choose one, two or random "
+        "(write a file without a suffix as ./NAME)"
     )
 
 

@@ -40,7 +40,8 @@ def test_a_template_without_exactly_one_place_for_the_class_is_refused(template:
     with pytest.raises(FedclipError) as error:
         check_templates(["a {}", template])
     assert str(error.value) == (
-        f"template {template!r} needs exactly one {{}} where the class name goes"
+        f"--template {template!r}: has {template.count('{}')} placeholders {{}}; use exactly one, "
+        "for the class name"
     )
 
 

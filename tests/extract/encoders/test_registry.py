@@ -168,7 +168,9 @@ def test_texts_may_be_of_another_width(extracted: Run) -> None:
 def test_an_encoder_of_texts_alone_is_refused_and_leaves_nothing(
     extracted: Run, empty_folder: Path
 ) -> None:
-    with pytest.raises(FedclipError, match=r"^toy:texts: encodes texts only; give a --model that"):
+    with pytest.raises(
+        FedclipError, match=r"^toy:texts: encodes texts only; choose a --model that"
+    ):
         extracted("texts")
     assert not (empty_folder / "caches").exists()
 

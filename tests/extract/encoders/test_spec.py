@@ -36,7 +36,7 @@ def test_weights_named_for_a_place_that_brings_its_own_are_refused(model: str) -
     with pytest.raises(FedclipError) as error:
         EncoderName.of(model, "openai", "fp32")
     assert str(error.value) == (
-        f"--pretrained openai: {model} brings its own weights; leave --pretrained out"
+        f"--pretrained openai: {model} has its own weights; leave out --pretrained"
     )
 
 

@@ -429,7 +429,7 @@ def test_strict_makes_a_skipped_file_an_error_and_finishes_nothing(
     options = ("--strict", "--workers", "0")
     assert extract(tmp_path / "strict", tiny_clip, tmp_path / "caches", *options) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith(f"error: photo/odd/{names[0]} cannot be used, it {FATES[row].reason}")
+    assert last.startswith(f"error: photo/odd/{names[0]}: {FATES[row].reason}")
     assert (f", and {len(names) - 1} more; fix" in last) == (len(names) > 1)
     assert list(tmp_path.rglob("*.h5")) == []
 

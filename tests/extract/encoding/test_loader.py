@@ -89,11 +89,11 @@ def test_no_image_gives_no_batch(workers: int) -> None:
     ("content", "problem"),
     [
         (b"", "is empty"),
-        (b"these are words, not pixels", "is no image that Pillow knows"),
+        (b"these are words, not pixels", "is not an image that Pillow can read"),
         (encoded(picture(), "png")[:16], "cannot be decoded: "),
         (encoded(picture(), "jpeg")[:1000], "cannot be decoded: image file is truncated"),
         (encoded(picture(), "png")[:1000], "cannot be decoded: "),
-        (bytes(100_000), "is no image that Pillow knows"),
+        (bytes(100_000), "is not an image that Pillow can read"),
     ],
     ids=["empty", "text", "cut in the header", "cut jpeg", "cut png", "zeros"],
 )
