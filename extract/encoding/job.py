@@ -298,7 +298,7 @@ def _note_encoder(job: _Job, batch_size: int) -> None:
     ]
     logger.info("encoder    %s", ", ".join(facts))
     if asked not in (None, batch_size):
-        logger.info("           (the batch size with which this cache was started)")
+        logger.info("           (this cache was started with batches of %d)", batch_size)
 
 
 def _known(job: _Job, standing: Sequence[Path]) -> tuple[KnownVectors, Texts]:

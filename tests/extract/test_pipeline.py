@@ -886,7 +886,7 @@ def test_weights_that_are_not_finite_are_refused_and_leave_no_file(
     place = other_weights(tiny_clip, tmp_path / "place", factor=float("nan"))
     encoder = EncoderName.of(f"local-dir:{place}", None, "fp32")
     message = refusal(run, make_images(), encoder=encoder)
-    assert message.startswith("photo: what local-dir:")
+    assert message.startswith("photo: the cache that local-dir:")
     assert "check its weights, or choose another --precision" in message
     assert list(run.cache_dir.rglob("*.h5")) == []
 

@@ -412,7 +412,10 @@ def test_two_domains_that_would_be_one_client_are_refused(
     with pytest.raises(FedclipError) as error:
         open_dataset(str(root), tmp_path)
     client = other.replace(" ", "_")
-    assert one_line(error) == f"{root}: two domains would both become the client {client!r}"
+    assert (
+        one_line(error)
+        == f"{root}: two domains would both become the client {client!r}; rename one"
+    )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such a name themselves")

@@ -115,7 +115,7 @@ def test_a_path_that_leaves_the_folder_is_refused_with_its_line(
     file = write(place, [*ROWS, {"path": path, "label": "cat", "client": "clinic"}])
     message = refusal(file)
     assert message.split(":")[0] in (f"{file} line 6", f"{file} row 4")
-    assert f"{path!r} leaves {place}" in message
+    assert f"{path!r} is outside {place}" in message
 
 
 @pytest.mark.parametrize(

@@ -619,7 +619,7 @@ def test_a_folder_without_one_file_of_weights_is_refused(
     for name in files:
         (folder / name).touch()
     count = 2 if files == ("a.bin", "b.pth") else 0
-    assert refusal(place).startswith(f"{folder}: holds {count} weight files")
+    assert refusal(place).startswith(f"{folder}: contains {count} weight files")
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,9 @@ def test_an_unknown_template_set_is_refused() -> None:
 
 @pytest.mark.parametrize("template", ["a {} \udcff", "a \0 {}"], ids=["not UTF-8", "NUL"])
 def test_a_template_that_no_cache_can_keep_is_refused(template: str) -> None:
-    with pytest.raises(FedclipError, match=r"^template 'a .*': is a text (that is not|with a NUL)"):
+    with pytest.raises(
+        FedclipError, match=r"^--template 'a .*': is a text (that is not|with a NUL)"
+    ):
         check_templates(["a {}", template])
 
 
