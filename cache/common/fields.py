@@ -318,11 +318,23 @@ def _merged(by_owner: Mapping[str, Option]) -> Option:
         for bound in ("least", "most", "above", "below"):
             if getattr(other, bound) != getattr(first, bound):
                 differing[bound] = None
-    defaults: dict[str, list[str]] = {}
-    for owner, each in by_owner.items():
-        defaults.setdefault(each.shown_default, []).append(owner)
+    helps = _by_value({owner: each.help for owner, each in by_owner.items()})
+    text = first.help
+    if len(helps) > 1:
+        text = " ".join(f"{', '.join(owners)}: {each}" for each, owners in helps.items())
+    defaults = _by_value({owner: each.shown_default for owner, each in by_owner.items()})
     shown = "; ".join(f"{', '.join(names)}: {value}" for value, names in defaults.items() if value)
-    return dataclasses.replace(first, shown=shown, **differing)
+    sources = {each.source for each in by_owner.values()}
+    source = first.source if len(sources) == 1 else ""
+    return dataclasses.replace(first, help=text, source=source, shown=shown, **differing)
+
+
+def _by_value(values: Mapping[str, str]) -> dict[str, list[str]]:
+    """Group owners by what they have."""
+    grouped: dict[str, list[str]] = {}
+    for owner, value in values.items():
+        grouped.setdefault(value, []).append(owner)
+    return grouped
 
 
 def flag(name: str) -> str:
