@@ -204,6 +204,17 @@ def test_options_of_one_name_are_merged_and_say_whose_default_is_which() -> None
     assert bounds == {"server_lr": "", "momentum": "at least 0 and below 1", "tau": "above 0"}
 
 
+def test_a_merged_option_is_described_for_each_owner_where_they_differ() -> None:
+    @dataclass(frozen=True)
+    class TaskRes:
+        server_lr: float = option(0.5, help="Scale of the residual.", source="Yu et al. 2023")
+
+    (merged, _) = merge_options({"fedavgm": FedAvgM, "taskres": TaskRes})
+    assert merged.help == ("fedavgm: Learning rate of the server. taskres: Scale of the residual.")
+    assert merged.source == ""
+    assert merged.shown_default == "fedavgm: 1.0; taskres: 0.5"
+
+
 def test_options_of_one_name_and_two_types_are_not_merged() -> None:
     @dataclass
     class Other:
