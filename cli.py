@@ -196,8 +196,8 @@ def _explain(error: Exception) -> str | None:
     if isinstance(error, _USAGE_ERROR):
         command = error.ctx.command_path if error.ctx else "fedclip"
         message = error.format_message().removeprefix("Invalid value: ")
-        if unknown := getattr(error, "option_name", None):
-            known = getattr(error, "possibilities", None) or ()
+        if hasattr(error, "possibilities") and (unknown := getattr(error, "option_name", None)):
+            known = error.possibilities or ()
             message = f"unknown option {unknown}{suggest(unknown, known)}"
         return f"{message} (see {command} --help)"
     return None

@@ -2,7 +2,7 @@
 
 from ..cache.common.fields import option
 from .models.adapters import Adapter
-from .models.losses import Batch, Loss, cosine_logits
+from .models.losses import cosine_logits
 from .strategies.aggregate import difference, weighted_sum, zeros_like
 from .strategies.base import (
     OWN,
@@ -15,6 +15,8 @@ from .strategies.base import (
     State,
     Strategy,
 )
+from .strategies.fedavg import FedAvg
+from .training.tasks import LocalTask, Proximal, Trained, Update
 
 __all__ = [
     "OWN",
@@ -22,13 +24,16 @@ __all__ = [
     "SERVER",
     "SHARED",
     "Adapter",
-    "Batch",
     "ClientRound",
     "Cohort",
-    "Loss",
+    "FedAvg",
+    "LocalTask",
+    "Proximal",
     "Report",
     "State",
     "Strategy",
+    "Trained",
+    "Update",
     "cosine_logits",
     "difference",
     "option",

@@ -5,21 +5,27 @@ declared with `option`, are its hyper-parameters; options of the command line, c
 as JSON and the tables of the docs are made from them.
 """
 
+import logging
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import Field, fields
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import Field
+from functools import cached_property, reduce
 from importlib import import_module
+from importlib.machinery import PathFinder
 from importlib.metadata import entry_points
-from importlib.util import find_spec
+from inspect import isabstract
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from ..cache import FedclipError
 from ..cache.common.errors import first_line
-from ..cache.common.fields import suggest
+from ..cache.common.fields import listed, options_of, suggest
 from ..cache.key import file_sha256
+
+logger = logging.getLogger(__name__)
+
+# Working directories that were added to the module search path.
+_searched: set[str] = set()
 
 T = TypeVar("T")
 
@@ -77,12 +83,25 @@ class Registry(Generic[T]):
                 f"--{self.kind} {name}: is not a subclass of {self._base.__module__}."
                 f"{self._base.__qualname__}; see docs/extend.md"
             )
+        if isabstract(found):
+            methods = vars(found)["__abstractmethods__"]
+            missing = listed(sorted(methods), "and")
+            raise FedclipError(f"--{self.kind} {name}: does not define {missing}")
+        if "<locals>" in found.__qualname__:
+            raise FedclipError(
+                f"--{self.kind} {name}: is defined inside a function, so a run could not be "
+                "resumed; define it at the top of the module"
+            )
         # `dataclass` replaces what `option` made, in the class that declares it.
         if any(isinstance(each, Field) for cls in found.__mro__ for each in vars(cls).values()):
             raise FedclipError(
                 f"--{self.kind} {name}: declares options but is not a dataclass; put "
                 "@dataclass(frozen=True) above the class"
             )
+        try:
+            options_of(found)
+        except (TypeError, NameError) as error:
+            raise FedclipError(f"--{self.kind} {name}: {first_line(error)}") from None
         return found
 
     def name_of(self, method: T) -> str:
@@ -93,8 +112,13 @@ class Registry(Generic[T]):
     def make(self, name: str, options: Mapping[str, Any]) -> T:
         """Make a method from those of `options` that it has; the others are for other methods."""
         kind = self.get(name)
-        known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-        return kind(**{key: value for key, value in options.items() if key in known})
+        known = options_of(kind)
+        for each in known.values():
+            if each.required and each.name not in options:
+                raise FedclipError(f"--{self.kind} {name}: needs {each.flag}")
+        values = {key: options[key] for key in known if key in options}
+        paths = {key for key, value in values.items() if Path in known[key].kinds and value}
+        return kind(**{key: Path(v) if key in paths else v for key, v in values.items()})
 
     def classes(self) -> dict[str, type[T]]:
         """Return every class by name; installed ones that cannot be imported are left out."""
@@ -102,10 +126,15 @@ class Registry(Generic[T]):
         for name in self:
             try:
                 found[name] = self.get(name)
-            except FedclipError:
+            except FedclipError as error:
                 if name in self._builtin:
                     raise
+                logger.warning("%s; it is left out", error)
         return found
+
+    def is_outside(self, name: str) -> bool:
+        """Return whether a method is from outside the package."""
+        return self._places.get(name, name) not in self._builtin.values()
 
     def source_hash(self, name: str) -> str | None:
         """Hash the source of a method from outside the package, which is not run: SHA-256.
@@ -113,15 +142,10 @@ class Registry(Generic[T]):
         It is part of a run's identity, so that a changed method does not pass for the old one.
         Methods of the package have none.
         """
-        place = self._places.get(name, name)
-        if place in self._builtin.values():
+        if not self.is_outside(name):
             return None
-        spec = None
-        with _working_directory(), suppress(ImportError, ValueError):
-            spec = find_spec(place.partition(":")[0])
-        if spec is None or spec.origin is None:
-            return None
-        return file_sha256(Path(spec.origin))
+        file = _source_file(self._places.get(name, name).partition(":")[0])
+        return file_sha256(file) if file else None
 
 
 def _place_of(method: object) -> str:
@@ -130,24 +154,38 @@ def _place_of(method: object) -> str:
 
 def _import(place: str, kind: str) -> Any:
     module, _, attribute = place.partition(":")
+    _search_working_directory()
     try:
-        with _working_directory():
-            found = import_module(module)
-    except Exception as error:  # a user's module may raise anything
+        found = import_module(module)
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise FedclipError(f"--{kind} {place}: cannot import {module} ({reason})") from None
     try:
-        return getattr(found, attribute)
+        return reduce(getattr, attribute.split("."), found)
     except AttributeError:
         raise FedclipError(f"--{kind} {place}: {module} has no class {attribute!r}") from None
 
 
-@contextmanager
-def _working_directory() -> Iterator[None]:
-    """Find modules in the working directory first."""
+def _search_working_directory() -> None:
+    """Find modules in the working directory from now on, as methods may import more later."""
     here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)
+    if here not in sys.path:
+        sys.path[:] = [place for place in sys.path if place not in _searched]
+        _searched.add(here)
+        sys.path.append(here)
+
+
+def _source_file(module: str) -> Path | None:
+    """Find a module's file without running it or the packages that it is in."""
+    _search_working_directory()
+    places: Sequence[str] | None = sys.path
+    name, spec = "", None
+    for part in module.split("."):
+        name = f"{name}.{part}".removeprefix(".")
+        spec = PathFinder.find_spec(name, places)
+        if spec is None:
+            return None
+        places = spec.submodule_search_locations
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        return None
+    return Path(spec.origin)

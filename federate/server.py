@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from ..cache import FedclipError
 from .models.base import Model
 from .seeding import generator
 from .settings import Settings
@@ -174,7 +175,14 @@ class Server:
             updates: By client, at least one.
         """
         ordered = [updates[name] for name in self.samples if name in updates]
+        given = [*state.strategy.values(), *(update.parameters for update in ordered)]
+        versions = [tensor._version for part in given for tensor in part.values()]
         strategy = self.settings.strategy.aggregate(state.strategy, ordered, self.cohort)
+        if versions != [tensor._version for part in given for tensor in part.values()]:
+            raise FedclipError(
+                f"--strategy {self.settings.name_of('strategy')}: aggregate changes tensors in "
+                "place, which earlier rounds share; return new ones"
+            )
         changed = [part for name, part in strategy.items() if part is not state.strategy.get(name)]
         weights, sent = self.cohort.weights(ordered), not self.settings.strategy.pooled
         current = Round(

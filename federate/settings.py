@@ -5,8 +5,10 @@ Importing this imports neither torch nor numpy: the command line makes its optio
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
@@ -20,6 +22,8 @@ from .strategies import STRATEGIES
 from .strategies.base import Strategy, Weighting
 from .strategies.fedavg import FedAvg
 from .training.settings import TrainingSettings
+
+logger = logging.getLogger(__name__)
 
 PAPER = "paper"
 
@@ -41,6 +45,10 @@ _FIRST_OPTIONS: Mapping[str, Any] = {
     **dict.fromkeys(("ratio", "clients")),
     "alpha": 0.5,
 }
+
+# Names of options that no method may have: they mean something else, or stand in config.json.
+_SOURCES = frozenset({"adapter_source", "strategy_source", "loss_source", "partition_source"})
+_RESERVED = _SOURCES | {"preset", "cache", "target", "seeds", "help", "grid", "table", "vary"}
 
 # In place of templates: every template that the cache has.
 ALL_PROMPTS = "all"
@@ -106,7 +114,7 @@ class Settings(TrainingSettings):
         partition: How each domain is split among clients; None keeps one client a domain.
     """
 
-    rounds: int = option(50, least=1, panel="Federation", help="Rounds of federation.")
+    rounds: int = option(50, least=1, most=10**9, panel="Federation", help="Rounds of federation.")
     participation: int | float = option(
         1.0,
         above=0,
@@ -190,6 +198,14 @@ class Settings(TrainingSettings):
         names = (each.name for each in fields(TrainingSettings))
         return TrainingSettings(**{name: getattr(self, name) for name in names})
 
+    @property
+    def outside(self) -> list[str]:
+        """The methods from outside the package, such as ``--adapter my_module:MyAdapter``."""
+        names = {kind: self.name_of(kind) for kind in REGISTRIES if getattr(self, kind) is not None}
+        return [
+            f"--{kind} {name}" for kind, name in names.items() if REGISTRIES[kind].is_outside(name)
+        ]
+
     def name_of(self, kind: str) -> str:
         """Return the name of the adapter, strategy, loss or partition."""
         return REGISTRIES[kind].name_of(getattr(self, kind))
@@ -201,9 +217,8 @@ class Settings(TrainingSettings):
         Args:
             name: A key of `PRESETS`. Its learning rate and weight decay are Adam's; SGD has
                 its own.
-            values: Settings, names of methods and their hyper-parameters by name; those that
-                are None are not given.
-            **more: As `values`.
+            values: Settings, names of methods and their hyper-parameters by name.
+            **more: As `values`, but those that are None are not given.
 
         Raises:
             FedclipError: an unknown preset or method, an invalid value, or an option that
@@ -211,9 +226,7 @@ class Settings(TrainingSettings):
         """
         if name not in PRESETS:
             raise FedclipError(f"unknown preset {name!r}{suggest(name, PRESETS)}")
-        given = {
-            key: value for key, value in {**(values or {}), **more}.items() if value is not None
-        }
+        given = {**(values or {}), **{key: v for key, v in more.items() if v is not None}}
         required = STRATEGIES.get(given.get("strategy", Methods.strategy)).optimizer
         if required is not None:
             given = {"optimizer": required, **given}
@@ -231,14 +244,23 @@ class Settings(TrainingSettings):
             if name not in own and name not in REGISTRIES
         }
         unused = set(options)
+        owners: dict[str, str] = {}
         for kind, registry in REGISTRIES.items():
             if kind == "partition" and "clients" not in values:
-                if kind in values:
+                if values.get(kind) is not None:
                     raise FedclipError(f"--partition {values[kind]}: needs --clients")
                 continue
             chosen = str(values.get(kind, getattr(Methods, kind)))
             settings[kind] = registry.make(chosen, options)
-            unused -= options_of(type(settings[kind])).keys()
+            for name, each in options_of(type(settings[kind])).items():
+                if name in owners or name in _RESERVED or name in own:
+                    other = owners.get(name, "fedclip")
+                    raise FedclipError(
+                        f"--{kind} {chosen}: its option {each.flag} clashes with one of {other}; "
+                        "rename it"
+                    )
+                owners[name] = f"--{kind} {chosen}"
+                unused.discard(name)
         for name in sorted(unused):
             raise FedclipError(f"{flag(name)} {values[name]}: {_owners(name, values)}")
         return cls(**settings)
@@ -249,7 +271,9 @@ class Settings(TrainingSettings):
         for each in fields(self):
             value = getattr(self, each.name)
             if each.name in REGISTRIES and value is not None:
-                values |= {name: getattr(value, name) for name in options_of(type(value))}
+                for name in options_of(type(value)):
+                    own = getattr(value, name)
+                    values[name] = str(own) if isinstance(own, Path) else own
                 values[each.name] = self.name_of(each.name)
                 source = REGISTRIES[each.name].source_hash(values[each.name])
                 if source is not None:
@@ -276,15 +300,20 @@ class Settings(TrainingSettings):
             FedclipError: a value is invalid, or the source of a method has changed.
             TypeError: a value has the wrong type.
         """
+        if "partition" not in values:  # fedclip 0.1 recorded options without effect too
+            effect = values if values.get("clients") else values.keys() - {"alpha"}
+            values = {
+                name: value
+                for name, value in values.items()
+                if name in effect and (value is not None or name == "feature_norm")
+            }
         given = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in values.items()
-            if (value is not None or name == "feature_norm") and not name.endswith("_source")
+            if name not in _SOURCES and (name, value) != ("partition", None)
         }
-        if "clients" not in given:  # earlier versions recorded the default alpha
-            given.pop("alpha", None)
         for kind, registry in REGISTRIES.items():  # before a line of a method is run
-            name = str(given.get(kind, ""))
+            name = str(given.get(kind) or "")
             if name and registry.source_hash(name) != values.get(f"{kind}_source"):
                 raise FedclipError(
                     f"--{kind} {name}: its source is not the one that this run was started with; "
@@ -340,8 +369,15 @@ def method_options(outside: Mapping[str, Collection[str]] = MappingProxyType({})
     """
     owners: dict[str, type] = {}
     for kind, registry in REGISTRIES.items():
-        owners |= registry.classes()
-        owners |= {name: registry.get(name) for name in outside.get(kind, ())}
+        chosen = list(outside.get(kind, ()))
+        for name, cls in {**registry.classes(), **{n: registry.get(n) for n in chosen}}.items():
+            problem = _clash(owners, name, cls) if registry.is_outside(name) else ""
+            if problem and name in chosen:
+                raise FedclipError(f"--{kind} {name}: {problem}")
+            if problem:
+                logger.warning("--%s %s: %s; it is left out", kind, name, problem)
+            else:
+                owners[name] = cls
     merged = [
         replace(each, panel=each.panel or "Options of methods") for each in merge_options(owners)
     ]
@@ -349,3 +385,17 @@ def method_options(outside: Mapping[str, Collection[str]] = MappingProxyType({})
     return [
         replace(each, default=None, optional=True) if each.required else each for each in merged
     ]
+
+
+def _clash(owners: Mapping[str, type], name: str, cls: type) -> str:
+    """Describe which option of a method from outside clashes with others; '' if none does."""
+    taken = {flag for each in settings_options() for flag in (each.flag, *each.flags)}
+    for each in options_of(cls).values():
+        names = {*options_of(Settings), *options_of(Methods), *_RESERVED}
+        if each.name in names or taken & {each.flag, *each.flags}:
+            return f"its option {each.flag} clashes with one of fedclip; rename it"
+    try:
+        merge_options({**owners, name: cls})
+    except TypeError as error:
+        return f"{error}; rename the option"
+    return ""

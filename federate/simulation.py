@@ -6,8 +6,11 @@
 import math
 import time
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from ..cache import FedclipError
+from ..cache.common.errors import first_line
 from .data.federation import Client, Federation
 from .models.base import Model
 from .models.network import trainable_parameters
@@ -114,14 +117,20 @@ class Run:
         self.engine = engine
         self.callbacks = callbacks
         self.last: Round | None = None
-        seed = seed_of(self.model.kind, settings.seed)
-        self.network = self.model.make(federation.text, seed).to(federation.text.device)
+        with _explained([self]):
+            seed = seed_of(self.model.kind, settings.seed)
+            self.network = self.model.make(federation.text, seed).to(federation.text.device)
         self.initial = copy_parameters(self.network)
         trainers = (federation.together,) if settings.strategy.pooled else federation.participants
         self._trainers = {client.name: client for client in trainers}
         samples = {name: len(client.train) for name, client in self._trainers.items()}
         self.server = Server(settings, self.model, samples)
-        self.state = RunState(self.server.begin(self.initial), _zero_shot(federation, self.model))
+        with _explained([self]):
+            begun = self.server.begin(self.initial)
+        for name in (*begun.strategy, *(name for part in begun.strategy.values() for name in part)):
+            if "/" in name:
+                raise FedclipError(f"{name}: names of parts and parameters must not contain '/'")
+        self.state = RunState(begun, _zero_shot(federation, self.model))
 
     @property
     def number(self) -> int:
@@ -176,7 +185,7 @@ class Run:
         for name, tasks in plan.trainings.items():
             trained = {key: results[task] for key, task in tasks.items()}
             updates[name], kept = self.report(plan.rounds[name], trained)
-            if kept:
+            if kept or name in clients:
                 clients[name] = kept
         pending = server.aggregate(before.server, plan.instructed, updates)
         if server.validates(pending):
@@ -331,6 +340,28 @@ def step(runs: Sequence[Run]) -> list[Round]:
     Returns:
         The rounds, in the order of the runs.
     """
+    with _explained(runs):
+        return _step(runs)
+
+
+@contextmanager
+def _explained(runs: Sequence[Run]) -> Iterator[None]:
+    """Turn whatever methods from outside the package raise into one line."""
+    try:
+        yield
+    except FedclipError:
+        raise
+    except Exception as error:
+        outside = {name for run in runs for name in run.settings.outside}
+        if not outside:
+            raise
+        raise FedclipError(
+            f"{' with '.join(sorted(outside))}: failed with {type(error).__name__}: "
+            f"{first_line(error)}"
+        ) from error
+
+
+def _step(runs: Sequence[Run]) -> list[Round]:
     start = time.perf_counter()
     plans = [run.plan() for run in runs]
     tasks = [task for plan in plans for task in plan.tasks]

@@ -376,7 +376,7 @@ def test_a_state_without_zero_shot_is_read_back_as_it_was_saved(
     model = full(lent("alexnet", extracted, tiny_clip), Classifier)
     begun = Run(federation_of(extracted, model, settings), settings, model)
     write_state(tmp_path / "state", begun.state)
-    state = read_state(tmp_path / "state", begun.initial)
+    state = read_state(tmp_path / "state", begun.state)
     assert state.zero_shot.keys() == begun.state.zero_shot.keys() == {"photo", "sketch"}
     assert all(math.isnan(value) for value in state.zero_shot.values())
 

@@ -286,7 +286,11 @@ def check_options(instance: Any) -> None:
         FedclipError: a value is invalid.
     """
     for name, each in options_of(type(instance)).items():
-        each.check(getattr(instance, name))
+        value = getattr(instance, name)
+        each.check(value)
+        if each.kinds == (float,) and not each.multiple and value is not None:
+            # One way to write a number: 1 is 1.0, and -0.0 is 0.0.
+            object.__setattr__(instance, name, float(value) + 0.0)
 
 
 def merge_options(owners: Mapping[str, type]) -> list[Option]:
@@ -335,6 +339,11 @@ def _by_value(values: Mapping[str, str]) -> dict[str, list[str]]:
     for owner, value in values.items():
         grouped.setdefault(value, []).append(owner)
     return grouped
+
+
+def show_value(value: object) -> str:
+    """Format a setting's value for people."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def flag(name: str) -> str:

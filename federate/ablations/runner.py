@@ -15,6 +15,7 @@ from ...cache.common.files import replacing
 from ...cache.common.progress import Progress, first_of, no_progress
 from ..data.federation import FeaturePool
 from ..runs.experiment import Experiment
+from ..runs.folder import RunFolder
 from ..runs.results import FIGURES, Result
 from ..runs.runner import Saving, Trial, result_on_disk, unfinished
 from ..simulation import Callback, Run, simulate
@@ -98,6 +99,9 @@ def run_ablation(
     todo = [entry for entry in entries if entry.status == "not started"]
     if len(todo) < len(entries):
         logger.info("%d of %d runs are done already", len(entries) - len(todo), len(entries))
+    started = sum(RunFolder(entry.experiment.folder).begun for entry in todo)
+    if started:
+        logger.info("resuming %d of %d runs that were started before", started, len(todo))
     trials: dict[Entry, Trial] = {}
     try:
         done = simulate(_openings(todo, trials), [_Counted(todo, progress), Saving(save_every)])

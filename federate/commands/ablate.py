@@ -110,7 +110,7 @@ def ablate(
     )
     _confirm(combinations.count, yes=grid_options.yes)
     if grid_options.table is not None:
-        _check_table(grid_options.table)
+        _check_table(grid_options.table, save.runs_dir)
 
     from ...cache.common.device import resolve_device
     from ...cache.common.progress import show_progress
@@ -174,7 +174,7 @@ def _varied(options: dict[str, Option]) -> dict[str, Option]:
     }
     varied = {name: each for name, each in options.items() if name not in others}
     return {
-        each.flags[0].removeprefix("--") if len(each.flags) == 1 else name: each
+        each.flags[0].removeprefix("--").replace("-", "_") if len(each.flags) == 1 else name: each
         for name, each in varied.items()
     }
 
@@ -190,11 +190,11 @@ def _confirm(runs: int, *, yes: bool) -> None:
     typer.confirm(f"This grid has {runs:,} runs. Start them?", abort=True)
 
 
-def _check_table(path: Path) -> None:
+def _check_table(path: Path, runs_dir: Path) -> None:
     """Refuse to overwrite anything but a table of runs."""
     from ..ablations.runner import is_table
 
-    if not path.name or path.is_dir():
+    if not path.name or path.is_dir() or path.resolve() == runs_dir.resolve():
         raise typer.BadParameter(f"--csv {path}: is a folder; choose a file")
     if path.exists() and not is_table(path):
         raise typer.BadParameter(

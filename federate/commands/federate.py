@@ -107,6 +107,7 @@ def _print_results(results: Sequence[RunResult], experiment: Experiment) -> None
     print("run       ", experiment.folder)
 
 
+@with_options(examples=["fedclip adapters", "fedclip adapters --embed-dim 768 --classes 10"])
 def adapters(
     embed_dim: Annotated[int, typer.Option(min=1, max=16384, help="Width of the features.")] = 512,
     classes: Annotated[int, typer.Option(min=1, max=100_000, help="Number of classes.")] = 65,
@@ -122,6 +123,7 @@ def adapters(
     print_table(("name", "what", "parameters", "options"), rows, words={"what", "options"})
 
 
+@with_options(examples=["fedclip strategies"])
 def strategies() -> None:
     """List the strategies and their options, with defaults and sources."""
     rows = [

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ...cache.common.fields import check_options, option
+from ...cache.common.fields import check_options, option, options_of, show_value
 from ..registry import Registry
 from .base import Model
 from .losses import cosine_logits
@@ -70,7 +70,8 @@ class Adapter(Model):
     @property
     def title(self) -> str:
         """The adapter's name and its hyper-parameters."""
-        own = "".join(f" {name} {value:g}" for name, value in vars(self).items())
+        values = {name: getattr(self, name) for name in options_of(type(self))}
+        own = "".join(f" {name} {show_value(value)}" for name, value in values.items())
         return f"adapter {ADAPTERS.name_of(self)}{own}"
 
     def make(self, text: Tensor, seed: int) -> Network:

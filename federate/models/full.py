@@ -84,7 +84,7 @@ class FullClip(Network):
         image = self.clip.encode_image(self.normalize(pixels))  # type: ignore[operator]
         return image, self.clip.encode_text(tokens)  # type: ignore[operator]
 
-    def scale(self, logit_scale: Scale) -> Scale:
+    def own_scale(self, logit_scale: Scale) -> Scale:
         """Use the network's own ``exp(logit_scale)``."""
         return self.clip.get_parameter("logit_scale").exp()
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ...cache.common.fields import options_of
+from ...cache.common.fields import options_of, show_value
 from ..ablations.summary import Spread, Summary
 from ..models.full import describe_backbone
 from ..runs.cost import Cost
@@ -201,6 +201,10 @@ def describe_settings(experiment: Experiment) -> list[str]:
         f"           {_rounds(settings)}, {inputs}, prompt {prompts}, "
         + f"seed {settings.seed}, device {experiment.device}",
     ]
+    if first.encoder.get("random_weights"):
+        lines.append(
+            "           (RANDOM WEIGHTS: these features mean nothing; do not report their results)"
+        )
     if first.normalized and settings.feature_norm is None and over_features:
         lines.append(
             "           (these features have norm 1, and the paper's adapter takes raw ones: "
@@ -212,7 +216,7 @@ def describe_settings(experiment: Experiment) -> list[str]:
 def _strategy(settings: Settings) -> str:
     strategy = settings.strategy
     own = [
-        f"{name.replace('_', ' ')} {getattr(strategy, name):g}"
+        f"{name.replace('_', ' ')} {show_value(getattr(strategy, name))}"
         for name in options_of(type(strategy))
     ]
     return settings.name_of("strategy") + (f" with {', '.join(own)}" if own else "")

@@ -79,12 +79,12 @@ def write_state(path: Path, state: RunState) -> None:
         save_file(copies, temporary, metadata={"fedclip": json.dumps(facts, allow_nan=False)})
 
 
-def read_state(path: Path, like: Parameters) -> RunState:
+def read_state(path: Path, like: RunState) -> RunState:
     """Read the state of a run that is not over.
 
     Args:
         path: Its file.
-        like: The model's parameters, whose names, shapes and device it must have.
+        like: The run's initial state, whose parts, names, shapes, clients and device it must have.
 
     Raises:
         FedclipError: the file is damaged, or belongs to another adapter.
@@ -93,17 +93,37 @@ def read_state(path: Path, like: Parameters) -> RunState:
         with safe_open(path, "pt") as file:
             facts = json.loads(file.metadata()["fedclip"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        state = _state(facts, tensors, next((t.device for t in like.values()), None))
-        best = state.server.best
-        kept = [state.server.strategy[SERVER], *([best.parameters] if best else [])]
-    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
+        device = next(
+            (each.device for part in like.server.strategy.values() for each in part.values()), None
+        )
+        state = _state(facts, tensors, device)
+        if state.zero_shot.keys() != like.zero_shot.keys() or state.server.number < 0:
+            raise ValueError("its clients or rounds are not those of the run")
+    except (
+        *(SafetensorError, AttributeError, KeyError, TypeError, ValueError),
+        *(OverflowError, RecursionError, IndexError),
+    ) as error:
         reason = " ".join(str(error).split())
         raise FedclipError(
             f"{path}: is damaged ({reason}); remove it to start the run from the beginning"
         ) from None
-    if any(_shapes(parameters) != _shapes(like) for parameters in kept):
+    own = [part for client in state.clients.values() for part in client.values()]
+    best = [state.server.best.parameters] if state.server.best else []
+    wanted = {name: _shapes(part) for name, part in like.server.strategy.items()}
+    server = wanted[SERVER]
+    found = {name: _shapes(part) for name, part in state.server.strategy.items()}
+    if (
+        not wanted.items() <= found.items()
+        or any(_shapes(part) != server for part in best)
+        or any(
+            server.get(name, shape) != shape
+            for part in own
+            for name, shape in _shapes(part).items()
+        )
+    ):
         raise FedclipError(
-            f"{path}: belongs to another adapter; remove it to start the run from the beginning"
+            f"{path}: belongs to another adapter or strategy; remove it to start the run from the "
+            "beginning"
         )
     return state
 

@@ -80,6 +80,13 @@ class Experiment:
         return f"{self.clients[0].dataset}-{digest[:8]}-seed{seed}"
 
     @cached_property
+    def _engine_in_use(self) -> str:
+        if not self.model.stackable and self.engine == AUTO:
+            return "plain"
+        text = torch.from_numpy(class_texts(self.clients[0], self.settings.prompts))
+        return choose_engine(self.engine, self.device, self.model.make(text, seed=0))
+
+    @cached_property
     def content(self) -> str:
         """SHA-256, 64 hex digits, of what is trained on: features, labels and class texts."""
         texts = class_texts(self.clients[0], self.settings.prompts)
@@ -113,7 +120,7 @@ class Experiment:
             "model": self.model.facts and {"facts": self.model.facts, "origin": self.model.origin},
             "target": target or NONE,
             "device": str(self.device),
-            "engine": choose_engine(self.engine, self.device, self.model),
+            "engine": self._engine_in_use,
             "seed": self.settings.seed,
         }
 
@@ -124,8 +131,9 @@ class Experiment:
             FedclipError: its settings, targets or features differ.
         """
         try:
-            same = Settings.from_json(config["settings"]) == self.settings
-        except (KeyError, TypeError, ValueError):
+            recorded = Settings.from_json(config["settings"])
+            same = canonical_json(recorded.to_json()) == canonical_json(self.settings.to_json())
+        except (KeyError, TypeError, ValueError, AttributeError):
             same = False
         target = ALL if len(self.targets) > 1 else self.targets[0] or NONE
         for what, equal in (("settings", same), ("target", config.get("target") == target)):
@@ -230,7 +238,7 @@ def load_experiment(
         origin = dict(model["origin"]) if model else {}
     except FedclipError as error:
         raise FedclipError(f"{path / 'config.json'}: {error}") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise FedclipError(
             f"{path / 'config.json'}: is damaged or of another version ({error!r}); "
             "start it again with --overwrite"

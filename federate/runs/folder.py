@@ -140,7 +140,7 @@ class RunFolder:
             os.fsync(file.fileno())
         write_state(self.path / STATE, state)
 
-    def read_state(self, like: Parameters) -> RunState | None:
+    def read_state(self, like: RunState) -> RunState | None:
         """Read the state that was saved last, if one was.
 
         Raises:

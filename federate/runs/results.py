@@ -23,6 +23,10 @@ VERSION = 2
 # The accuracies that a table has a column for.
 FIGURES = ("generalization", "personalization", "personal_mean", "mean", "pooled")
 
+# Fields that must hold numbers, and accuracies by name.
+_NUMBERS = ("trainable_parameters", "bytes_per_round", "seconds_per_round", "rounds")
+_BY_NAME = ("zero_shot", "accuracy", "validation", "test_samples")
+
 ByClient = Mapping[str, float | None]
 
 
@@ -134,13 +138,23 @@ def read_result(content: Mapping[str, Any]) -> Result | None:
     version = content.get("version", 1)
     if not isinstance(version, int) or version > VERSION:
         raise FedclipError(
-            f"result.json has format version {version!r}, this fedclip reads up to {VERSION}; "
+            f"result.json has format version {version!r}, and this fedclip reads up to {VERSION}; "
             "update fedclip"
         )
     kind = TargetsResult if content.get("target") == "all" else RunResult
     names = {each.name for each in fields(kind)}
+    values = {name: value for name, value in content.items() if name in names}
+    figures = [values.get(name) for each in FIGURES for name in (each, f"zero_shot_{each}")]
+    figures += [values.get(name) for name in _NUMBERS]
+    for name in _BY_NAME:
+        by_name = values.get(name, {})
+        if not isinstance(by_name, dict):
+            return None
+        figures += by_name.values()
+    if not all(each is None or isinstance(each, int | float) for each in figures):
+        return None
     try:
-        return kind(**{name: value for name, value in content.items() if name in names})
+        return kind(**values)
     except TypeError:
         return None
 

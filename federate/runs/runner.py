@@ -135,7 +135,7 @@ class Recorder(Callback):
         Raises:
             FedclipError: what was saved is damaged.
         """
-        run.state = self._folder.read_state(run.initial) or run.state
+        run.state = self._folder.read_state(run.state) or run.state
         self._seconds = self._folder.keep_rounds(run.number)
 
     def on_round(self, run: Run, current: Round) -> None:

@@ -76,7 +76,7 @@ class ClientRound:
     """A round as a client sees it.
 
     Attributes:
-        task: The training that the server's instruction comes to, from the server's parameters.
+        task: A training that starts from the server's parameters.
         extra: What the server added.
         state: What the client has kept.
     """

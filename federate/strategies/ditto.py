@@ -32,6 +32,7 @@ class Ditto(FedAvg):
     ditto_lambda: float = option(
         1.0,
         least=0,
+        most=1e38,
         flags=("--lambda", "--ditto-lambda"),
         help="Strength of the pull of a client's own model towards the server's.",
         source="Li et al. 2021",

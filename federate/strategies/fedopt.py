@@ -40,7 +40,9 @@ _ADAPTED = "chosen for adapters, docs/ablations.md"
 class FedAvgM(Strategy):
     """FedAvg with momentum at the server (Hsu et al. 2019)."""
 
-    server_lr: float = option(1.0, above=0, help="Learning rate of the server.", source=_ADAPTED)
+    server_lr: float = option(
+        1.0, above=0, most=1e38, help="Learning rate of the server.", source=_ADAPTED
+    )
     server_momentum: float = option(
         0.9, least=0, below=1, help="Decay of the first moment.", source="Hsu et al. 2019"
     )
@@ -64,7 +66,9 @@ class FedAvgM(Strategy):
 class Adaptive(Strategy):
     """What FedAdam and FedYogi share: a rate for each number, from its second moment."""
 
-    server_lr: float = option(1e-2, above=0, help="Learning rate of the server.", source=_ADAPTED)
+    server_lr: float = option(
+        1e-2, above=0, most=1e38, help="Learning rate of the server.", source=_ADAPTED
+    )
     server_momentum: float = option(
         0.9, least=0, below=1, help="Decay of the first moment.", source="Reddi et al. 2021"
     )
@@ -74,6 +78,7 @@ class Adaptive(Strategy):
     tau: float = option(
         1e-3,
         above=0,
+        most=1e6,
         help="Degree of adaptivity: added to the root of the second moment.",
         source="Reddi et al. 2021",
     )

@@ -27,6 +27,7 @@ class FedProx(FedAvg):
     mu: float = option(
         1e-3,
         least=0,
+        most=1e38,
         help="Strength of the pull towards the server's parameters.",
         source="Li et al. 2020, the smallest value tried",
     )

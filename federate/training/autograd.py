@@ -1,11 +1,12 @@
 """Gradients by autograd, for any adapter: of one task, or of K at once by vmap."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
+from ...cache import FedclipError
 from ..models.losses import Batch, Loss
 
 
@@ -50,8 +51,19 @@ class AutogradGradients:
             image, text = functional_call(self._network, self._parameters, inputs)
             loss = self._loss(image, text, labels, self._logit_scale)
         if self._parameters:
-            found = torch.autograd.grad(loss, list(self._parameters.values()))
-            torch.cat([gradient.flatten() for gradient in found], out=self._gradients)
+            found: Sequence[Tensor | None] = torch.autograd.grad(
+                loss, list(self._parameters.values()), allow_unused=True
+            )
+            gradients = [gradient.flatten() for gradient in found if gradient is not None]
+            if len(gradients) < len(found):
+                unused = [
+                    name for name, g in zip(self._parameters, found, strict=True) if g is None
+                ]
+                raise FedclipError(
+                    f"{unused[0]}: this parameter has no effect on the loss; remove it, or choose "
+                    "--engine plain"
+                )
+            torch.cat(gradients, out=self._gradients)
         self._total += loss.detach() * samples
 
     def total_loss(self) -> Tensor:

@@ -7,7 +7,6 @@ import torch
 
 from ...cache import FedclipError
 from ...cache.common.fields import suggest
-from ..models.base import Model
 from ..models.network import Network
 from . import batched, plain, threads
 from .tasks import LocalTask, Trained
@@ -22,7 +21,7 @@ _ENGINES: Mapping[EngineName, Callable[[Network, Sequence[LocalTask]], list[Trai
 }
 
 
-def choose_engine(name: str, device: torch.device, model: Model) -> EngineName:
+def choose_engine(name: str, device: torch.device, network: Network) -> EngineName:
     """Turn ``auto`` or an engine's name into an engine that works on `device`.
 
     On 2 cores `threads` takes half the time of `plain`, as does `batched` within a tenth
@@ -32,20 +31,23 @@ def choose_engine(name: str, device: torch.device, model: Model) -> EngineName:
     Args:
         name: What the user chose.
         device: Where clients train.
-        model: What is trained; one that is not stackable is for `plain`.
+        network: What is trained; one that is not stackable is for `plain`.
 
     Raises:
         FedclipError: the engine is unknown, or does not work on this device or with this model.
     """
     if name == AUTO:
-        if not model.stackable:
+        if not network.stackable:
             return "plain"
         return "threads" if device.type == "cpu" else "batched"
     engine = next((engine for engine in _ENGINES if engine == name), None)
     if engine is None:
         raise FedclipError(f"unknown engine {name!r}{suggest(name, [AUTO, *_ENGINES])}")
-    if engine != "plain" and not model.stackable:
-        raise FedclipError(f"--engine {engine}: trains adapters; for {model.title} choose plain")
+    if engine != "plain" and not network.stackable:
+        raise FedclipError(
+            f"--engine {engine}: trains adapters whose state is all trained float32 parameters; "
+            "for this one choose plain"
+        )
     if engine == "threads" and device.type != "cpu":
         raise FedclipError(
             f"--engine threads: works on the CPU only; on {device} choose batched or plain"
@@ -71,5 +73,5 @@ def train_clients(
     """
     if not tasks:
         return []
-    device, model = tasks[0].samples.rows.device, tasks[0].model
-    return _ENGINES[choose_engine(engine, device, model)](network, tasks)
+    device = tasks[0].samples.rows.device
+    return _ENGINES[choose_engine(engine, device, network)](network, tasks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from ...cache import FedclipError
 from ...cache.common.fields import check_options, option
 from ..models.losses import ClipLoss, Loss
 
@@ -24,16 +25,20 @@ class TrainingSettings:
     PANEL: ClassVar[str] = "Local training"
 
     local_epochs: int = option(
-        1, least=1, help="Passes over its training part that a client makes in a round."
+        1, least=1, most=10**6, help="Passes over its training part that a client makes in a round."
     )
     batch_size: int = option(
-        32, least=2, help="Samples in a minibatch; a last one of a single sample is skipped."
+        32,
+        least=2,
+        most=10**9,
+        help="Samples in a minibatch; a last one of a single sample is skipped.",
     )
     optimizer: OptimizerName = option("adam", help="Optimizer of the clients; sgd has no momentum.")
-    lr: float = option(5e-5, above=0, help="Learning rate of the clients.")
+    lr: float = option(5e-5, above=0, most=1e38, help="Learning rate of the clients.")
     weight_decay: float = option(
         0.2,
         least=0,
+        most=1e38,
         help="L2 penalty, added to the gradient (Adam's, not AdamW's).",
     )
     betas: tuple[float, float] = (0.9, 0.98)
@@ -43,3 +48,7 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         check_options(self)
+        if not all(0 <= beta < 1 for beta in self.betas) or self.eps <= 0:
+            raise FedclipError(
+                f"betas {self.betas} and eps {self.eps}: must be from 0 to below 1, and above 0"
+            )

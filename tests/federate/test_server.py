@@ -1,7 +1,8 @@
 """The server alone: names, sample counts and updates, without any data."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -9,10 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedclip.cache import FedclipError
 from fedclip.federate.server import Pending, Server, ServerState
 from fedclip.federate.settings import Settings
 from fedclip.federate.strategies import STRATEGIES
-from fedclip.federate.strategies.base import SERVER
+from fedclip.federate.strategies.base import SERVER, Cohort, State, Strategy
 from fedclip.federate.training.tasks import Parameters, Update
 
 SAMPLES = {"art": 10, "clipart": 25, "photo": 35, "sketch": 30}
@@ -212,3 +214,21 @@ def test_the_bytes_of_a_client_are_known_before_the_first_round(
 ) -> None:
     server, state = server_of(strategy)
     assert server.bytes_per_client(state) == expected
+
+
+@dataclass(frozen=True)
+class InPlace(Strategy):
+    """Changes what it gets."""
+
+    def aggregate(self, state: State, updates: Sequence[Update], cohort: Cohort) -> State:
+        for tensor in state[SERVER].values():
+            tensor.add_(1)
+        return {**state}
+
+
+def test_a_strategy_that_changes_tensors_in_place_is_refused() -> None:
+    server, state = server_of()
+    settings = replace(server.settings, strategy=InPlace())
+    careless = replace(server, settings=settings)
+    with pytest.raises(FedclipError, match="aggregate changes tensors in place"):
+        aggregate(careless, state, updates_of(server, state, art=1.0))

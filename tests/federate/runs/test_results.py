@@ -78,6 +78,6 @@ def test_what_is_not_a_number_is_null() -> None:
 
 
 def test_a_result_of_a_later_version_is_refused_and_a_damaged_one_is_none() -> None:
-    with pytest.raises(FedclipError, match=r"has format version 3, this fedclip reads up to 2"):
+    with pytest.raises(FedclipError, match=r"has format version 3, and this fedclip reads up to 2"):
         read_result({**result().to_json(), "version": 3})
     assert read_result({"status": "finished"}) is None

@@ -341,7 +341,7 @@ def assert_same(one: Any, other: Any) -> None:
 def test_a_state_is_read_as_it_was_written(tmp_path: Path, best: int | None) -> None:
     path, state = tmp_path / "state.safetensors", state_after(5, best)
     write_state(path, state)
-    again = read_state(path, state.server.strategy["server"])
+    again = read_state(path, state)
     server, before = again.server, state.server
     assert (server.number, again.zero_shot, server.failed) == (5, {"photo": 0.7}, False)
     assert_same(server.strategy, before.strategy)
@@ -357,8 +357,9 @@ def test_a_state_is_read_as_it_was_written(tmp_path: Path, best: int | None) -> 
 def test_a_state_of_another_adapter_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
     write_state(path, state_after(5, 2))
+    other = {"w": torch.zeros(3, 3), "b": torch.zeros(2)}
     with pytest.raises(FedclipError, match="belongs to another adapter"):
-        read_state(path, {"w": torch.zeros(3, 3), "b": torch.zeros(2)})
+        read_state(path, RunState(ServerState(0, {"server": other}), {"photo": 0.7}))
 
 
 @pytest.mark.parametrize("end", [0, 1, 8, 100, 300, -1])
@@ -369,4 +370,4 @@ def test_a_damaged_state_is_named(tmp_path: Path, end: int) -> None:
     with pytest.raises(
         FedclipError, match=r"state.safetensors: is damaged \(.*to start the run from the"
     ):
-        read_state(path, state.server.strategy["server"])
+        read_state(path, state)

@@ -343,7 +343,7 @@ def test_a_run_resumed_from_its_saved_state_ends_with_the_same_bytes(
     broken = run_of(federation, settings, 2)
     write_state(tmp_path / "state", broken.state)
     resumed = Run(federation, settings, engine="plain")
-    resumed.state = read_state(tmp_path / "state", resumed.initial)
+    resumed.state = read_state(tmp_path / "state", resumed.state)
     assert {*resumed.state.server.strategy} == {*broken.state.server.strategy}
     assert {*resumed.state.clients} == {*broken.state.clients}
     simulate([resumed])

@@ -4,7 +4,7 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -389,15 +389,19 @@ def test_nothing_to_do_is_done() -> None:
     ],
 )
 def test_the_engine_is_chosen_by_the_device(name: str, device: str, expected: str) -> None:
-    assert choose_engine(name, torch.device(device), Attention()) == expected
+    assert (
+        choose_engine(name, torch.device(device), Attention().make(torch.zeros(3, 4), 0))
+        == expected
+    )
 
 
 def test_unknown_and_unfit_engines_are_refused() -> None:
     unknown = "unknown engine 'warp'; choose auto, plain, threads or batched"
+    network = Attention().make(torch.zeros(3, 4), 0)
     with pytest.raises(FedclipError, match=unknown):
-        choose_engine("warp", torch.device("cpu"), Attention())
+        choose_engine("warp", torch.device("cpu"), network)
     with pytest.raises(FedclipError, match="CPU only; on cuda choose batched or plain"):
-        choose_engine("threads", torch.device("cuda"), Attention())
+        choose_engine("threads", torch.device("cuda"), network)
 
 
 @pytest.mark.usefixtures("empty_folder")
@@ -445,3 +449,76 @@ assert train_clients(network, [task], "threads")[0].steps == 2
 assert "torch._dynamo" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@dataclass(frozen=True)
+class Frozen(Adapter):
+    """Has a parameter that is not trained."""
+
+    def layers(self, text: Tensor) -> Mapping[str, nn.Module | nn.Parameter]:
+        fixed = nn.Parameter(torch.full((text.shape[1],), 2.0), requires_grad=False)
+        return {"fixed": fixed, "scale": nn.Parameter(torch.ones(text.shape[1]))}
+
+    def forward(self, layers: Any, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        return layers.fixed * layers.scale * image, text
+
+
+class Tied(Frozen):
+    """Has one parameter under two names."""
+
+    def layers(self, text: Tensor) -> Mapping[str, nn.Module | nn.Parameter]:
+        shared = nn.Parameter(torch.ones(text.shape[1]))
+        return {"fixed": shared, "scale": shared}
+
+
+class Buffered(Frozen):
+    """Has a buffer."""
+
+    def layers(self, text: Tensor) -> Mapping[str, nn.Module | nn.Parameter]:
+        linear = nn.Identity()
+        linear.register_buffer("moved", torch.zeros(3))
+        return {"other": linear, **super().layers(text)}
+
+
+class Dropped(Frozen):
+    """Has dropout, which training and evaluation treat differently."""
+
+    def layers(self, text: Tensor) -> Mapping[str, nn.Module | nn.Parameter]:
+        scale = nn.Parameter(torch.ones(text.shape[1]))
+        return {"drop": nn.Dropout(0.5), "fixed": scale, "scale": nn.Parameter(scale.detach() + 1)}
+
+
+class Halved(Frozen):
+    """Has parameters in half precision."""
+
+    def layers(self, text: Tensor) -> Mapping[str, nn.Module | nn.Parameter]:
+        half = torch.ones(text.shape[1], dtype=torch.float16)
+        return {"fixed": nn.Parameter(half), "scale": nn.Parameter(half.clone())}
+
+
+@pytest.mark.parametrize("adapter", [Frozen(), Tied(), Buffered(), Dropped(), Halved()])
+def test_an_adapter_that_cannot_be_stacked_is_trained_by_the_plain_loop(adapter: Adapter) -> None:
+    network = adapter.make(torch.zeros(3, 4), 0)
+    assert not network.stackable
+    assert choose_engine("auto", torch.device("cpu"), network) == "plain"
+    for engine in ("threads", "batched"):
+        with pytest.raises(FedclipError, match=f"--engine {engine}: .*; for this one choose plain"):
+            choose_engine(engine, torch.device("cpu"), network)
+
+
+def test_our_own_adapters_can_all_be_stacked() -> None:
+    for name in ADAPTERS:
+        assert ADAPTERS.make(name, {}).make(torch.randn(3, 8), 0).stackable, name
+
+
+def test_a_parameter_without_effect_is_named() -> None:
+    class Idle(Frozen):
+        def layers(self, text: Tensor) -> Mapping[str, nn.Module | nn.Parameter]:
+            ones = torch.ones(text.shape[1])
+            return {name: nn.Parameter(ones.clone()) for name in ("fixed", "scale", "idle")}
+
+    federation = make_federation([20], width=8)
+    task = replace(make_task(federation, Settings.preset("tuned")), model=(idle := Idle()))
+    network = idle.make(federation.text, 0)
+    with pytest.raises(FedclipError, match="idle: this parameter has no effect on the loss"):
+        train_clients(network, [replace(task, start=copy_parameters(network))], "threads")
