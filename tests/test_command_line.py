@@ -145,11 +145,14 @@ def test_the_shell_completes_what_may_follow(
     assert complete(capsys, monkeypatch, "fedclip cache diff pa") == ["pacs/rn50"]
 
 
-def test_the_shell_s_script_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        run(["--show-completion", "bash"])
-    assert caught.value.code == 0
-    assert "_FEDCLIP_COMPLETE=complete_bash" in capsys.readouterr().out
+def test_the_shell_s_script_is_printed() -> None:
+    # Typer finds out which shell started the command.
+    command = f"{shlex.quote(sys.executable)} -m fedclip --show-completion; exit $?"
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, check=False, timeout=1800
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "_FEDCLIP_COMPLETE=complete_bash" in done.stdout
 
 
 def test_what_the_system_refuses_is_one_line_that_names_the_place(

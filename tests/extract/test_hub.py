@@ -332,7 +332,7 @@ def test_a_tag_s_weights_come_from_the_hub_with_a_bar(
     assert run(["extract", *options, "--pretrained", "gone"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "has no open_clip_model.safetensors or open_clip_pytorch_model.bin" in error
-    assert "it has README.md" in error
+    assert "only README.md" in error
 
 
 @pytest.mark.usefixtures("at_hub")
