@@ -71,8 +71,8 @@ _USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 app = typer.Typer(
     name="fedclip",
     cls=Group,
-    help="Federate a CLIP by its features: encode every image once, then train and federate "
-    "small adapters over the cache.",
+    help="Federated learning over cached CLIP features: encode every image once, then train and "
+    "federate small adapters on the cache.",
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,

@@ -111,7 +111,7 @@ def _print_extraction(extraction: Extraction) -> None:
         spent = (f"{activity} {seconds:.1f} s" for activity, seconds in extraction.spent.items())
         print(f"time       {', '.join(spent)}")
     elif extraction.written:
-        print("encoded    nothing: the files were written again from known vectors")
+        print("encoded    nothing: the files were rewritten from vectors in the cache")
     else:
         print("encoded    nothing: the cache is up to date")
 

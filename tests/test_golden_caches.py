@@ -136,7 +136,7 @@ def files() -> dict[str, bytes]:
 
 def test_images_that_moved_are_not_encoded_again(extract: Command) -> None:
     before = {path.stem: read_cache(path) for path in sorted(Path("caches").rglob("*.h5"))}
-    assert "encoded    nothing: the files were written again from known vectors" in extract()
+    assert "encoded    nothing: the files were rewritten from vectors in the cache" in extract()
     after = {path.stem: read_cache(path) for path in sorted(Path("caches").rglob("*.h5"))}
     assert [*after] == ["outline", "solid"]
     for client, cache in after.items():

@@ -100,7 +100,7 @@ def _find_known(dataset: str, known: KnownDataset, data_dir: Path) -> tuple[Path
     if found is None:
         wanted = ", ".join("/".join(domain.folders) for domain in known.domains)
         raise FedclipError(
-            f"{data_dir}: {dataset} is not below this folder (no folder contains {wanted}); "
+            f"{data_dir}: {dataset} was not found in this folder (no subfolder contains {wanted}); "
             "download it to there, or set --data-dir to the folder with the data"
         )
     return found

@@ -31,7 +31,7 @@ class TrainingSettings:
         32,
         least=2,
         most=10**9,
-        help="Samples in a minibatch; a last one of a single sample is skipped.",
+        help="Samples in a minibatch; a final minibatch of one sample is skipped.",
     )
     optimizer: OptimizerName = option("adam", help="Optimizer of the clients; sgd has no momentum.")
     lr: float = option(5e-5, above=0, most=1e38, help="Learning rate of the clients.")

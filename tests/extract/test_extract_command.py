@@ -88,7 +88,7 @@ def test_the_summary_says_what_was_encoded_and_where_it_lies(
     assert extract("--dataset", root) == 0
     output = capsys.readouterr().out
     assert table_rows(output) == [["photo", "5", "0", "0"], ["sketch", "6", "0", "0"]]
-    assert output.endswith("encoded    nothing: the files were written again from known vectors\n")
+    assert output.endswith("encoded    nothing: the files were rewritten from vectors in the cache\n")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -247,7 +247,7 @@ def test_a_published_set_of_templates_comes_behind_the_others(
         ("--dataset '~nobody-of-this-name/x'", "unknown dataset or folder"),
         ("--dataset ''", "--dataset '': is empty; pass a value or leave out --dataset"),
         ("--dataset vlcs", "data: folder not found, so vlcs cannot be looked for"),
-        ("--dataset vlcs --data-dir pets", "vlcs is not below this folder"),
+        ("--dataset vlcs --data-dir pets", "vlcs was not found in this folder"),
         ("--dataset pacs --offline", "set --data-dir to"),
         ("--dataset pets/photo", "contains no images laid out"),
         ("--dataset pets --name ../mine", "dataset '../mine' cannot name a file"),

@@ -106,7 +106,7 @@ def test_pacs_is_found_at_the_data_folder_and_up_to_three_levels_below(
 
 def test_a_data_set_four_levels_below_is_not_found(tmp_path: Path) -> None:
     fill(tmp_path / "a/b/c/d", images(PACS, PACS_CLASSES))
-    with pytest.raises(FedclipError, match="pacs is not below this folder") as error:
+    with pytest.raises(FedclipError, match="pacs was not found in this folder") as error:
         open_dataset("pacs", tmp_path)
     assert "--data-dir" in one_line(error)
     assert "art_painting, cartoon, photo, sketch" in str(error.value)
