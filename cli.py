@@ -411,10 +411,11 @@ def paper(
             "rounds": table.rounds if row != "zero-shot" else 1,
             "seed": seed,
             "strategy": method.strategy,
-            "mu": table.mu if method.strategy == "fedprox" else None,
             "adapter": method.adapter,
             "prompts": (DEFAULT_TEMPLATE,),
         }
+        if method.strategy == "fedprox" and table.mu is not None:
+            values["mu"] = table.mu
         if method.backbone is not None:
             values |= _fixed(method.backbone, DEFAULT_TEMPLATE, {})
         settings = settings_of(values)

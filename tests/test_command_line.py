@@ -106,7 +106,7 @@ def test_examples_are_of_their_command_can_be_parsed_and_fit_a_terminal(
     words = shlex.split(example)
     start = ["fedclip", *path]
     assert words[: len(start)] == start
-    assert command.make_context(path[-1], words[len(start) :]).params
+    assert command.make_context(path[-1], words[len(start) :]).args == []
     assert len(example) <= 76
 
 

@@ -88,7 +88,9 @@ def test_the_summary_says_what_was_encoded_and_where_it_lies(
     assert extract("--dataset", root) == 0
     output = capsys.readouterr().out
     assert table_rows(output) == [["photo", "5", "0", "0"], ["sketch", "6", "0", "0"]]
-    assert output.endswith("encoded    nothing: the files were rewritten from vectors in the cache\n")
+    assert output.endswith(
+        "encoded    nothing: the files were rewritten from vectors in the cache\n"
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 1])
