@@ -124,7 +124,7 @@ def test_the_nearest_of_two_copies_is_taken_and_among_equals_the_one_of_its_name
 
 def test_hidden_folders_are_not_searched(tmp_path: Path) -> None:
     fill(tmp_path / ".trash", images(PACS, PACS_CLASSES))
-    with pytest.raises(FedclipError, match="not below this folder"):
+    with pytest.raises(FedclipError, match="was not found in this folder"):
         open_dataset("pacs", tmp_path)
 
 
