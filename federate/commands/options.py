@@ -79,7 +79,7 @@ class SaveOptions(RunsDir):
         None,
         least=1,
         shown="as often as takes 1 % of the time",
-        help="Rounds between two saves of the state that --resume needs.",
+        help="Rounds between two saves of a run's state.",
     )
 
 
