@@ -182,10 +182,6 @@ def client_entry(manifest: Mapping[str, Any], client: str) -> ClientEntry | None
         return None
 
 
-def _suffices(complete: Extraction, request: Request) -> bool:
-    return not request.force and not (request.strict and complete.skipped)
-
-
 def made_of(request: Request, table: LocatedTable) -> Extraction | None:
     """Summarize the cache made from exactly these rows, which need not be on this machine.
 
@@ -197,12 +193,7 @@ def made_of(request: Request, table: LocatedTable) -> Extraction | None:
     if folder is None:
         return None
     manifest = folder.read_manifest()
-    clients = clients_from(manifest, table.facts)
-    made = _read(folder, manifest, clients, request.templates, start)
-    if made is None or not _suffices(made, request):
-        return None
-    _note_use(folder)
-    return made
+    return _in_use(request, folder, manifest, clients_from(manifest, table.facts), start)
 
 
 def up_to_date(request: Request, dataset: ImageDataset) -> Extraction | None:
@@ -221,11 +212,24 @@ def up_to_date(request: Request, dataset: ImageDataset) -> Extraction | None:
         if entry is None or entry.listing != listing(images):
             return None
     clients = [images.name for images in dataset.clients]
-    complete = _read(folder, manifest, clients, request.templates, start, dataset.class_names)
-    if complete is None or not _suffices(complete, request):
+    return _in_use(request, folder, manifest, clients, start, dataset)
+
+
+def _in_use(
+    request: Request,
+    folder: CacheFolder,
+    manifest: Mapping[str, Any],
+    clients: Sequence[str],
+    start: float,
+    dataset: ImageDataset | None = None,
+) -> Extraction | None:
+    """Summarize a cache that has all that is requested, and record its use; None of another."""
+    class_names = dataset.class_names if dataset is not None else None
+    found = _read(folder, manifest, clients, request.templates, start, class_names)
+    if found is None or request.force or (request.strict and found.skipped):
         return None
     _note_use(folder, dataset)
-    return complete
+    return found
 
 
 def _note_use(folder: CacheFolder, dataset: ImageDataset | None = None) -> None:

@@ -117,15 +117,14 @@ class Run:
         self.engine = engine
         self.callbacks = callbacks
         self.last: Round | None = None
-        with _explained([self]):
-            seed = seed_of(self.model.kind, settings.seed)
-            self.network = self.model.make(federation.text, seed).to(federation.text.device)
-        self.initial = copy_parameters(self.network)
         trainers = (federation.together,) if settings.strategy.pooled else federation.participants
         self._trainers = {client.name: client for client in trainers}
         samples = {name: len(client.train) for name, client in self._trainers.items()}
         self.server = Server(settings, self.model, samples)
         with _explained([self]):
+            seed = seed_of(self.model.kind, settings.seed)
+            self.network = self.model.make(federation.text, seed).to(federation.text.device)
+            self.initial = copy_parameters(self.network)
             begun = self.server.begin(self.initial)
         for name in (*begun.strategy, *(name for part in begun.strategy.values() for name in part)):
             if "/" in name:

@@ -1,6 +1,6 @@
 """How often the right class wins: evaluation on a client's own samples."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -28,23 +28,35 @@ def accuracy(
         logit_scale: The encoder's ``exp(logit_scale)``.
     """
     network.eval()
-    classes, right = model.texts(text), 0
-    for start in range(0, len(samples), model.rows_at_once):
-        inputs, labels = samples[start : start + model.rows_at_once]
-        logits = network.logits(inputs, classes, logit_scale)
-        right += int((logits.argmax(dim=1) == labels).sum())
-    return right / len(samples) if len(samples) else float("nan")
+    classes = model.texts(text)
+
+    def classify(some: slice) -> tuple[Tensor, Tensor]:
+        inputs, labels = samples[some]
+        return network.logits(inputs, classes, logit_scale), labels
+
+    return _share_right(len(samples), model.rows_at_once, classify)
 
 
 @torch.inference_mode()
 def zero_shot_accuracy(samples: Samples, text: Tensor, logit_scale: float) -> float:
     """Return the accuracy of the cached features themselves; NaN without samples."""
+
+    def classify(some: slice) -> tuple[Tensor, Tensor]:
+        features, labels = samples.cached(some)
+        return cosine_logits(features, text, logit_scale), labels
+
+    return _share_right(len(samples), _ROWS_AT_ONCE, classify)
+
+
+def _share_right(
+    rows: int, at_once: int, classify: Callable[[slice], tuple[Tensor, Tensor]]
+) -> float:
+    """Return how often the highest of the (b, C) logits is that of the (b,) label."""
     right = 0
-    for start in range(0, len(samples), _ROWS_AT_ONCE):
-        features, labels = samples.cached(slice(start, start + _ROWS_AT_ONCE))
-        logits = cosine_logits(features, text, logit_scale)
+    for start in range(0, rows, at_once):
+        logits, labels = classify(slice(start, start + at_once))
         right += int((logits.argmax(dim=1) == labels).sum())
-    return right / len(samples) if len(samples) else float("nan")
+    return right / rows if rows else float("nan")
 
 
 def mean(values: Iterable[float]) -> float:
