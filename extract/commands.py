@@ -78,6 +78,7 @@ def extract(
         client=data.client,
         class_names=parse_class_names(data.class_names),
         table=table,
+        columns=data.column,
         offline=data.offline,
     )
     ranks = Ranks.launched()
@@ -114,6 +115,7 @@ def _print_extraction(extraction: Extraction) -> None:
         print("encoded    nothing: the files were rewritten from vectors in the cache")
     else:
         print("encoded    nothing: the cache is up to date")
+    print(extraction.books.balance(rows, [item.reason for item in skipped]))
 
 
 @with_options(examples=["fedclip datasets", "fedclip datasets --data-dir /data"])

@@ -4,7 +4,7 @@ import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from ..cache.common.errors import BusyError
 from ..cache.parts import remove_parts
 from ..cache.store import MANIFEST, writing
 from .datasets.base import ClientImages, ImageDataset, Source
+from .datasets.books import Books
 from .datasets.hub_tables import LocatedTable
 from .datasets.registry import HF, KNOWN
 from .encoders.registry import library_versions
@@ -143,6 +144,18 @@ def make_entry(
     }
 
 
+def books_with(manifest: Mapping[str, Any], dataset: ImageDataset) -> dict[str, Any]:
+    """Return a manifest's books by root, with those of `dataset` added."""
+    books = manifest.get("books")
+    old = books if isinstance(books, dict) else {}
+    return {**old, str(dataset.root): dataset.books.to_json()}
+
+
+def _books_of(manifest: Mapping[str, Any], root: str) -> Books:
+    books = manifest.get("books")
+    return Books.from_json(books.get(root) if isinstance(books, dict) else None)
+
+
 def make_forced_entry(dataset: ImageDataset) -> dict[str, Any]:
     """Make the record of a client whose file must not be used until `--force` has replaced it."""
     return {"forced": True, **origin(dataset)}
@@ -193,7 +206,8 @@ def made_of(request: Request, table: LocatedTable) -> Extraction | None:
     if folder is None:
         return None
     manifest = folder.read_manifest()
-    return _in_use(request, folder, manifest, clients_from(manifest, table.facts), start)
+    found = _in_use(request, folder, manifest, clients_from(manifest, table.facts), start)
+    return found and replace(found, books=_books_of(manifest, table.root))
 
 
 def up_to_date(request: Request, dataset: ImageDataset) -> Extraction | None:
@@ -210,6 +224,8 @@ def up_to_date(request: Request, dataset: ImageDataset) -> Extraction | None:
     for images in dataset.clients:
         entry = client_entry(manifest, images.name)
         if entry is None or entry.listing != listing(images):
+            return None
+        if images.lost({item.id for item in entry.skipped}):
             return None
     clients = [images.name for images in dataset.clients]
     return _in_use(request, folder, manifest, clients, start, dataset)
@@ -243,6 +259,7 @@ def _note_use(folder: CacheFolder, dataset: ImageDataset | None = None) -> None:
         if dataset is not None:
             remove_parts(folder.path)  # left if a run was killed after its last file
             manifest["root"] = str(dataset.root)
+            manifest["books"] = books_with(manifest, dataset)
             entries = manifest.get("clients", {})
             for client in entries.keys() & {images.name for images in dataset.clients}:
                 entries[client].update(origin(dataset))

@@ -64,6 +64,12 @@ class DatasetOptions(DataOptions):
         help="Classes in order, separated by commas or one per line of a file, so that separate "
         "sites agree. A class may have no images.",
     )
+    column: tuple[str, ...] = option(
+        (),
+        metavar="NAME=COLUMN",
+        help="Column of a list that holds path, label or client, such as path=file; may be "
+        "repeated.",
+    )
     offline: bool = option(False, help="Use only files on this machine, as with HF_HUB_OFFLINE=1.")
 
 
@@ -103,7 +109,12 @@ class TableOptions:
         help="Column of domains; each domain is a client.",
     )
     split: str | None = option(
-        None, metavar="SPLIT", shown="train", help="Split, or several joined by +."
+        None,
+        metavar="SPLIT",
+        panel="Dataset",
+        shown="train on the hub; all splits of a folder",
+        help="Split, or several joined by +: of a repository on the hub, or of a folder that has "
+        "folders such as train and test above its domains or below each.",
     )
     revision: str | None = option(
         None,

@@ -4,6 +4,7 @@ Neither torch nor an encoder is imported before something has to be encoded.
 """
 
 import logging
+from dataclasses import replace
 
 from ..cache.common.progress import Progress, no_progress
 from .datasets.base import ImageDataset
@@ -63,6 +64,7 @@ def _lead(request: Request, ranks: Ranks, progress: Progress) -> Extraction:
         from .encoding.job import encode_missing
 
         extraction = encode_missing(request, dataset, ranks, progress)
+    extraction = replace(extraction, books=dataset.books)
     if not dataset.alone:
         _warn_of_strays(extraction, dataset)
     return extraction
@@ -80,6 +82,8 @@ def _log_dataset(dataset: ImageDataset, request: Request) -> None:
         dataset.root,
         at,
     )
+    if dataset.layout:
+        logger.info("           %s", dataset.layout)
     for warning in dataset.warnings:
         logger.warning("%s", warning)
     if request.encoder.pretrained == RANDOM:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..cache import CacheFolder
+from .datasets.books import Books
 from .encoders.spec import EncoderName
 from .options import TableOptions
 
@@ -21,7 +22,8 @@ class DatasetRequest:
         listed: A list of images, in place of a folder.
         client: The only client, to which all images belong; None if there are several.
         class_names: Classes in order; empty for all that have an image, sorted.
-        table: How to read a dataset on the hub.
+        table: How to read a dataset on the hub, and the splits to take.
+        columns: Columns of a list, each as ``name=column``.
     """
 
     dataset: str | None
@@ -31,6 +33,7 @@ class DatasetRequest:
     client: str | None = None
     class_names: tuple[str, ...] = ()
     table: TableOptions = TableOptions()
+    columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +94,7 @@ class Extraction:
         seconds: Wall-clock time of reading, encoding and writing, without loading the encoder.
         spent: Seconds that this process spent on each main activity.
         written: Whether the clients' files were written, even if only their labels changed.
+        books: What was seen besides the images.
     """
 
     folder: CacheFolder
@@ -101,6 +105,7 @@ class Extraction:
     seconds: float
     spent: Mapping[str, float] = field(default_factory=dict)
     written: bool = False
+    books: Books = Books()
 
     @property
     def encoded(self) -> int:

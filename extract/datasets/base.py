@@ -1,6 +1,6 @@
 """The datasets that are extracted: clients, their classes and their images, from any source."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from ...cache import FedclipError
 from ...cache.common.files import check_name
 from ...cache.common.text import flaw
+from .books import Books
 from .registry import KNOWN
 
 
@@ -68,6 +69,16 @@ class ClientImages:
     name: str
     images: tuple[LabelledImage, ...]
 
+    def lost(self, skipped: Collection[str]) -> list[LabelledImage]:
+        """Return all images of the first class of which no image would be left.
+
+        Args:
+            skipped: Ids of images that cannot be used.
+        """
+        left = {image.label for image in self.images if image.id not in skipped}
+        lost = min({image.label for image in self.images} - left, default=None)
+        return [image for image in self.images if image.label == lost]
+
 
 @dataclass(frozen=True)
 class ImageDataset:
@@ -78,9 +89,11 @@ class ImageDataset:
         root: The folder, the list, or the repository, ``hf:owner/name``.
         class_names: The classes, in the order of the labels.
         clients: The clients, one per domain.
-        warnings: Deviations from the published dataset, one line each.
+        warnings: Deviations from the published dataset and other doubts, one line each.
         alone: Whether it is one site's client, which may share a cache with other sites' clients.
         hub: The repository, commit, split, columns and clients; None if not from the hub.
+        layout: How its files were understood; empty if there was only one way.
+        books: What was seen besides its images.
     """
 
     name: str
@@ -90,6 +103,8 @@ class ImageDataset:
     warnings: tuple[str, ...] = ()
     alone: bool = False
     hub: Mapping[str, Any] | None = None
+    layout: str = ""
+    books: Books = Books()
 
 
 def gather(
@@ -101,6 +116,9 @@ def gather(
     known: str | None = None,
     alone: bool = False,
     hub: Mapping[str, Any] | None = None,
+    layout: str = "",
+    books: Books | None = None,
+    warnings: Sequence[str] = (),
 ) -> ImageDataset:
     """Make a dataset from each client's images by class.
 
@@ -112,6 +130,9 @@ def gather(
         known: The published dataset whose sizes it should have.
         alone: Whether it is one site's client.
         hub: Its origin on the hub.
+        layout: How its files were understood.
+        books: What was seen besides its images.
+        warnings: Doubts about its files.
 
     Raises:
         FedclipError: a name is unsafe as a file name, two clients have the same name, a class
@@ -133,9 +154,11 @@ def gather(
         root=root,
         class_names=tuple(class_names),
         clients=tuple(_client(client, classes, class_names) for client, classes in found),
-        warnings=_size_warnings(known, found) if known else (),
+        warnings=(*warnings, *(_size_warnings(known, found) if known else ())),
         alone=alone,
         hub={**hub, "clients": [client for client, _ in found]} if hub else None,
+        layout=layout,
+        books=books or Books(),
     )
 
 

@@ -8,7 +8,7 @@ from ...cache.common.progress import Progress, no_progress
 from .. import hub
 from ..request import DatasetRequest
 from .base import ImageDataset
-from .folders import below, open_dataset
+from .folders import open_dataset, places_below
 from .hub_tables import LocatedTable, locate_table
 from .image_lists import open_list
 from .registry import HF, KNOWN, HubDataset
@@ -37,6 +37,7 @@ def find_dataset(
             name=request.name,
             client=request.client,
             class_names=request.class_names,
+            columns=request.columns,
         )
     if dataset is None:
         raise FedclipError("--dataset: is missing; set it or --manifest")
@@ -44,7 +45,7 @@ def find_dataset(
     if known is None:
         here, place = False, _repository(dataset)
     else:
-        here = below(dataset, request.data_dir) is not None
+        here = bool(places_below(request.data_dir, dataset))
         place = None if here else known.hub
     _check_options(request, place, dataset if known else None)
     if place is not None:
@@ -57,6 +58,7 @@ def find_dataset(
         request.name,
         client=request.client,
         class_names=request.class_names,
+        splits=request.table.split.lower().split("+") if request.table.split else (),
     )
 
 
@@ -71,9 +73,8 @@ def opened(found: ImageDataset | LocatedTable, progress: Progress = no_progress)
 
 def place_of(dataset: str, data_dir: Path) -> str | None:
     """Return where a known dataset is on this machine: its folder or the hub's cache, or None."""
-    folder = below(dataset, data_dir)
-    if folder is not None:
-        return str(folder)
+    if folders := places_below(data_dir, dataset):
+        return ", ".join(map(str, folders))
     place = KNOWN[dataset].hub
     there = place is not None and hub.is_here(hub.Repository(place.repository, hub.DATASET))
     return "the hub's cache" if there else None
@@ -96,10 +97,17 @@ def _check_options(request: DatasetRequest, place: HubDataset | None, known: str
             "a folder laid out <class>/<image>"
         )
     given = [option for option, value in request.table.options.items() if value]
+    if request.listed is None and "--split" in given:
+        given.remove("--split")  # folders have splits too
     if given and place is None:
         raise FedclipError(
             f"{given[0]}: only applies to datasets on the hub ({HF}OWNER/NAME), but "
             f"{request.dataset or request.listed} is on this machine; leave out {given[0]}"
+        )
+    if request.columns and request.listed is None:
+        raise FedclipError(
+            f"--column {request.columns[0]}: only applies to lists of images (--manifest); leave "
+            "out --column"
         )
 
 

@@ -2,25 +2,23 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ...cache import FedclipError
-from ...cache.common.fields import suggest
+from ...cache.common.fields import listed, suggest
 from ...cache.common.files import client_name, slug
 from ...cache.common.text import check_utf8
-from .base import FileSource, ImageDataset, Source, gather
+from .base import ImageDataset, gather
+from .layout import is_split, read_layout
 from .registry import KNOWN, KnownDataset
-
-IMAGE_SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
+from .tree import scan
 
 # Levels below --data-dir that are searched for a known dataset: PACS/kfold is 2 deep.
 SEARCH_DEPTH = 3
 
-ClassFolders = dict[str, list[Path]]
-ClassFiles = dict[str, list[tuple[str, Source]]]
+# A client's name by the path of a folder below a known dataset's root.
+DomainFolders = dict[str, str]
 
 
 def open_dataset(
@@ -30,10 +28,12 @@ def open_dataset(
     *,
     client: str | None = None,
     class_names: Sequence[str] = (),
+    splits: Sequence[str] = (),
 ) -> ImageDataset:
     """Find a dataset by its published name below `data_dir`, or by its folder.
 
-    A folder is laid out ``<domain>/<class>/<image>``, or ``<class>/<image>`` with `client`.
+    A folder is laid out ``<domain>/<class>/<image>``, or ``<class>/<image>`` with `client`, and
+    may be divided into splits.
 
     Args:
         dataset: A published name, or a folder relative to the working directory or `data_dir`.
@@ -41,30 +41,31 @@ def open_dataset(
         name: First part of its caches' names; by default the published name or the folder's.
         client: The only client, to which all images belong.
         class_names: Classes in order; by default all that have an image, sorted.
+        splits: Splits to take; by default all that the folder is divided into.
 
     Raises:
-        FedclipError: the dataset is not found, has no images, or its domains
-            differ in their classes.
+        FedclipError: the dataset is not found, has no images, may be laid out in several ways, or
+            its domains differ in their classes.
     """
     known = KNOWN.get(dataset)
+    warnings: list[str] = []
     if known is not None:
-        root, folders = _find_known(dataset, known, data_dir)
-        clients = [
-            (domain.client, _class_folders(folders[domain.client], known))
-            for domain in known.domains
-        ]
+        root, folders, warnings = _find_known(dataset, known, data_dir)
+        check_utf8(root)
+        clients = {path.rpartition("/")[2]: name for path, name in folders.items()}
+        layout = read_layout(
+            scan(root, lambda path: _leads_to(path, folders)),
+            splits=splits,
+            domain_of=lambda folder: clients[folder],
+            class_of=lambda folder: known.names.get(folder, folder),
+            required=[domain.client for domain in known.domains],
+        )
+        found = layout.domains
     else:
         root = find_folder(dataset, data_dir)
-        clients = (
-            [(client_name(client), _class_folders(root))]
-            if client
-            else [(client_name(folder.name), _class_folders(folder)) for folder in _folders(root)]
-        )
-    check_utf8(root)
-    found = [(domain, _class_files(root, classes)) for domain, classes in clients]
-    if not any(files for _, classes in found for files in classes.values()):
-        layout = "<class>/<image>" if client else "<domain>/<class>/<image>"
-        raise FedclipError(f"{root}: contains no images laid out {layout}; check the folder")
+        check_utf8(root)
+        layout = read_layout(scan(root), client=client, splits=splits)
+        found = [(client_name(domain), classes) for domain, classes in layout.domains]
     return gather(
         name or (dataset if known else slug(root.name.lower())),
         root,
@@ -72,13 +73,15 @@ def open_dataset(
         class_names=class_names,
         known=dataset if known else None,
         alone=client is not None,
+        layout=layout.pattern,
+        books=layout.books,
+        warnings=[*warnings, *layout.warnings],
     )
 
 
-def below(dataset: str, data_dir: Path) -> Path | None:
-    """Find the folder below `data_dir` that contains a known dataset."""
-    found = _search(dataset, data_dir)
-    return found[0] if found else None
+def places_below(data_dir: Path, dataset: str) -> list[Path]:
+    """Find the folders below `data_dir` that contain a known dataset, at the nearest level."""
+    return [*_search(dataset, data_dir)]
 
 
 def _plain(name: str) -> str:
@@ -89,37 +92,49 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
 
 
-def _find_known(dataset: str, known: KnownDataset, data_dir: Path) -> tuple[Path, dict[str, Path]]:
-    """Find the nearest folder that contains a folder for each domain."""
+def _find_known(
+    dataset: str, known: KnownDataset, data_dir: Path
+) -> tuple[Path, DomainFolders, list[str]]:
+    """Find the nearest folder that contains folders for each domain, and what to warn of."""
     if not data_dir.is_dir():
         raise FedclipError(
             f"{data_dir}: folder not found, so {dataset} cannot be looked for; "
             "set --data-dir to the folder with the data"
         )
     found = _search(dataset, data_dir)
-    if found is None:
+    if not found:
         wanted = ", ".join("/".join(domain.folders) for domain in known.domains)
         raise FedclipError(
             f"{data_dir}: {dataset} was not found in this folder (no subfolder contains {wanted}); "
             "download it to there, or set --data-dir to the folder with the data"
         )
-    return found
+    named = [root for root in found if _plain(dataset) in _plain(root.name)] or [*found]
+    if len(named) > 1:
+        raise FedclipError(
+            f"{data_dir}: {listed([*map(str, named)], 'and')} all look like {dataset}; choose one "
+            f"with --dataset, such as --dataset {named[0]}, or with --data-dir"
+        )
+    others = [str(root) for root in found if root != named[0]]
+    warning = f"{dataset}: is taken from {named[0]} for its name; also in {listed(others, 'and')}"
+    return named[0], found[named[0]], [warning] if others else []
 
 
-def _search(dataset: str, data_dir: Path) -> tuple[Path, dict[str, Path]] | None:
+def _search(dataset: str, data_dir: Path) -> dict[Path, DomainFolders]:
+    """Find the folders that contain a known dataset, at the nearest level that has any."""
     top = data_dir.resolve()
     level = {top: _folders(top)} if top.is_dir() else {}
     for depth in range(SEARCH_DEPTH + 1):
-        # At equal depth, a folder named like the dataset comes first.
-        for root in sorted(level, key=lambda path: _plain(dataset) not in _plain(path.name)):
-            folders = _match_domains(root, level[root], KNOWN[dataset])
-            if folders:
-                return root, folders
-        if depth < SEARCH_DEPTH:
-            level = {
-                child: _readable_folders(child) for children in level.values() for child in children
-            }
-    return None
+        found = {
+            root: folders
+            for root, children in level.items()
+            if (folders := _domain_folders(root, children, KNOWN[dataset]))
+        }
+        if found or depth == SEARCH_DEPTH:
+            return found
+        level = {
+            child: _readable_folders(child) for children in level.values() for child in children
+        }
+    return {}
 
 
 def _readable_folders(folder: Path) -> list[Path]:
@@ -130,20 +145,46 @@ def _readable_folders(folder: Path) -> list[Path]:
         return []
 
 
-def _match_domains(root: Path, children: Sequence[Path], known: KnownDataset) -> dict[str, Path]:
-    matches: dict[str, Path] = {}
-    for domain in known.domains:
-        names = {_plain(folder) for folder in domain.folders}
-        found = [child for child in children if _plain(child.name) in names]
-        if not found:
-            return {}
-        if len(found) > 1:
-            raise FedclipError(
-                f"{root}: {' and '.join(child.name for child in found)} would both become the "
-                f"client {domain.client!r}; keep one of them"
-            )
-        matches[domain.client] = found[0]
-    return matches
+def _domain_folders(root: Path, children: Sequence[Path], known: KnownDataset) -> DomainFolders:
+    """Find the folders of the domains in a folder or in its splits; none if a domain is missing."""
+    return _match_domains(root, {root: children}, known) or _match_domains(
+        root,
+        {child: _readable_folders(child) for child in children if is_split(child.name)},
+        known,
+    )
+
+
+def _match_domains(
+    root: Path, parents: Mapping[Path, Sequence[Path]], known: KnownDataset
+) -> DomainFolders:
+    clients = {_plain(name): each.client for each in known.domains for name in each.folders}
+    matches = {
+        parent: [child for child in children if _plain(child.name) in clients]
+        for parent, children in parents.items()
+    }
+    folders = {
+        path.relative_to(root).as_posix(): clients[_plain(path.name)]
+        for paths in matches.values()
+        for path in paths
+    }
+    if {*folders.values()} != {domain.client for domain in known.domains}:
+        return {}
+    for parent, paths in matches.items():
+        for domain in known.domains:
+            same = [path.name for path in paths if clients[_plain(path.name)] == domain.client]
+            if len(same) > 1:
+                raise FedclipError(
+                    f"{parent}: {' and '.join(same)} would both become the client "
+                    f"{domain.client!r}; keep one of them"
+                )
+    return folders
+
+
+def _leads_to(path: str, folders: DomainFolders) -> bool:
+    """Return whether a folder is a domain's, below one, or above one."""
+    return any(
+        f"{path}/".startswith(f"{folder}/") or folder.startswith(f"{path}/") for folder in folders
+    )
 
 
 def find_folder(dataset: str, data_dir: Path) -> Path:
@@ -155,48 +196,3 @@ def find_folder(dataset: str, data_dir: Path) -> Path:
         f"unknown dataset or folder {dataset!r}{suggest(dataset, KNOWN)} "
         "(a folder is laid out <domain>/<class>/<image>)"
     )
-
-
-def _class_folders(domain: Path, known: KnownDataset | None = None) -> ClassFolders:
-    """Map a domain's classes to their folders, several per class if the domain is split."""
-    parents = [domain]
-    if known is not None:
-        splits = [domain / split for split in known.splits if (domain / split).is_dir()]
-        whole = [domain / known.whole] if known.whole and (domain / known.whole).is_dir() else []
-        parents = splits or whole or parents
-    classes: ClassFolders = {}
-    for parent in parents:
-        for folder in _folders(parent):
-            name = known.names.get(folder.name, folder.name) if known else folder.name
-            classes.setdefault(name, []).append(folder)
-    return classes
-
-
-def _images(folder: Path) -> list[Path]:
-    return [
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != "." and _is_file_or_lost(path)
-    ]
-
-
-def _is_file_or_lost(path: Path) -> bool:
-    """Return whether this is a file or a broken link, which must be reported as skipped."""
-    return path.is_file() or (path.is_symlink() and not path.exists())
-
-
-def _class_files(root: Path, classes: ClassFolders) -> ClassFiles:
-    files = {
-        name: [path for folder in folders for path in _images(folder)]
-        for name, folders in classes.items()
-    }
-    return {
-        name: [(image_id(path, root), FileSource(path)) for path in paths]
-        for name, paths in files.items()
-    }
-
-
-def image_id(path: Path, root: Path) -> str:
-    """Return an image file's id: its path below `root`."""
-    check_utf8(path)
-    return path.relative_to(root).as_posix()

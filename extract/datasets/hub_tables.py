@@ -12,6 +12,7 @@ from ...cache.common.files import client_name, slug
 from ...cache.common.progress import Progress, no_progress
 from .. import hub
 from .base import ImageDataset, gather
+from .books import Books
 from .registry import HF, KNOWN, HubDataset
 
 CARD = "README.md"
@@ -53,6 +54,11 @@ class LocatedTable:
             "class_names": list(self.class_names),
         }
 
+    @property
+    def root(self) -> str:
+        """The dataset's name in errors and records."""
+        return f"{HF}{self.place.repository}"
+
     def open(self, progress: Progress = no_progress) -> ImageDataset:
         """Download missing files, and list each client's rows.
 
@@ -63,8 +69,10 @@ class LocatedTable:
         from .parquet import RowFile, read_clients
 
         card = _card(self.snapshot, progress)
+        splits = _splits(self.snapshot, card)
         by_split = {
-            split: _split_files(self.snapshot, card, split) for split in self.place.split.split("+")
+            split: _split_files(self.snapshot, splits, split)
+            for split in self.place.split.split("+")
         }
         paths = [path for files in by_split.values() for path in files]
         folder = hub.download(self.snapshot, paths, progress)
@@ -74,9 +82,8 @@ class LocatedTable:
             for split, paths in by_split.items()
             for path in paths
         ]
-        root = f"{HF}{self.place.repository}"
         clients = read_clients(
-            root,
+            self.root,
             files,
             self.place.columns,
             _name_client(self.known),
@@ -86,16 +93,19 @@ class LocatedTable:
         )
         if not clients:
             raise FedclipError(
-                f"{root}: its split {self.place.split!r} has no rows; choose another --split"
+                f"{self.root}: its split {self.place.split!r} has no rows; choose another --split"
             )
         return gather(
             self.name,
-            root,
+            self.root,
             clients,
             class_names=self.class_names,
             known=self.known,
             alone=self.client is not None,
             hub=self.facts,
+            books=Books(
+                "rows", aside=tuple(f"split {name}" for name in sorted(splits.keys() - by_split))
+            ),
         )
 
 
@@ -169,11 +179,11 @@ def _card_features(card: Mapping[str, Any]) -> dict[str, Any]:
     return features
 
 
-def _split_files(snapshot: hub.Snapshot, card: Mapping[str, Any], split: str) -> list[str]:
-    """Find a split's Parquet files, in order, by the card or else by their names.
+def _splits(snapshot: hub.Snapshot, card: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Find each split's Parquet files, in order, by the card or else by their names.
 
     Raises:
-        FedclipError: the split has no files, or some of a numbered series are missing.
+        FedclipError: the repository has no Parquet files.
     """
     dataset = snapshot.repository
     tables = sorted(path for path in snapshot.files if path.endswith(_SUFFIX))
@@ -186,7 +196,16 @@ def _split_files(snapshot: hub.Snapshot, card: Mapping[str, Any], split: str) ->
             f"{dataset}: contains no Parquet files; the hub converts most datasets, so try "
             f"--revision {PARQUET_BRANCH}"
         )
-    splits = _card_splits(card, tables) or _named_splits(tables)
+    return _card_splits(card, tables) or _named_splits(tables)
+
+
+def _split_files(snapshot: hub.Snapshot, splits: Mapping[str, list[str]], split: str) -> list[str]:
+    """Return a split's files.
+
+    Raises:
+        FedclipError: the split has no files, or some of a numbered series are missing.
+    """
+    dataset = snapshot.repository
     if split not in splits:
         raise FedclipError(f"{dataset}: unknown split {split!r}{suggest(split, splits)}")
     files = splits[split]

@@ -1,16 +1,31 @@
 """Lists of images: a CSV or Parquet file of ``path,label[,client]``."""
 
 import csv
-from collections.abc import Iterator, Sequence
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from ...cache import FedclipError
+from ...cache.common.fields import listed, suggest
 from ...cache.common.files import client_name, slug
 from ...cache.common.text import check_utf8
 from .base import FileSource, ImageDataset, Source, gather
+from .books import Books
 from .folders import find_folder
 
 PATH, LABEL, CLIENT = "path", "label", "client"
+
+# Names that lists use for these columns.
+_OTHER_NAMES = {
+    PATH: ("filepath", "file_path", "filename", "file_name", "image_path"),
+    LABEL: ("class", "class_name"),
+    CLIENT: ("domain", "site"),
+}
+
+_UTF_8 = "utf-8-sig"
 
 
 def open_list(
@@ -21,6 +36,7 @@ def open_list(
     name: str | None = None,
     client: str | None = None,
     class_names: Sequence[str] = (),
+    columns: Sequence[str] = (),
 ) -> ImageDataset:
     """Find the images in a list.
 
@@ -29,19 +45,24 @@ def open_list(
     folder is refused.
 
     Args:
-        file: The list, ``.csv`` or ``.parquet``.
+        file: The list, ``.csv``, ``.tsv`` or ``.parquet``. The separator, UTF-16 and common names
+            of the columns are recognized.
         data_dir: Folder to look for datasets in.
         dataset: The folder that the paths are relative to.
         name: First part of its caches' names; by default the folder's or the list's name.
         client: The client of all images, if the list has no column ``client``.
         class_names: Classes in order; by default all that have an image, sorted.
+        columns: Columns for path, label and client, each as ``name=column``.
 
     Raises:
         FedclipError: the list cannot be read, lacks a column or a value, or contains a file
             that is missing, outside the folder or in the list twice.
     """
     check_utf8(file.resolve())
-    rows = list(_read(file, client))
+    given = _parse_columns(columns)
+    opened = _read(file)
+    found = _find_columns(file, opened.columns, given, client) if opened.columns else {}
+    rows = list(_rows(opened, found, client))
     if not rows:
         raise FedclipError(f"{file}: lists no images; add a row for each image")
     root = find_folder(dataset, data_dir) if dataset else _root(file, data_dir, rows[0][1])
@@ -54,77 +75,180 @@ def open_list(
         seen.add(image_id)
         images = clients.setdefault(client_name(owner), {}).setdefault(label, [])
         images.append((image_id, FileSource(root / image_id)))
+    renamed = [f"{name} is {column}" for name, column in found.items() if name != column]
+    unused = tuple(f"column {each}" for each in opened.columns if each not in found.values())
     return gather(
         name or slug((root.name if dataset else file.stem).lower()),
         file.resolve(),
         sorted(clients.items()),
         class_names=class_names,
         alone=client is not None,
+        layout="; ".join([*opened.understood, *renamed]),
+        books=Books("rows", aside=unused),
     )
+
+
+@dataclass(frozen=True)
+class _List:
+    """A list as it was read.
+
+    Attributes:
+        columns: The names of its columns.
+        rows: Each row's place in the file, and its values by column.
+        understood: How the file was understood, where there are several ways.
+    """
+
+    columns: Sequence[str]
+    rows: Iterator[tuple[str, Mapping[str, str]]]
+    understood: Sequence[str] = ()
 
 
 # A row's place in the file, path, label and client.
 _Row = tuple[str, str, str, str]
 
 
-def _read(file: Path, client: str | None) -> Iterator[_Row]:
+def _read(file: Path) -> _List:
     if not file.is_file():
-        raise FedclipError(f"{file}: file not found; pass a .csv or .parquet list")
-    readers = {".csv": _read_csv, ".parquet": _read_parquet}
+        raise FedclipError(f"{file}: file not found; pass a .csv, .tsv or .parquet list")
+    readers = {".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet}
     if file.suffix.lower() not in readers:
-        raise FedclipError(f"{file}: is not a list of images; pass a .csv or .parquet file")
-    for where, values in readers[file.suffix.lower()](file):
-        _check_columns(file, values, client)
-        wanted = (PATH, LABEL) if client else (PATH, LABEL, CLIENT)
-        for column in wanted:
-            if not values[column]:
-                raise FedclipError(f"{where}: has no {column}; fill it in")
-        yield where, values[PATH], values[LABEL], client or values[CLIENT]
+        raise FedclipError(f"{file}: is not a list of images; pass a .csv, .tsv or .parquet file")
+    return readers[file.suffix.lower()](file)
 
 
-def _read_csv(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
+def _rows(opened: _List, columns: Mapping[str, str], client: str | None) -> Iterator[_Row]:
+    for where, values in opened.rows:
+        row = {name: values[column] for name, column in columns.items()}
+        for name, value in row.items():
+            if not value:
+                raise FedclipError(f"{where}: has no {name}; fill it in")
+        yield where, row[PATH], row[LABEL], client or row[CLIENT]
+
+
+def _read_csv(file: Path) -> _List:
+    content = file.read_bytes()
+    encoding = _encoding(content)
     try:
-        with file.open(encoding="utf-8-sig", newline="") as opened:
-            reader = csv.DictReader(opened, strict=True, restval="")
-            for values in reader:
-                where = f"{file} line {reader.line_num}"
-                if None in values:
-                    raise FedclipError(
-                        f"{where}: has more values than columns; quote values with commas"
-                    )
-                yield where, {column: value.strip() for column, value in values.items()}
+        text = content.decode(encoding)
+        separator = _separator(text)
+        reader = csv.reader(StringIO(text, newline=""), delimiter=separator, strict=True)
+        columns = [column.strip() for column in next(reader, [])]
     except (csv.Error, UnicodeDecodeError) as error:
-        raise FedclipError(
-            f"{file}: is not a CSV file in UTF-8 ({error}); save it as one"
-        ) from None
+        raise _no_csv(file, error) from None
+    plain = (encoding, separator) == (_UTF_8, ",")
+    shown = "tabs" if separator == "\t" else repr(separator)
+    name = "UTF-8" if encoding == _UTF_8 else "UTF-16"
+    understood = [] if plain else [f"CSV in {name}, separated by {shown}"]
+    return _List(columns, _csv_rows(file, columns, reader, separator), understood)
 
 
-def _read_parquet(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
+def _csv_rows(
+    file: Path, columns: Sequence[str], reader: Any, separator: str
+) -> Iterator[tuple[str, Mapping[str, str]]]:
+    try:
+        for values in reader:
+            where = f"{file} line {reader.line_num}"
+            if len(values) > len(columns):
+                raise FedclipError(
+                    f"{where}: has more values than columns; quote values with {separator!r}"
+                )
+            if values:
+                padded = (value.strip() for value in [*values, *[""] * len(columns)])
+                yield where, dict(zip(columns, padded, strict=False))
+    except csv.Error as error:
+        raise _no_csv(file, error) from None
+
+
+def _no_csv(file: Path, error: Exception) -> FedclipError:
+    return FedclipError(f"{file}: is not a CSV file in UTF-8 or UTF-16 ({error}); save it as one")
+
+
+def _encoding(content: bytes) -> str:
+    """Tell UTF-16 from UTF-8: by its byte order mark, or by the NULs of its first character."""
+    if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        return "utf-16"
+    if content[:1] and content[1:2] == b"\0":
+        return "utf-16-le"
+    return "utf-16-be" if content[:1] == b"\0" else _UTF_8
+
+
+def _separator(text: str) -> str:
+    """Return the separator that divides the first line into the most columns."""
+    line = text[: text.find("\n") + 1] or text
+    return max(",;\t", key=lambda each: len(next(csv.reader([line], delimiter=each), [])))
+
+
+def _read_parquet(file: Path) -> _List:
     import pyarrow.parquet as pq
 
     from .parquet import check_row_groups, reading
 
     with reading(file), pq.ParquetFile(file) as opened:
         check_row_groups(file, opened.metadata)
+        columns = opened.schema_arrow.names
         rows = opened.read().to_pylist()
-    for number, values in enumerate(rows):
-        yield (
-            f"{file} row {number}",
-            {column: "" if value is None else str(value) for column, value in values.items()},
-        )
+    texts = (
+        {column: "" if value is None else str(value) for column, value in values.items()}
+        for values in rows
+    )
+    return _List(columns, ((f"{file} row {number}", row) for number, row in enumerate(texts)))
 
 
-def _check_columns(file: Path, values: dict[str, str], client: str | None) -> None:
-    has = f"it has {', '.join(values)}"
-    for column in (PATH, LABEL):
-        if column not in values:
-            raise FedclipError(f"{file}: lacks the column {column!r} ({has}); add or rename it")
-    if client and CLIENT in values:
+def _parse_columns(given: Sequence[str]) -> dict[str, str]:
+    columns: dict[str, str] = {}
+    for text in given:
+        name, equals, column = text.partition("=")
+        if name not in _OTHER_NAMES or not equals or not column or name in columns:
+            raise FedclipError(
+                f"--column {text}: must map {listed([*_OTHER_NAMES])} to a column of the list, "
+                f"each once, such as {PATH}=file"
+            )
+        columns[name] = column
+    return columns
+
+
+def _find_columns(
+    file: Path, has: Sequence[str], given: Mapping[str, str], client: str | None
+) -> dict[str, str]:
+    """Find the columns of path, label and, unless `client` is set, client."""
+    wanted = [PATH, LABEL] if client else [PATH, LABEL, CLIENT]
+    if client and (CLIENT in given or _named(CLIENT, has)):
         raise FedclipError(f"{file}: already has a column {CLIENT!r}; leave out --client")
-    if not client and CLIENT not in values:
-        raise FedclipError(
-            f"{file}: has no column {CLIENT!r}; name the client of all images with --client"
+    found = {}
+    for name in wanted:
+        if name in given:
+            columns = _named(given[name], has)
+        else:
+            columns = _named(name, has) or [
+                column for other in _OTHER_NAMES[name] for column in _named(other, has)
+            ]
+        if len(columns) > 1:
+            raise FedclipError(
+                f"{file}: has several columns for {name!r}, {listed(columns, 'and')}; choose one "
+                f"with --column {name}={columns[0]}, or rename the others"
+            )
+        if not columns:
+            raise FedclipError(_missing(file, name, has, given.get(name)))
+        found[name] = columns[0]
+    return found
+
+
+def _named(name: str, columns: Sequence[str]) -> list[str]:
+    """Return the columns of a name, in upper or lower case."""
+    return [column for column in columns if column.strip().lower() == name.lower()]
+
+
+def _missing(file: Path, name: str, has: Sequence[str], asked: str | None) -> str:
+    seen = f"(it has {', '.join(has)})"
+    if asked is not None:
+        return f"--column {name}={asked}: unknown column of {file} {seen}{suggest(asked, has)}"
+    option = f"name it with --column {name}=COLUMN"
+    if name == CLIENT:
+        return (
+            f"{file}: has no column {CLIENT!r} {seen}; {option}, or name the client of all images "
+            "with --client"
         )
+    return f"{file}: lacks the column {name!r} {seen}; {option}"
 
 
 def _root(file: Path, data_dir: Path, path: str) -> Path:

@@ -52,8 +52,6 @@ class KnownDataset:
         classes: Number of classes.
         licence: Its licence as stated by the source.
         names: Class names by folder name, where these differ, for example numbers.
-        splits: Folders between domain and class; the domain consists of all of them.
-        whole: The folder to use if none of `splits` exists.
         hub: Its repository on the hub, if any.
         make: Creates the dataset in a folder, if the package can.
     """
@@ -63,8 +61,6 @@ class KnownDataset:
     classes: int
     licence: str
     names: Mapping[str, str] = field(default_factory=dict)
-    splits: tuple[str, ...] = ()
-    whole: str = ""
     hub: HubDataset | None = None
     make: Callable[[Path, Progress], None] | None = None
 
@@ -124,8 +120,6 @@ KNOWN: Mapping[str, KnownDataset] = {
         classes=5,
         licence="unknown",
         names={"0": "bird", "1": "car", "2": "chair", "3": "dog", "4": "person"},
-        splits=("train", "crossval", "test"),
-        whole="full",
     ),
     # Peng et al. 2019, "Moment Matching for Multi-Source Domain Adaptation".
     "domainnet": KnownDataset(

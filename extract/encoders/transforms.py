@@ -11,14 +11,12 @@ from PIL import Image
 from torch import Tensor
 
 from ...cache import FedclipError
+from ..datasets.formats import FORMATS
 
 Transform = Callable[[Image.Image], Tensor]
 
 # Bytes to (3, H, W) float32; raises Pillow's errors if the bytes are not a usable image.
 Decoder = Callable[[bytes], Tensor]
-
-# Pillow reads many more formats, but some run other programs, and few are well maintained.
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 
 class Preprocess(Protocol):

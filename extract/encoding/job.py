@@ -32,6 +32,7 @@ from ..encoders.base import ImageEncoder
 from ..encoders.registry import fetch_encoder, library_versions, load_encoder
 from ..encoders.spec import RESIZERS
 from ..manifest import (
+    books_with,
     encoder_request,
     forced_clients,
     listing,
@@ -207,6 +208,7 @@ def _encode(job: _Job) -> Extraction:
         "key": job.key,
         "encoder": encoder.facts.groups,
         "batch_size": batch_size,
+        "books": books_with(manifest, dataset),
         "clients": entries,
     }
     known, texts = _known(job, standing)
@@ -237,6 +239,7 @@ def _encode(job: _Job) -> Extraction:
             known.add_part(path)
     results = list(_results(dataset, outcomes))
     _check_storage(dataset, outcomes, seen)
+    _check_no_loss(dataset, results)
     if request.strict:
         _check_all_usable(results)
     with job.clock.timing(WRITING):
@@ -398,6 +401,20 @@ def _is_unfit(source: Source) -> bool:
     return False
 
 
+def _check_no_loss(dataset: ImageDataset, results: Sequence[ClientResult]) -> None:
+    """Refuse to lose a client, or one of its classes, because none of its images can be used."""
+    for client, result in zip(dataset.clients, results, strict=True):
+        reasons = {item.id: item.reason for item in result.skipped}
+        lost = client.lost(reasons)
+        if lost:
+            of_class = f" of {dataset.class_names[lost[0].label]!r}" if result.rows else ""
+            raise FedclipError(
+                f"{client.name}: none of its {len(lost) if of_class else len(reasons)} "
+                f"images{of_class} can be used; the first, {dataset.root}/{lost[0].id}, "
+                f"{reasons[lost[0].id]}; convert, fix or remove them"
+            )
+
+
 def _check_all_usable(results: Sequence[ClientResult]) -> None:
     skipped = [item for result in results for item in result.skipped]
     if skipped:
@@ -428,11 +445,6 @@ def _client_cache(
         for image, outcome in zip(client.images, outcomes, strict=True)
         if not outcome.problem
     ]
-    if not kept:
-        raise FedclipError(
-            f"{client.name}: none of its {len(outcomes)} images can be used; the first, "
-            f"{job.dataset.root}/{client.images[0].id}, {outcomes[0].problem}"
-        )
     digests = [digest for _, digest in kept]
     try:
         return FeatureCache(

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from ...cache import FedclipError
 from ...cache.schema import content_digest
 from ..datasets.base import Source
+from ..datasets.formats import foreign_format
 from ..encoders.transforms import Decoder
 
 # Seconds that reading a batch of images may take; a stuck worker would otherwise hang forever.
@@ -97,6 +98,8 @@ def describe(error: Exception, content: bytes) -> str:
     if not content:
         return "is empty"
     if type(error).__name__ == "UnidentifiedImageError":
+        if name := foreign_format(content):
+            return f"is {name}, which Pillow here cannot read"
         return "is not an image that Pillow can read"
     return f"cannot be decoded: {' '.join(str(error).split())[:200] or type(error).__name__}"
 

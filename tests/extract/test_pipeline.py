@@ -621,7 +621,8 @@ def test_a_client_of_which_no_image_can_be_used_is_refused_and_has_no_file(
         path.write_text("words")
     assert refusal(run, root) == (
         f"photo: none of its 6 images can be used; the first, "
-        f"{root}/photo/big_dog/00.png, is not an image that Pillow can read"
+        f"{root}/photo/big_dog/00.png, is not an image that Pillow can read; convert, fix or "
+        "remove them"
     )
     assert list(run.cache_dir.rglob("photo*")) == []
     assert list(run.cache_dir.rglob(".*")) == []

@@ -10,7 +10,7 @@ import pytest
 
 from fedclip.cache import FedclipError
 from fedclip.extract.datasets.base import FileSource, ImageDataset
-from fedclip.extract.datasets.folders import below, open_dataset
+from fedclip.extract.datasets.folders import open_dataset, places_below
 from fedclip.extract.datasets.registry import KNOWN
 
 PACS = ("art_painting", "cartoon", "photo", "sketch")
@@ -296,7 +296,6 @@ def test_an_image_is_known_by_its_suffix_in_either_case(tmp_path: Path, name: st
         "photo/cat/notes.txt",
         "photo/cat/no_suffix",
         "photo/cat/folder.png/1.txt",
-        "photo/cat/deeper/1.png",
         "photo/list.png",
         "photo/.cache/1.png",
         ".git/objects/1.png",
@@ -350,17 +349,31 @@ def test_domains_that_differ_in_classes_are_refused_with_what_each_lacks(tmp_pat
 
 
 @pytest.mark.parametrize(
-    "files", [[], ["photo/cat/notes.txt"], ["photo/1.png", "sketch/2.png"], ["1.png"]]
+    ("files", "expected"),
+    [
+        ([], "; check the folder"),
+        (["photo/cat/notes.txt"], "; check the folder"),
+        (
+            ["photo/1.png", "sketch/2.png"],
+            ", but 2 images elsewhere, such as photo/1.png; choose another folder, or set --client "
+            "if it is one site's folder <class>/<image>",
+        ),
+        (
+            ["1.png"],
+            ", but 1 image elsewhere, such as 1.png; choose another folder, or set --client if it "
+            "is one site's folder <class>/<image>",
+        ),
+    ],
 )
 def test_a_folder_without_images_in_class_folders_is_refused(
-    tmp_path: Path, files: list[str]
+    tmp_path: Path, files: list[str], expected: str
 ) -> None:
     root = fill(tmp_path / "pets", files)
     root.mkdir(exist_ok=True)
     with pytest.raises(FedclipError) as error:
         open_dataset(str(root), tmp_path)
     assert one_line(error) == (
-        f"{root}: contains no images laid out <domain>/<class>/<image>; check the folder"
+        f"{root}: contains no images laid out <domain>/<class>/<image>{expected}"
     )
 
 
@@ -446,7 +459,7 @@ def test_a_folder_that_may_not_be_read_is_passed_over_in_the_search(
     monkeypatch.setattr(Path, "iterdir", iterdir)
     refused = {closed}
     assert open_dataset("pacs", tmp_path).root == tmp_path / "PACS" / "kfold"
-    assert below("office-home", tmp_path) is None
+    assert places_below(tmp_path, "office-home") == []
     refused = {tmp_path}  # that one should be read
     with pytest.raises(PermissionError):
-        below("office-home", tmp_path)
+        places_below(tmp_path, "office-home")

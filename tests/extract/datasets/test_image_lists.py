@@ -11,6 +11,7 @@ import pytest
 from fedclip.cache import FedclipError
 from fedclip.cache.common import limits
 from fedclip.extract.datasets.base import FileSource, ImageDataset
+from fedclip.extract.datasets.books import Books
 from fedclip.extract.datasets.image_lists import open_list
 
 Write = Callable[[Path, Sequence[dict[str, str]]], Path]
@@ -141,8 +142,8 @@ def test_columns_that_are_missing_are_named_beside_those_there_are(
     place: Path, write: Write
 ) -> None:
     file = write(place, [{"file": "a/1.png", "label": "cat"}])
-    assert (
-        refusal(file) == f"{file}: lacks the column 'path' (it has file, label); add or rename it"
+    assert refusal(file) == (
+        f"{file}: lacks the column 'path' (it has file, label); name it with --column path=COLUMN"
     )
     file = write(place, ROWS)
     assert "leave out --client" in refusal(file, client="clinic")
@@ -157,7 +158,7 @@ def test_columns_that_are_missing_are_named_beside_those_there_are(
         ("quote.csv", b'path,label,client\n"a,b,c\n', "is not a CSV file in UTF-8"),
         ("nul.csv", b"path,label,client\nnul.csv,d\0g,c\n", "has a class 'd\\x00g' with a NUL"),
         ("words.parquet", b"words", "is not a Parquet file, or is damaged"),
-        ("list.txt", b"a", "is not a list of images; pass a .csv or .parquet file"),
+        ("list.txt", b"a", "is not a list of images; pass a .csv, .tsv or .parquet file"),
     ],
 )
 def test_a_file_that_is_no_list_is_refused(
@@ -175,8 +176,121 @@ def test_a_list_whose_own_name_is_not_utf_8_is_refused(tmp_path: Path) -> None:
 def test_a_list_that_is_not_there_is_refused(tmp_path: Path) -> None:
     assert (
         refusal(tmp_path / "x.csv")
-        == f"{tmp_path / 'x.csv'}: file not found; pass a .csv or .parquet list"
+        == f"{tmp_path / 'x.csv'}: file not found; pass a .csv, .tsv or .parquet list"
     )
+
+
+HEADER, SHORT = "path,label,client", ["a/1.png,cat,x", "a/2.png,dog,x"]
+
+
+def as_text(header: str = HEADER, separator: str = ",") -> str:
+    return "\r\n".join([header, *SHORT, ""]).replace(",", separator)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "understood"),
+    [
+        ("a.csv", as_text().encode(), ""),
+        ("a.csv", as_text().encode("utf-8-sig"), ""),
+        ("a.csv", as_text(separator=";").encode(), "CSV in UTF-8, separated by ';'"),
+        ("a.csv", as_text(separator="\t").encode(), "CSV in UTF-8, separated by tabs"),
+        ("a.tsv", as_text(separator="\t").encode(), "CSV in UTF-8, separated by tabs"),
+        ("a.csv", as_text().encode("utf-16"), "CSV in UTF-16, separated by ','"),
+        ("a.csv", as_text().encode("utf-16-le"), "CSV in UTF-16, separated by ','"),
+        ("a.csv", as_text().encode("utf-16-be"), "CSV in UTF-16, separated by ','"),
+        (
+            "a.csv",
+            as_text(separator=";").encode("utf-16"),
+            "CSV in UTF-16, separated by ';'",
+        ),
+        (
+            "a.csv",
+            as_text("Path, LABEL ,Client").encode(),
+            "path is Path; label is LABEL; client is Client",
+        ),
+        (
+            "a.csv",
+            as_text("filepath,class,domain").encode(),
+            "path is filepath; label is class; client is domain",
+        ),
+        (
+            "a.csv",
+            as_text("FilePath;Class;Domain", ";").encode("utf-8-sig"),
+            "CSV in UTF-8, separated by ';'; path is FilePath; label is Class; client is Domain",
+        ),
+    ],
+)
+def test_a_list_is_read_as_spreadsheets_save_it_and_says_how_it_was_understood(
+    place: Path, name: str, content: bytes, understood: str
+) -> None:
+    (place / name).write_bytes(content)
+    dataset = open_list(place / name, Path("/nowhere"))
+    assert summary(dataset) == {"x": [("a/1.png", "cat"), ("a/2.png", "dog")]}
+    assert dataset.layout == understood
+    assert dataset.books == Books("rows")
+
+
+def test_a_column_is_named_by_an_option_and_the_unused_ones_are_reported(
+    place: Path, write: Write
+) -> None:
+    rows = [{"file": row["path"], "kind": row["label"], "owner": row["client"]} for row in ROWS]
+    file = write(place, [{**row, "age": "7"} for row in rows])
+    columns = ("path=File", "label=kind", "client=owner")
+    dataset = open_list(file, Path("/nowhere"), columns=columns)
+    assert summary(dataset)["clinic"] == [("b/1.png", "cat"), ("b/2.png", "big dog")]
+    assert dataset.layout == "path is file; label is kind; client is owner"
+    assert dataset.books == Books("rows", aside=("column age",))
+
+
+@pytest.mark.parametrize(
+    ("header", "columns", "expected"),
+    [
+        (
+            "path,label,client",
+            ["path=fil"],
+            "--column path=fil: unknown column of {file} (it has path, label, client)",
+        ),
+        ("path,label,client", ["path"], "--column path: must map path, label or client to"),
+        ("path,label,client", ["age=path"], "--column age=path: must map path, label or client to"),
+        ("path,label,client", ["path=a", "path=b"], "--column path=b: must map"),
+        (
+            "filename,filepath,client",
+            [],
+            "{file}: has several columns for 'path', filepath and filename; choose one with "
+            "--column path=filepath, or rename the others",
+        ),
+        ("Path,path,client", [], "{file}: has several columns for 'path', Path and path;"),
+        (
+            "path,label,owner",
+            [],
+            "{file}: has no column 'client' (it has path, label, owner); name it with --column "
+            "client=COLUMN, or name the client of all images with --client",
+        ),
+        (
+            "path|label|client",
+            [],
+            "{file}: lacks the column 'path' (it has path|label|client); name it with --column "
+            "path=COLUMN",
+        ),
+    ],
+)
+def test_columns_that_are_not_clear_are_refused_with_the_option_that_names_them(
+    place: Path, header: str, columns: list[str], expected: str
+) -> None:
+    file = place / "list.csv"
+    file.write_text(as_text(header))
+    with pytest.raises(FedclipError) as error:
+        open_list(file, Path("/nowhere"), columns=columns)
+    assert str(error.value).startswith(expected.format(file=file))
+
+
+def test_a_client_for_a_list_that_has_domains_too_is_taken_and_the_column_reported(
+    place: Path,
+) -> None:
+    (place / "list.csv").write_text(as_text("path,label,domain"))
+    dataset = open_list(place / "list.csv", Path("/nowhere"), client="mine")
+    assert [client.name for client in dataset.clients] == ["mine"]
+    assert dataset.books.aside == ("column domain",)
 
 
 def write_columns(path: Path, **columns: pa.Array) -> Path:

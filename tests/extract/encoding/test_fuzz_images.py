@@ -22,9 +22,9 @@ from PIL import Image
 from fedclip.cache import read_cache
 from fedclip.cache.schema import content_digest
 from fedclip.extract.datasets.base import FileSource
+from fedclip.extract.datasets.formats import FORMATS
 from fedclip.extract.encoders.openclip import open_clip_decoder
 from fedclip.extract.encoders.spec import RESIZERS
-from fedclip.extract.encoders.transforms import FORMATS
 from fedclip.extract.encoding.loader import load_batches
 
 pytestmark = pytest.mark.filterwarnings("ignore:IM image format is deprecated")
