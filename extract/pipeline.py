@@ -83,7 +83,7 @@ def _log_dataset(dataset: ImageDataset, request: Request) -> None:
         at,
     )
     if dataset.layout:
-        logger.info("           %s", dataset.layout)
+        logger.info("           read as %s", dataset.layout)
     for warning in dataset.warnings:
         logger.warning("%s", warning)
     if request.encoder.pretrained == RANDOM:

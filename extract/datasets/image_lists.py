@@ -75,7 +75,8 @@ def open_list(
         seen.add(image_id)
         images = clients.setdefault(client_name(owner), {}).setdefault(label, [])
         images.append((image_id, FileSource(root / image_id)))
-    renamed = [f"{name} is {column}" for name, column in found.items() if name != column]
+    renamed = [f"{column} as {name}" for name, column in found.items() if name != column]
+    understood = [*([opened.format] if opened.format else []), *renamed]
     unused = tuple(f"column {each}" for each in opened.columns if each not in found.values())
     return gather(
         name or slug((root.name if dataset else file.stem).lower()),
@@ -83,7 +84,7 @@ def open_list(
         sorted(clients.items()),
         class_names=class_names,
         alone=client is not None,
-        layout="; ".join([*opened.understood, *renamed]),
+        layout=listed(understood, "and") if understood else "",
         books=Books("rows", aside=unused),
     )
 
@@ -95,12 +96,12 @@ class _List:
     Attributes:
         columns: The names of its columns.
         rows: Each row's place in the file, and its values by column.
-        understood: How the file was understood, where there are several ways.
+        format: How the file is written; empty for the usual ways.
     """
 
     columns: Sequence[str]
     rows: Iterator[tuple[str, Mapping[str, str]]]
-    understood: Sequence[str] = ()
+    format: str = ""
 
 
 # A row's place in the file, path, label and client.
@@ -138,8 +139,8 @@ def _read_csv(file: Path) -> _List:
     plain = (encoding, separator) == (_UTF_8, ",")
     shown = "tabs" if separator == "\t" else repr(separator)
     name = "UTF-8" if encoding == _UTF_8 else "UTF-16"
-    understood = [] if plain else [f"CSV in {name}, separated by {shown}"]
-    return _List(columns, _csv_rows(file, columns, reader, separator), understood)
+    rows = _csv_rows(file, columns, reader, separator)
+    return _List(columns, rows, "" if plain else f"CSV in {name}, separated by {shown}")
 
 
 def _csv_rows(

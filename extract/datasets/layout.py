@@ -284,11 +284,16 @@ def _doubts(
             for folder in folders
         }
         direct = any(folder.images for folders in filled.values() for folder in folders)
-        if len(filled) > 1 and not direct and len(inside) == 1 and len(names := inside.pop()) > 1:
-            leave = "leave out --client" if client else "pass the folder above them as --dataset"
+        if not direct and len(inside) == 1 and len(names := inside.pop()) > 1:
+            leave = ", or leave out --client" if client else ""
+            verb = (
+                "is taken for a class, and contains"
+                if len(filled) == 1
+                else ("are taken for classes, and all contain")
+            )
             yield (
-                f"{root.path}: {_few([*filled])} are taken for classes, and all contain "
-                f"{_few(sorted(names))}; if these are the classes, {leave}"
+                f"{root.path}: {_few([*filled])} {verb} {_few(sorted(names))}; if these are the "
+                f"classes, pass the folder above them as --dataset{leave}"
             )
             return
 

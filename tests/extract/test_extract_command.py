@@ -83,13 +83,17 @@ def test_the_summary_says_what_was_encoded_and_where_it_lies(
     output = capsys.readouterr().out
     assert table_rows(output) == [["photo", "5", "0", "1"], ["sketch", "6", "0", "0"]]
     assert "skipped    photo/cat/01.png: is empty\n" in output
-    assert output.endswith("encoded    nothing: the cache is up to date\n")
+    assert output.endswith(
+        "encoded    nothing: the cache is up to date\n"
+        "files      12 seen: 11 taken, 1 skipped (1 is empty), 0 ignored\n"
+    )
     (root / "photo" / "cat" / "01.png").unlink()
     assert extract("--dataset", root) == 0
     output = capsys.readouterr().out
     assert table_rows(output) == [["photo", "5", "0", "0"], ["sketch", "6", "0", "0"]]
     assert output.endswith(
         "encoded    nothing: the files were rewritten from vectors in the cache\n"
+        "files      11 seen: 11 taken, 0 skipped, 0 ignored\n"
     )
 
 
@@ -173,8 +177,9 @@ def test_the_first_ten_skipped_images_are_shown_and_the_rest_counted(
     extract: Command, make_images: MakeImages, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = make_images(images=8)
-    for path in [*(root / "photo" / "cat").iterdir(), *(root / "sketch" / "cat").iterdir()][:12]:
-        path.write_bytes(b"")
+    for domain in ("photo", "sketch"):
+        for path in [*(root / domain / "cat").iterdir()][:6]:
+            path.write_bytes(b"")
     assert extract("--dataset", root) == 0
     output = capsys.readouterr().out
     assert len(re.findall(r"^skipped    .*: is empty$", output, re.M)) == 10
@@ -331,6 +336,7 @@ def test_another_process_makes_the_same_files_byte_for_byte_even_of_random_weigh
     assert "\x1b" not in result.stdout + result.stderr
     assert [line.split(":")[0] for line in result.stderr.splitlines()] == [
         "dataset    pets",
+        "           read as <domain>/<class>/<image>",
         "warning",
         "encoder    local-dir",
         *("photo", "photo"),

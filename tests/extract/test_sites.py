@@ -110,7 +110,7 @@ def test_two_sites_may_share_a_cache_and_a_third_of_one_name_may_not(
     site("hospital-a", caches="caches")
     captured = capsys.readouterr()
     assert "warning" not in captured.err
-    assert captured.out.rstrip().endswith("the cache is up to date")
+    assert "the cache is up to date\n" in captured.out
     (folder,) = find_caches(tmp_path / "caches")
     assert [path.stem for path in folder.files] == ["hospital-a", "hospital-b"]
     root = make_images("another", (".",))
@@ -157,8 +157,11 @@ def test_a_site_s_folder_is_laid_out_by_class(make_images: MakeImages, tmp_path:
     assert [client.name for client in dataset.clients] == ["hospital_a"]
     assert [image.id for image in dataset.clients[0].images] == ["cat/00.png", "dog/00.png"]
     assert dataset.root == root
-    with pytest.raises(FedclipError, match="laid out <class>/<image>; check the folder"):
-        open_dataset(str(tmp_path), tmp_path, client="Hospital A")
+    above = open_dataset(str(tmp_path), tmp_path, client="Hospital A")
+    assert above.warnings == (
+        f"{tmp_path}: scans is taken for a class, and contains cat and dog; if these are the "
+        "classes, pass the folder above them as --dataset, or leave out --client",
+    )
 
 
 def test_class_names_fix_the_order_and_leave_none_out(
@@ -185,10 +188,16 @@ def test_class_names_that_are_none_are_refused(text: str, expected: str) -> None
     ("arguments", "expected"),
     [
         ("--dataset pacs --client mine", "pacs has its own clients"),
-        ("--dataset pets --split test", "--split: only applies to datasets on the hub"),
+        ("--dataset pets --revision test", "--revision: only applies to datasets on the hub"),
+        ("--manifest a.csv --split test", "--split: only applies to datasets on the hub"),
+        ("--dataset pets --column path=a", "--column path=a: only applies to lists of images"),
+        ("--dataset pets --split test", "photo is not divided into splits; leave out --split"),
         ("--dataset pets --client a/b", "'a/b' cannot name a file"),
         ("--dataset pets --class-names @nowhere.txt", "nowhere.txt: No such file"),
-        ("--manifest nowhere.csv", "nowhere.csv: file not found; pass a .csv or .parquet list"),
+        (
+            "--manifest nowhere.csv",
+            "nowhere.csv: file not found; pass a .csv, .tsv or .parquet list",
+        ),
     ],
 )
 def test_options_that_do_not_go_together_are_one_line(

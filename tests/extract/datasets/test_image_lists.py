@@ -206,17 +206,17 @@ def as_text(header: str = HEADER, separator: str = ",") -> str:
         (
             "a.csv",
             as_text("Path, LABEL ,Client").encode(),
-            "path is Path; label is LABEL; client is Client",
+            "Path as path, LABEL as label and Client as client",
         ),
         (
             "a.csv",
             as_text("filepath,class,domain").encode(),
-            "path is filepath; label is class; client is domain",
+            "filepath as path, class as label and domain as client",
         ),
         (
             "a.csv",
             as_text("FilePath;Class;Domain", ";").encode("utf-8-sig"),
-            "CSV in UTF-8, separated by ';'; path is FilePath; label is Class; client is Domain",
+            "CSV in UTF-8, separated by ';', FilePath as path, Class as label and Domain as client",
         ),
     ],
 )
@@ -238,7 +238,7 @@ def test_a_column_is_named_by_an_option_and_the_unused_ones_are_reported(
     columns = ("path=File", "label=kind", "client=owner")
     dataset = open_list(file, Path("/nowhere"), columns=columns)
     assert summary(dataset)["clinic"] == [("b/1.png", "cat"), ("b/2.png", "big dog")]
-    assert dataset.layout == "path is file; label is kind; client is owner"
+    assert dataset.layout == "file as path, kind as label and owner as client"
     assert dataset.books == Books("rows", aside=("column age",))
 
 

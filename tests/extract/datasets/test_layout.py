@@ -286,7 +286,7 @@ def test_folders_of_the_same_names_in_every_class_are_warned_of(tmp_path: Path) 
         "dog and guitar; if these are the classes, pass the folder above them as --dataset",
     )
     (warning,) = opened(root / "PACS", client="hospital").warnings
-    assert warning.endswith("if these are the classes, leave out --client")
+    assert warning.endswith("pass the folder above them as --dataset, or leave out --client")
 
 
 def test_a_link_to_a_folder_above_is_not_followed_and_others_are(tmp_path: Path) -> None:
