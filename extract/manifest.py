@@ -146,14 +146,12 @@ def make_entry(
 
 def books_with(manifest: Mapping[str, Any], dataset: ImageDataset) -> dict[str, Any]:
     """Return a manifest's books by root, with those of `dataset` added."""
-    books = manifest.get("books")
-    old = books if isinstance(books, dict) else {}
-    return {**old, str(dataset.root): dataset.books.to_json()}
+    return {**_books(manifest), str(dataset.root): dataset.books.to_json()}
 
 
-def _books_of(manifest: Mapping[str, Any], root: str) -> Books:
+def _books(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
     books = manifest.get("books")
-    return Books.from_json(books.get(root) if isinstance(books, dict) else None)
+    return books if isinstance(books, dict) else {}
 
 
 def make_forced_entry(dataset: ImageDataset) -> dict[str, Any]:
@@ -207,7 +205,8 @@ def made_of(request: Request, table: LocatedTable) -> Extraction | None:
         return None
     manifest = folder.read_manifest()
     found = _in_use(request, folder, manifest, clients_from(manifest, table.facts), start)
-    return found and replace(found, books=_books_of(manifest, table.root))
+    books = Books.from_json(_books(manifest).get(table.root)) or Books("rows")
+    return found and replace(found, books=books)
 
 
 def up_to_date(request: Request, dataset: ImageDataset) -> Extraction | None:

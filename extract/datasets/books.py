@@ -44,8 +44,8 @@ class Books:
         return cls(ignored=tuple(reasons), aside=tuple(sorted(aside)))
 
     @classmethod
-    def from_json(cls, value: Any) -> Self:
-        """Read what `to_json` wrote; empty books of a manifest without any."""
+    def from_json(cls, value: Any) -> Self | None:
+        """Read what `to_json` wrote; None if a manifest has something else or nothing."""
         try:
             ignored = tuple(
                 Ignored(str(item["reason"]), int(item["count"]), str(item["first"]))
@@ -53,7 +53,7 @@ class Books:
             )
             return cls(str(value["unit"]), ignored, tuple(map(str, value["aside"])))
         except (KeyError, TypeError, ValueError):
-            return cls()
+            return None
 
     def to_json(self) -> Mapping[str, Any]:
         """Return the books as JSON."""

@@ -7,6 +7,7 @@ An image belongs to the class whose folder it is in, at any depth. Splits are fo
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from unicodedata import normalize
 
 from ...cache import FedclipError
 from ...cache.common.fields import listed, suggest
@@ -80,19 +81,17 @@ def read_layout(
     """
     choice = _SplitChoice(tuple(splits))
     above = choice.among(root, required=client is not None)
-    parents: dict[str, list[Folder]] = {}
+    parents = (
+        {client: above or [root]} if client is not None else _by_name(above or [root], domain_of)
+    )
     divided = 0
-    if client is not None:
-        parents[client] = above or [root]
-    else:
-        for top in above or [root]:
-            for name, folder in top.folders.items():
-                labelled = any(child.count for child in folder.folders.values())
-                below = choice.among(folder, required=True) if labelled and not above else []
-                divided += bool(below)
-                parents.setdefault(domain_of(name), []).extend(below or [folder])
+    for name, folders in parents.items() if client is None and not above else ():
+        labelled = any(child.count for folder in folders for child in folder.folders.values())
+        below = choice.among(folders[0], required=True) if labelled else []
+        divided += bool(below)
+        parents[name] = below or folders
     order = [name for name in required or sorted(parents) if name in parents]
-    domains = [(name, _classes(parents[name], class_of)) for name in order]
+    domains = [(name, _by_name(parents[name], class_of)) for name in order]
     filled = [(name, classes) for name, classes in domains if _count(classes)]
     domain = "" if client is not None else "<domain>/"
     split = "" if not divided else "<split>/" if divided == len(filled) else "[<split>/]"
@@ -174,12 +173,15 @@ def _splits(folder: Folder, filled: Mapping[str, Folder]) -> dict[str, Folder]:
     return parts or splits
 
 
-def _classes(parents: Sequence[Folder], class_of: Callable[[str], str]) -> ClassFolders:
-    classes: dict[str, list[Folder]] = {}
+def _by_name(parents: Sequence[Folder], name_of: Callable[[str], str]) -> dict[str, list[Folder]]:
+    """Group the folders in several splits by name, however their accents are written (NFC, NFD)."""
+    groups: dict[str, list[Folder]] = {}
     for parent in parents:
-        for name, folder in parent.folders.items():
-            classes.setdefault(class_of(name), []).append(folder)
-    return classes
+        others = {normalize("NFC", name): name for name in groups}
+        for folder_name, folder in parent.folders.items():
+            name = name_of(folder_name)
+            groups.setdefault(others.get(normalize("NFC", name), name), []).append(folder)
+    return groups
 
 
 def _count(classes: ClassFolders) -> int:

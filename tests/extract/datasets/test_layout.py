@@ -151,6 +151,14 @@ def test_a_site_s_folder_may_be_divided_into_splits(tmp_path: Path) -> None:
     assert "or set --client if it is one site's folder" in refusal(root)
 
 
+def test_splits_may_differ_in_how_accents_are_written(tmp_path: Path) -> None:
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    files = [f"train/photo/{composed}/1.jpg", f"test/photo/{apart}/1.jpg"]
+    dataset = opened(fill(tmp_path / "pets", files))
+    assert len(dataset.class_names) == 1
+    assert [len(client.images) for client in dataset.clients] == [2]
+
+
 def test_domains_may_differ_in_whether_they_are_divided(tmp_path: Path) -> None:
     root = fill(tmp_path / "pets", images(("photo",)))
     dataset = opened(split_below(root, ("sketch",)))
