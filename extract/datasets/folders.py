@@ -56,7 +56,7 @@ def open_dataset(
         layout = read_layout(
             scan(root, lambda path: _leads_to(path, folders)),
             splits=splits,
-            domain_of=lambda folder: clients[folder],
+            domain_of=lambda folder: clients.get(folder, folder),
             class_of=lambda folder: known.names.get(folder, folder),
             required=[domain.client for domain in known.domains],
         )

@@ -193,6 +193,14 @@ def test_domains_that_would_be_empty_are_refused_by_name(tmp_path: Path) -> None
     assert refusal(root) == expected
 
 
+def test_splits_without_any_image_are_refused(tmp_path: Path) -> None:
+    for domain in PACS:
+        (tmp_path / "PACS" / "train" / domain / "dog").mkdir(parents=True)
+    assert refusal("pacs", tmp_path) == (
+        f"{tmp_path}/PACS: contains no images laid out <domain>/<class>/<image>; check the folder"
+    )
+
+
 def test_classes_called_like_splits_are_classes(tmp_path: Path) -> None:
     root = fill(tmp_path / "pets", images(("photo", "sketch"), ("train", "test")))
     assert counts(opened(root))["photo"] == {"train": 1, "test": 1}
