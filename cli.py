@@ -17,7 +17,7 @@ import typer
 
 from . import __version__
 from .cache.commands import app as cache_app
-from .cache.common.console import FAILED, INTERRUPTED, complain, show_table
+from .cache.common.console import FAILED, INTERRUPTED, Output, complain
 from .cache.common.fields import Option, option, options_of, suggest
 from .cache.common.options import (
     Also,
@@ -25,11 +25,13 @@ from .cache.common.options import (
     Chosen,
     Command,
     DeviceOptions,
+    FormatOptions,
     Group,
     flag,
     given,
     with_options,
 )
+from .cache.common.text import counted, inflected
 from .extract.commands import datasets, extract
 from .extract.options import DataOptions, ModelOptions
 from .federate.commands.ablate import ablate
@@ -244,6 +246,7 @@ def baseline(
     compute: DeviceOptions,
     run: RunOptions,
     caches: CacheOptions,
+    form: FormatOptions,
 ) -> None:
     """Train and federate a full model on the images: what FedCLIP is measured against.
 
@@ -295,13 +298,14 @@ def baseline(
             name=run.name,
             overwrite=run.overwrite,
         )
-    print(f"cache      {experiment.cache.name}")
-    carry_out(experiment, resume=run.resume is not None, save_every=run.save_every)
+    output = Output(form.format)
+    output.note(f"cache      {experiment.cache.name}")
+    carry_out(experiment, output, resume=run.resume is not None, save_every=run.save_every)
 
 
 @app.command(cls=Command)
 @with_options(examples=["fedclip cost", "fedclip cost --model ViT-L-14 --adapter linear"])
-def cost(measured: CostOptions) -> None:
+def cost(measured: CostOptions, form: FormatOptions) -> None:
     """Count what an adapter and the full model cost, and time both on this machine.
 
     The architecture is the real one with random weights, so nothing is downloaded.
@@ -348,16 +352,18 @@ def cost(measured: CostOptions) -> None:
             costs.append(measure_cost(cache, settings, samples, where, each))
         progress("measuring", 2, 2, "models")
     small, large = costs
-    show_table(cost_table(small, large, encoding, samples, measured.rounds * measured.clients * 2))
-    print(
-        f"training   {measured.rounds} rounds of {measured.clients} clients, both ways; "
-        f"minibatches of {settings.batch_size}, {classes} classes, timed on {where}"
+    output = Output(form.format)
+    messages = measured.rounds * measured.clients * 2
+    output.table(cost_table(small, large, encoding, samples, messages))
+    output.note(
+        f"training   {counted(measured.rounds, 'round')} of {counted(measured.clients, 'client')}, "
+        f"both ways; minibatches of {settings.batch_size}, {classes} classes, timed on {where}"
     )
     if small.parameters:
         times = large.parameters / small.parameters
-        print(f"counted    {large.parameters:,} / {small.parameters:,} = {times:.0f}")
+        output.note(f"counted    {large.parameters:,} / {small.parameters:,} = {times:.0f}")
     if (model, measured.adapter) == ("ViT-B-32", "attention"):
-        print("paper      1.5e8 / 5.3e5 = 283, rounded before the division (Lu et al. 2023)")
+        output.note("paper      1.5e8 / 5.3e5 = 283, rounded before the division (Lu et al. 2023)")
 
 
 @app.command(cls=Command)
@@ -372,6 +378,7 @@ def paper(
     compute: DeviceOptions,
     save: SaveOptions,
     caches: CacheOptions,
+    form: FormatOptions,
     dataset: Annotated[str, typer.Argument(metavar="pacs|vlcs|office-home", help="The table.")],
 ) -> None:
     """Fill one of the paper's tables: its methods and settings, every domain left out in turn.
@@ -404,6 +411,7 @@ def paper(
         dataset, DEFAULT_TEMPLATE, images, encoder_options, compute, caches
     )
     device = resolve_device(compute.device)
+    output = Output(form.format)
     results: dict[str, list[list[RunResult]]] = {row: [] for row in rows}
     for row, seed in product(rows, range(table.seed, table.seed + table.seeds)):
         method = METHODS[row]
@@ -433,17 +441,18 @@ def paper(
             device=device,
             runs_dir=save.runs_dir,
         )
-        print(f"run        {method.name}, seed {seed}: {experiment.folder}", flush=True)
+        output.note(f"run        {method.name}, seed {seed}: {experiment.folder}")
         with show_progress() as progress:
             outcome = run_experiment(experiment, progress, resume=True, save_every=save.save_every)
         if outcome.interrupted:
             raise typer.Exit(INTERRUPTED)
         results[row].append(outcome.results)
-    show_table(paper_table(dataset, results, f"{table.alexnet_weights} weights"))
+    output.table(paper_table(dataset, results, f"{table.alexnet_weights} weights"))
     count = sum(len(client.labels) for client in clients)
-    print(
-        f"ours       {' '.join(encoder.shown)}, {table.rounds} rounds, {table.seeds} seeds from "
-        f"{table.seed} on, {count:,} images; the paper's are ViT-B/32's of 200 rounds"
+    output.note(
+        f"ours       {' '.join(encoder.shown)}, {counted(table.rounds, 'round')}, "
+        f"{counted(table.seeds, 'seed')} from {table.seed} on, {count:,} "
+        f"{inflected(count, 'image')}; the paper's are ViT-B/32's of 200 rounds"
     )
     if any(each.status == "failed" for runs in results.values() for done in runs for each in done):
         complain("training diverged (NaN or Inf) in some of the runs")

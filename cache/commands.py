@@ -8,8 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from .common.console import complain, print_table
-from .common.options import CacheOptions, Command, with_options
+from .common.console import Output, complain
+from .common.options import CacheOptions, Command, FormatOptions, with_options
+from .common.tables import Cell, Column, Table
+from .common.text import counted
 
 app = typer.Typer(help="List, show, compare, verify, remove and import caches of features.")
 
@@ -34,22 +36,24 @@ CacheName = Annotated[
 
 
 @app.command("ls", cls=Command)
-@with_options(examples=["fedclip cache ls", "fedclip cache ls --cache-dir /data/caches"])
-def cache_ls(caches: CacheOptions) -> None:
+@with_options(examples=["fedclip cache ls", "fedclip cache ls --format json"])
+def cache_ls(caches: CacheOptions, form: FormatOptions) -> None:
     """List the caches."""
     from rich.filesize import decimal
 
     from . import FedclipError, find_caches, load_cache
 
-    rows: list[tuple[object, ...]] = []
+    output = Output(form.format)
+    rows: list[tuple[Cell, ...]] = []
     damaged = []
     for folder in find_caches(caches.cache_dir):
-        made = f"{datetime.fromtimestamp(folder.made):%Y-%m-%d %H:%M}"
+        size = folder.bytes
+        made = datetime.fromtimestamp(folder.made)
         try:
             clients = load_cache(folder)
         except FedclipError as error:
             damaged.append(error)
-            rows.append((folder.name, len(folder.files), "-", "-", "-", "-", made, "damaged"))
+            rows.append((folder.name, len(folder.files), *[None] * 4, made, size, "damaged"))
             continue
         first = clients[0]
         rows.append(
@@ -61,14 +65,20 @@ def cache_ls(caches: CacheOptions) -> None:
                 len(first.class_names),
                 len(first.templates),
                 made,
-                decimal(folder.bytes),
+                size,
+                "intact",
             )
         )
-    if rows:
-        headings = ("name", "clients", "rows", "width", "classes", "templates", "made", "size")
-        print_table(headings, rows)
-    else:
-        print(f"no caches in {caches.cache_dir}")
+    if not rows:
+        output.note(f"no caches in {caches.cache_dir}")
+    if rows or form.format != "table":
+        headings = ("name", "clients", "rows", "width", "classes", "templates", "made")
+        columns = [
+            *map(Column, headings),
+            Column("size", show=decimal),
+            Column("state", hidden=not damaged),
+        ]
+        output.table(Table(columns, rows))
     if damaged:
         raise damaged[0]
 
@@ -92,21 +102,19 @@ def cache_show(name: CacheName, caches: CacheOptions) -> None:
         "text key": first.text_key,
         "logit scale": f"{first.logit_scale:g}",
         "features": f"{first.embed_dim} wide, {'unit norm' if first.normalized else 'raw'}",
-        "templates": ", ".join(map(repr, first.templates)),
-        "classes": ", ".join(first.class_names),
+        "templates": [repr(template) for template in first.templates],
+        "classes": first.class_names,
         **{f"encoder {fact}": value for fact, value in sorted(first.encoder.items())},
     }
-    width = max(map(len, facts))
-    for fact, value in facts.items():
-        print(f"{fact:<{width}}  {value}")
+    output = Output("table")
+    output.table(Table([Column("fact"), Column("value", wraps=True)], [*facts.items()]))
+    output.note("")
     entries = manifest.get("clients", {})
-    print_table(
-        ("client", "rows", "skipped"),
-        [
-            (c.client, len(c.labels), len(entries.get(c.client, {}).get("skipped", ())))
-            for c in clients
-        ],
-    )
+    rows = [
+        (c.client, len(c.labels), len(entries.get(c.client, {}).get("skipped", ())))
+        for c in clients
+    ]
+    output.table(Table([Column("client"), Column("rows"), Column("skipped")], rows))
 
 
 def _origin(manifest: dict[str, Any]) -> str:
@@ -132,6 +140,7 @@ def cache_diff(
         str, typer.Argument(metavar="B", help="Another cache.", autocompletion=complete_cache)
     ],
     caches: CacheOptions,
+    form: FormatOptions,
 ) -> None:
     """Compare two caches: how their features were made, and what they contain."""
     from . import load_cache, resolve_cache
@@ -139,10 +148,13 @@ def cache_diff(
 
     folders = [resolve_cache(caches.cache_dir, name) for name in (one, other)]
     differences = cache_differences(*(load_cache(folder) for folder in folders))
-    for fact, (first, second) in differences.items():
-        print(f"{fact}\n  {folders[0].name}: {first}\n  {folders[1].name}: {second}")
+    output = Output(form.format)
     if not differences:
-        print("same clients, classes and templates, and comparable features")
+        output.note("same clients, classes and templates, and comparable features")
+    if differences or form.format != "table":
+        columns = [Column("what"), *(Column(folder.name, wraps=True) for folder in folders)]
+        rows = [(what, *values) for what, values in differences.items()]
+        output.table(Table(columns, rows))
 
 
 @app.command("verify", cls=Command)
@@ -169,7 +181,7 @@ def cache_verify(
         for error in wrong:
             code = complain(str(error))
         if not wrong:
-            print(f"{folder.name}: {len(folder.files)} files are intact")
+            print(f"{folder.name}: {counted(len(folder.files), 'file is', 'files are')} intact")
     raise typer.Exit(code)
 
 
@@ -204,14 +216,14 @@ def cache_import(
 
     imported = import_npz(file, caches.cache_dir, name)
     first = imported.clients[0]
-    print_table(
-        ("client", "rows"),
-        [(cache.client, len(cache.labels)) for cache in imported.clients],
-    )
-    print(
-        f"cache      {imported.folder.name}: {sum(len(c.labels) for c in imported.clients)} rows "
-        f"of {first.embed_dim} features ({'unit norm' if first.normalized else 'raw'}), "
-        f"{len(first.class_names)} classes, logit scale {first.logit_scale:g}"
+    output = Output("table")
+    rows = [(cache.client, len(cache.labels)) for cache in imported.clients]
+    output.table(Table([Column("client"), Column("rows")], rows))
+    output.note(
+        f"cache      {imported.folder.name}: {counted(sum(count for _, count in rows), 'row')} of "
+        f"{counted(first.embed_dim, 'feature')} ({'unit norm' if first.normalized else 'raw'}), "
+        f"{counted(len(first.class_names), 'class', 'classes')}, "
+        f"logit scale {first.logit_scale:g}"
     )
     if imported.ignored:
-        print(f"ignored    {', '.join(imported.ignored)} (unknown arrays)")
+        output.note(f"ignored    {', '.join(imported.ignored)} (unknown arrays)")

@@ -72,10 +72,12 @@ def cache_differences(
     for what in ("dataset", "logit_scale", "normalized", "class_names", "templates"):
         values = getattr(one[0], what), getattr(other[0], what)
         if values[0] != values[1]:
-            differences[what] = values
+            differences[what.replace("_", " ")] = values
     rows = [{cache.client: len(cache.labels) for cache in caches} for caches in (one, other)]
-    if rows[0] != rows[1]:
-        differences["rows by client"] = (rows[0], rows[1])
+    for client in sorted({**rows[0], **rows[1]}):
+        counts = rows[0].get(client), rows[1].get(client)
+        if counts[0] != counts[1]:
+            differences[f"rows of {client}"] = counts
     return differences
 
 

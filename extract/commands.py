@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from ..cache.common.console import print_table
-from ..cache.common.options import with_options
+from ..cache.common.console import Output
+from ..cache.common.options import FormatOptions, with_options
+from ..cache.common.tables import Column, Table, thousands
+from ..cache.common.text import counted
 from .options import (
     DataOptions,
     DatasetOptions,
@@ -89,10 +91,9 @@ def extract(
 
 
 def _print_extraction(extraction: Extraction) -> None:
-    print_table(
-        ("client", "rows", "encoded now", "skipped"),
-        [(c.client, c.rows, c.encoded, len(c.skipped)) for c in extraction.clients],
-    )
+    columns = [Column(name) for name in ("client", "rows", "encoded now", "skipped")]
+    counts = [(c.client, c.rows, c.encoded, len(c.skipped)) for c in extraction.clients]
+    Output("table").table(Table(columns, counts))
     skipped = extraction.skipped
     for item in skipped[:SKIPPED_SHOWN]:
         print(f"skipped    {item.id}: {item.reason}")
@@ -100,13 +101,15 @@ def _print_extraction(extraction: Extraction) -> None:
         print(f"           and {len(skipped) - SKIPPED_SHOWN} more, listed in manifest.json")
     rows = sum(client.rows for client in extraction.clients)
     print(
-        f"cache      {extraction.folder.name}: {len(extraction.clients)} files, {rows} rows of "
-        f"{extraction.embed_dim} features, {extraction.classes} classes, {len(skipped)} skipped"
+        f"cache      {extraction.folder.name}: {counted(len(extraction.clients), 'file')}, "
+        f"{counted(rows, 'row')} of {counted(extraction.embed_dim, 'feature')}, "
+        f"{counted(extraction.classes, 'class', 'classes')}, {len(skipped)} skipped"
     )
     if extraction.encoded or extraction.encoded_texts:
         rate = extraction.encoded / extraction.seconds
         print(
-            f"encoded    {extraction.encoded} images and {extraction.encoded_texts} prompts in "
+            f"encoded    {counted(extraction.encoded, 'image')} and "
+            f"{counted(extraction.encoded_texts, 'prompt')} in "
             f"{extraction.seconds:.1f} s ({rate:.1f} images/s)"
         )
         spent = (f"{activity} {seconds:.1f} s" for activity, seconds in extraction.spent.items())
@@ -119,25 +122,32 @@ def _print_extraction(extraction: Extraction) -> None:
 
 
 @with_options(examples=["fedclip datasets", "fedclip datasets --data-dir /data"])
-def datasets(data: DataOptions) -> None:
+def datasets(data: DataOptions, form: FormatOptions) -> None:
     """List the known datasets: clients, classes, images, source, licence, path on this machine."""
     from .datasets.find import place_of
     from .datasets.registry import KNOWN
 
-    print_table(
-        ("dataset", "clients by name", "classes", "images", "source", "licence", "here"),
-        [
-            (
-                name,
-                ", ".join(domain.client for domain in known.domains),
-                known.classes,
-                known.images,
-                known.source,
-                known.licence,
-                place_of(name, data.data_dir) or "-",
-            )
-            for name, known in KNOWN.items()
-        ],
-        words={"clients by name", "source", "licence", "here"},
-    )
-    print("also: any folder <domain>/<class>/<image>, a --manifest, or hf:OWNER/NAME")
+    columns = [
+        Column("dataset"),
+        Column("clients by name", key="clients", wraps=True),
+        Column("classes"),
+        Column("images", show=thousands),
+        Column("source", wraps=True),
+        Column("licence", wraps=True),
+        Column("here", wraps=True),
+    ]
+    rows = [
+        (
+            name,
+            [domain.client for domain in known.domains],
+            known.classes,
+            known.images,
+            known.source,
+            known.licence,
+            place_of(name, data.data_dir),
+        )
+        for name, known in KNOWN.items()
+    ]
+    output = Output(form.format)
+    output.table(Table(columns, rows))
+    output.note("also: any folder <domain>/<class>/<image>, a --manifest, or hf:OWNER/NAME")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from .errors import FedclipError
+from .text import short_exponent
 
 # The key of an option's facts in a field's metadata.
 _FACTS = "option"
@@ -156,7 +157,7 @@ class Option:
         if self.shown or self.default in (None, MISSING) or self.default is False:
             return self.shown
         values = self.default if self.multiple else (self.default,)
-        return ", ".join(str(value).replace("e-0", "e-") for value in values)
+        return ", ".join(short_exponent(str(value)) for value in values)
 
     def read(self, text: str | Sequence[str]) -> Any:
         """Parse and check what a user typed; for a tuple, one text or several.
@@ -343,7 +344,7 @@ def _by_value(values: Mapping[str, str]) -> dict[str, list[str]]:
 
 def show_value(value: object) -> str:
     """Format a setting's value for people."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return short_exponent(f"{value:g}") if isinstance(value, float) else str(value)
 
 
 def flag(name: str) -> str:

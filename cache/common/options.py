@@ -19,13 +19,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin, overload
+from typing import Annotated, Any, ClassVar, Generic, TypeVar, get_args, get_origin, overload
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from .errors import FedclipError
 from .fields import Option, flag, option, options_of
+from .tables import WRITERS
 
 __all__ = [
     "Also",
@@ -33,6 +34,7 @@ __all__ = [
     "Chosen",
     "Command",
     "DeviceOptions",
+    "FormatOptions",
     "Group",
     "declared",
     "flag",
@@ -71,6 +73,21 @@ class DeviceOptions:
         closed=False,
         metavar="DEVICE",
         help="Device to compute on: auto, cpu, cuda, cuda:1, ...",
+    )
+
+
+@dataclass(frozen=True)
+class FormatOptions:
+    """How a command prints its table."""
+
+    PANEL: ClassVar[str] = "Output"
+
+    format: str = option(
+        "table",
+        choices=("table", *WRITERS),
+        metavar="FORMAT",
+        help="How to print the table; if not as a table to read, then nothing else goes to "
+        "standard output.",
     )
 
 

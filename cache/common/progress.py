@@ -21,9 +21,10 @@ from rich.progress import (
     Task,
     TaskID,
     TextColumn,
-    TimeRemainingColumn,
 )
 from rich.text import Text
+
+from .text import duration
 
 # Parent of all modules' loggers.
 PACKAGE = __name__.partition(".")[0]
@@ -52,6 +53,14 @@ class _Rate(ProgressColumn):
 
 def _rate(speed: float | None, unit: str) -> str:
     return f"{speed:.1f} {unit}/s" if speed else ""
+
+
+class _Left(ProgressColumn):
+    max_refresh = 0.5  # seconds, as it would flicker
+
+    def render(self, task: Task) -> Text:
+        left = task.time_remaining
+        return Text("" if left is None or task.finished else duration(left))
 
 
 class Bars:
@@ -115,7 +124,7 @@ class Lines:
         clock.shown = now
         elapsed = now - clock.started
         speed = (done - clock.done) / elapsed if elapsed else None
-        left = f"ETA {(total - done) / speed:.0f} s" if speed and done < total else ""
+        left = f"ETA {duration((total - done) / speed)}" if speed and done < total else ""
         facts = [f"{task}: {done}/{total} {unit}", _rate(speed, unit), left, detail]
         self.note(", ".join(fact for fact in facts if fact))
 
@@ -153,7 +162,7 @@ def show_progress(stream: TextIO | None = None) -> Iterator[Progress]:
         BarColumn(),
         MofNCompleteColumn(),
         _Rate(),
-        TimeRemainingColumn(),
+        _Left(),
         TextColumn("{task.fields[detail]}", markup=False),
     )
     with bars.Progress(*columns, console=console) as progress:

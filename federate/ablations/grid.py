@@ -10,6 +10,7 @@ from typing import Any
 
 from ...cache import FedclipError
 from ...cache.common.fields import suggest
+from ...cache.common.text import short_exponent
 from .grids import NAMES as GRIDS
 
 SEED = "seed"
@@ -73,7 +74,9 @@ def show(value: Any) -> str:
     """Format an option's value; None is typed as `raw`."""
     if value is None:
         return "raw"
-    return " + ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    if isinstance(value, list | tuple):
+        return " + ".join(map(show, value))
+    return short_exponent(str(value)) if isinstance(value, float) else str(value)
 
 
 def make_grid(

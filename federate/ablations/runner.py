@@ -179,7 +179,7 @@ def write_csv(path: Path, entries: Sequence[Entry], names: Sequence[str]) -> Non
         writer.writerow(
             [
                 entry.experiment.folder.name,
-                *(show(entry.values[name]) for name in names),
+                *(_written(entry.values[name]) for name in names),
                 entry.status,
                 *(getattr(entry.result, figure, None) for figure in figures),
                 entry.error,
@@ -187,6 +187,11 @@ def write_csv(path: Path, entries: Sequence[Entry], names: Sequence[str]) -> Non
         )
     with replacing(path) as temporary:
         temporary.write_text(table.getvalue(), encoding="utf-8")
+
+
+def _written(value: Any) -> Any:
+    """Return an option's value as a table for programs has it."""
+    return value if isinstance(value, float) else show(value)
 
 
 def is_table(path: Path) -> bool:

@@ -2,12 +2,11 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+from ...cache.common.tables import Spread
 from .grid import SEED, show
 from .runner import Entry
-
-# Mean and standard deviation, which one value does not have.
-Spread = tuple[float, float | None]
 
 
 class Summary:
@@ -21,7 +20,7 @@ class Summary:
         results: Those of the entries that finished.
     """
 
-    def __init__(self, values: Mapping[str, str], entries: Sequence[Entry]) -> None:
+    def __init__(self, values: Mapping[str, Any], entries: Sequence[Entry]) -> None:
         self.values = values
         self.entries = entries
         self.results = [
@@ -60,8 +59,8 @@ def summarize(entries: Sequence[Entry], names: Sequence[str]) -> list[Summary]:
         values = tuple(show(entry.values[name]) for name in others)
         groups.setdefault(values, []).append(entry)
     summaries = [
-        Summary(dict(zip(others, values, strict=True)), members)
-        for values, members in groups.items()
+        Summary({name: members[0].values[name] for name in others}, members)
+        for members in groups.values()
     ]
     return sorted(summaries, key=lambda each: each.rank, reverse=True)
 
@@ -70,4 +69,4 @@ def spread(values: Sequence[float]) -> Spread | None:
     """Return mean and standard deviation; None of no values."""
     if not values:
         return None
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)

@@ -11,9 +11,17 @@ from typing import Annotated, Any, ClassVar
 
 import typer
 
-from ...cache.common.console import FAILED, INTERRUPTED, complain, show_table
+from ...cache.common.console import FAILED, INTERRUPTED, Output, complain
 from ...cache.common.fields import Option, option, options_of
-from ...cache.common.options import Also, CacheOptions, Chosen, declared, with_options
+from ...cache.common.options import (
+    Also,
+    CacheOptions,
+    Chosen,
+    FormatOptions,
+    declared,
+    with_options,
+)
+from ...cache.common.text import counted
 from ..ablations.grids import NAMES as GRIDS
 from .options import (
     ComputeOptions,
@@ -77,6 +85,7 @@ def ablate(
     grid_options: GridOptions,
     save: SaveOptions,
     caches: CacheOptions,
+    form: FormatOptions,
     grid: Annotated[
         str | None,
         typer.Argument(
@@ -143,20 +152,20 @@ def ablate(
     runs = list(entries.values())
     names = ", ".join(dict.fromkeys(entry.experiment.cache.name for entry in runs))
     latest = "cache" not in {*combinations.names, *combinations.fixed}
-    print(f"cache      {names}{' (the one extracted last)' if latest else ''}")
-    print(f"ablation   {len(runs)} runs: {combinations.describe()}", flush=True)
+    output = Output(form.format)
+    output.note(f"cache      {names}{' (the one extracted last)' if latest else ''}")
+    output.note(f"ablation   {counted(len(runs), 'run')}: {combinations.describe()}")
     if len(runs) < combinations.count:
-        print(
-            f"           ({combinations.count} combinations, some of which are the same run)",
-            flush=True,
+        output.note(
+            f"           ({combinations.count} combinations, some of which are the same run)"
         )
     table = grid_options.table or save.runs_dir / f"{own_name(runs)}.csv"
     table.parent.mkdir(parents=True, exist_ok=True)
     with show_progress() as progress:
         done = run_ablation(runs, progress, save.save_every)
-    show_table(ablation_table(summarize(runs, combinations.names)))
     write_csv(table, runs, combinations.names)
-    print("runs      ", table)
+    output.table(ablation_table(summarize(runs, combinations.names)))
+    output.note(f"runs       {table}")
     for line in failures(runs):
         complain(line)
     if not done:
@@ -169,7 +178,7 @@ def _varied(options: dict[str, Option]) -> dict[str, Option]:
     """List the options that shape a run by the names that a grid has for them."""
     others = {
         name
-        for group in (ComputeOptions, GridOptions, SaveOptions, CacheOptions)
+        for group in (ComputeOptions, GridOptions, SaveOptions, CacheOptions, FormatOptions)
         for name in options_of(group)
     }
     varied = {name: each for name, each in options.items() if name not in others}

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...cache.common.console import FAILED, INTERRUPTED, complain, print_table, show_table
+from ...cache.common.console import FAILED, INTERRUPTED, Output, complain
 from ...cache.common.fields import options_of
-from ...cache.common.options import CacheOptions, with_options
+from ...cache.common.options import CacheOptions, FormatOptions, with_options
+from ...cache.common.tables import Column, Table, thousands
 from ..strategies import STRATEGIES
 from .options import (
     ComputeOptions,
@@ -42,6 +43,7 @@ def federate(
     compute: ComputeOptions,
     run: RunOptions,
     caches: CacheOptions,
+    form: FormatOptions,
 ) -> None:
     """Train and federate an adapter over a cache's features."""
     if run.resume is not None:
@@ -68,11 +70,15 @@ def federate(
         )
 
     latest = data.cache is None and run.resume is None
-    print(f"cache      {experiment.cache.name}{' (the one extracted last)' if latest else ''}")
-    carry_out(experiment, resume=run.resume is not None, save_every=run.save_every)
+    output = Output(form.format)
+    which = " (the one extracted last)" if latest else ""
+    output.note(f"cache      {experiment.cache.name}{which}")
+    carry_out(experiment, output, resume=run.resume is not None, save_every=run.save_every)
 
 
-def carry_out(experiment: Experiment, *, resume: bool, save_every: int | None) -> None:
+def carry_out(
+    experiment: Experiment, output: Output, *, resume: bool, save_every: int | None
+) -> None:
     """Run an experiment, printing its settings before and its results after.
 
     Raises:
@@ -83,32 +89,33 @@ def carry_out(experiment: Experiment, *, resume: bool, save_every: int | None) -
     from ..runs.runner import run_experiment
 
     for line in describe_settings(experiment):
-        print(line, flush=True)
+        output.note(line)
     with show_progress() as progress:
         outcome = run_experiment(experiment, progress, resume=resume, save_every=save_every)
     if outcome.results:
-        _print_results(outcome.results, experiment)
+        _print_results(outcome.results, experiment, output)
     if outcome.interrupted:
         command = "federate" if experiment.model.facts is None else "baseline"
-        print(f"resume     fedclip {command} --resume {shlex.quote(str(experiment.folder))}")
+        output.note(f"resume     fedclip {command} --resume {shlex.quote(str(experiment.folder))}")
         raise typer.Exit(INTERRUPTED)
     if any(result.status == "failed" for result in outcome.results):
         complain("training diverged (NaN or Inf); try a lower --lr")
         raise typer.Exit(FAILED)
 
 
-def _print_results(results: Sequence[RunResult], experiment: Experiment) -> None:
+def _print_results(results: Sequence[RunResult], experiment: Experiment, output: Output) -> None:
     from ..report.terminal import cost_line, results_table
 
-    show_table(results_table(results))
+    output.table(results_table(results, experiment))
     over_features = experiment.model.facts is None
     encoder = experiment.clients[0].encoder.get("parameters") if over_features else None
-    print("cost      ", cost_line(results[0], encoder))
-    print("run       ", experiment.folder)
+    output.note(f"cost       {cost_line(results[0], encoder)}")
+    output.note(f"run        {experiment.folder}")
 
 
 @with_options(examples=["fedclip adapters", "fedclip adapters --embed-dim 768 --classes 10"])
 def adapters(
+    form: FormatOptions,
     embed_dim: Annotated[int, typer.Option(min=1, max=16384, help="Width of the features.")] = 512,
     classes: Annotated[int, typer.Option(min=1, max=100_000, help="Number of classes.")] = 65,
 ) -> None:
@@ -117,25 +124,35 @@ def adapters(
 
     classes_by_name = ADAPTERS.classes()
     rows = [
-        (name, what, f"{size:,}", _options(classes_by_name[name]))
+        (name, what, size, _options(classes_by_name[name]))
         for name, size, what in describe_adapters(embed_dim, classes)
     ]
-    print_table(("name", "what", "parameters", "options"), rows, words={"what", "options"})
+    columns = [
+        Column("name"),
+        Column("what", wraps=True),
+        Column("parameters", show=thousands),
+        _OPTIONS,
+    ]
+    Output(form.format).table(Table(columns, rows))
 
 
 @with_options(examples=["fedclip strategies"])
-def strategies() -> None:
+def strategies(form: FormatOptions) -> None:
     """List the strategies and their options, with defaults and sources."""
     rows = [
         (name, inspect.cleandoc(cls.__doc__ or "").split("\n")[0], _options(cls))
         for name, cls in STRATEGIES.classes().items()
     ]
-    print_table(("name", "what", "options"), rows, words={"what", "options"})
+    columns = [Column("name"), Column("what", wraps=True), _OPTIONS]
+    Output(form.format).table(Table(columns, rows))
 
 
-def _options(cls: type) -> str:
-    """Describe a method's hyper-parameters: flag, default and source."""
-    return "; ".join(
+_OPTIONS = Column("options", show="; ".join, wraps=True)
+
+
+def _options(cls: type) -> list[str]:
+    """Describe each of a method's hyper-parameters: flag, default and source."""
+    return [
         f"{each.flag} {each.shown_default}" + (f" ({each.source})" if each.source else "")
         for each in options_of(cls).values()
-    )
+    ]

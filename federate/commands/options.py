@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..runs.experiment import Experiment, MakeModel
 
 # Options that --resume leaves a choice in.
-_WITH_RESUME = frozenset({"resume", "save_every", "runs_dir", "cache_dir", "keep_model"})
+_WITH_RESUME = frozenset({"resume", "save_every", "runs_dir", "cache_dir", "keep_model", "format"})
 
 
 @dataclass(frozen=True)

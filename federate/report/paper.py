@@ -8,11 +8,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
 from ...cache import FedclipError
 from ...cache.common.fields import suggest
+from ...cache.common.tables import Cell, Column, Compound, Show, Spread, Table, percent, points
 from ..runs.results import RunResult
 
 MEAN = "mean"
@@ -89,10 +87,46 @@ def choose_methods(text: str | None) -> list[str]:
     return [name for name in METHODS if name in wanted]
 
 
+@dataclass(frozen=True)
+class Comparison(Compound):
+    """Our accuracy over the seeds beside the published one, as fractions.
+
+    Attributes:
+        mean: None if a run failed.
+        deviation: None of one seed.
+        published: None if the paper has none.
+    """
+
+    mean: float | None
+    deviation: float | None
+    published: float | None
+
+    @property
+    def rank(self) -> float | None:
+        """Our mean."""
+        return self.mean
+
+    def text(self, show: Show) -> str:
+        """Return ours, the paper's and the difference."""
+        if self.mean is None:
+            return "failed"
+        ours = Spread(self.mean, self.deviation).text(show)
+        if self.published is None:
+            return f"{ours}  {'-':>5} {'-':>6}"
+        return f"{ours}  {show(self.published)} {points(self.mean - self.published):>6}"
+
+    def latex(self, show: Show) -> str:
+        """Return ours, and the paper's in parentheses."""
+        if self.mean is None:
+            return r"\mbox{failed}"
+        ours = Spread(self.mean, self.deviation).latex(show)
+        return ours if self.published is None else rf"{ours}\ ({show(self.published)})"
+
+
 def paper_table(
     dataset: str, results: Mapping[str, Sequence[Sequence[RunResult]]], weights: str
 ) -> Table:
-    """Lay out our figures beside the published ones, in percent.
+    """Lay out our figures beside the published ones.
 
     Args:
         dataset: A key of `PUBLISHED`.
@@ -104,32 +138,34 @@ def paper_table(
             str(each.target) for seeds in results.values() for one in seeds for each in one
         )
     )
-    table = Table(
-        box=SIMPLE_HEAD,
-        title=f"{dataset}: mean accuracy over the domains in %, by the domain left out: "
-        "ours, the paper's, the difference",
-        title_justify="left",
-    )
-    table.add_column("method")
-    for heading in (*targets, MEAN):
-        table.add_column(heading, justify="right")
+    headings = (*targets, MEAN)
+    rows: list[list[Cell]] = []
     for key, seeds in results.items():
         method = METHODS[key]
         name = f"{method.name} ({weights})" if method.backbone == "alexnet" else method.name
-        by_target = [[_percent(one, target) for one in seeds] for target in targets]
+        by_target = [[_accuracy(one, target) for one in seeds] for target in targets]
         means = [_mean(of_seed) for of_seed in zip(*by_target, strict=True)]
         published = PUBLISHED[dataset].get(key, {})
-        cells = [
-            _cell(values, published.get(heading))
-            for values, heading in zip([*by_target, means], (*targets, MEAN), strict=True)
-        ]
-        table.add_row(name, *cells)
-    return table
+        rows.append(
+            [
+                name,
+                *(
+                    _compared(values, published.get(heading))
+                    for values, heading in zip([*by_target, means], headings, strict=True)
+                ),
+            ]
+        )
+    return Table(
+        [Column("method"), *(Column(each, show=percent, best="max") for each in headings)],
+        rows,
+        caption=f"{dataset}: mean accuracy over the domains in %, by the domain left out: "
+        "ours, the paper's, the difference",
+    )
 
 
-def _percent(results: Sequence[RunResult], target: str) -> float | None:
+def _accuracy(results: Sequence[RunResult], target: str) -> float | None:
     (value,) = (each.mean for each in results if each.target == target)
-    return None if value is None else 100 * value
+    return value
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -137,11 +173,10 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return statistics.fmean(known) if known and len(known) == len(values) else None
 
 
-def _cell(values: Sequence[float | None], published: float | None) -> str:
-    ours = _mean(values)
-    if ours is None:
-        return "failed"
+def _compared(values: Sequence[float | None], published: float | None) -> Comparison:
     known = [value for value in values if value is not None]
-    deviation = f" ({statistics.stdev(known):.2f})" if len(known) > 1 else ""
-    theirs = "    -      -" if published is None else f"{published:.2f} {ours - published:+6.2f}"
-    return f"{ours:.2f}{deviation}  {theirs}"
+    return Comparison(
+        mean=_mean(values),
+        deviation=statistics.stdev(known) if len(known) > 1 else None,
+        published=None if published is None else published / 100,
+    )

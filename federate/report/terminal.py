@@ -1,12 +1,15 @@
 """Settings, results and costs as people read them in a terminal."""
 
-from collections.abc import Callable, Sequence
-
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from ...cache.common.fields import options_of, show_value
-from ..ablations.summary import Spread, Summary
+from ...cache.common.tables import Cell, Column, Compound, Show, Table, percent, points, thousands
+from ...cache.common.text import counted, inflected
+from ..ablations.grid import show
+from ..ablations.summary import Summary
 from ..models.full import describe_backbone
 from ..runs.cost import Cost
 from ..runs.experiment import Experiment
@@ -20,73 +23,171 @@ CLIENT_COLUMNS = 8
 _SUMMARY = ("generalization", "personalization", "personal_mean", "mean")
 
 
-def results_table(results: Sequence[RunResult]) -> Table:
-    """Lay out one row per target: zero-shot beside adapted accuracy, in percent.
+@dataclass(frozen=True)
+class Accuracy(Compound):
+    """An accuracy without an adapter, and with it."""
+
+    zero_shot: float | None
+    adapted: float | None
+
+    @property
+    def rank(self) -> float | None:
+        """The adapted accuracy."""
+        return self.adapted
+
+    def text(self, show: Show) -> str:
+        """Return `zero-shot > adapted`."""
+        return (
+            show(None) if self.adapted is None else f"{show(self.zero_shot)} > {show(self.adapted)}"
+        )
+
+    def latex(self, show: Show) -> str:
+        """Return the two with an arrow between them."""
+        if self.adapted is None:
+            return show(None)
+        return rf"{show(self.zero_shot)} \to {show(self.adapted)}"
+
+
+@dataclass(frozen=True)
+class MeasuredAccuracy(Accuracy):
+    """An accuracy, and the number of test samples that it is of."""
+
+    test_samples: int | None
+
+
+@dataclass(frozen=True)
+class Finished(Compound):
+    """How many of the runs of a setting are finished."""
+
+    finished: int
+    runs: int
+
+    @property
+    def rank(self) -> int:
+        """The number of finished runs."""
+        return self.finished
+
+    def text(self, show: Show) -> str:
+        """Return `finished of runs`."""
+        return f"{show(self.finished)} of {show(self.runs)}"
+
+    def latex(self, show: Show) -> str:
+        """Return the same."""
+        return rf"{show(self.finished)} \mbox{{ of }} {show(self.runs)}"
+
+
+def results_table(results: Sequence[RunResult], experiment: Experiment | None = None) -> Table:
+    """Lay out one row per target: zero-shot beside adapted accuracy.
 
     Args:
         results: One or more.
+        experiment: What they are of: rounds and targets that are left are shown.
     """
-    columns, model = _columns(results), results[0].model
+    clients, model = _columns(results), results[0].model
     summary = [
         name for name in _SUMMARY if any(getattr(each, name) is not None for each in results)
     ]
-    trained = "adapted" if model is None else f"all of {describe_backbone(model)} trained"
-    title = f"accuracy in %, zero-shot > {trained}"
-    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left")
-    table.add_column("target")
-    for heading in (*columns, *map(_heading, summary), "round"):
-        table.add_column(heading, justify="right")
-    for result in results:
-        before, after = result.zero_shot, result.accuracy
-        cells = [
-            _pair(_mean(before, members), _mean(after, members)) for members in columns.values()
+    done = [result.target for result in results]
+    waiting = [each for each in (experiment.targets if experiment else ()) if each not in done]
+    final = not waiting and all(result.status == "finished" for result in results)
+    columns = [
+        Column("target"),
+        *(Column(heading, show=percent) for heading in (*clients, *map(_heading, summary))),
+        Column("best round"),
+        Column("rounds", hidden=True),
+        Column("status", hidden=final),
+    ]
+    rows: list[list[Cell]] = [
+        [
+            result.target or "none",
+            *(_accuracy(result, members) for members in clients.values()),
+            *(Accuracy(*result.figure(name)) for name in summary),
+            result.best_round or None,
+            result.rounds,
+            _status(result, experiment),
         ]
-        best_round = str(result.best_round or "-")
-        table.add_row(result.target or "none", *cells, *_summary_cells(result, summary), best_round)
+        for result in results
+    ]
+    empty: list[Cell] = [None] * (len(clients) + len(summary) + 2)
+    rows += [[target or "none", *empty, "not started"] for target in waiting]
+    footer: list[list[Cell]] = []
     if len(results) > 1:
-        table.add_section()
-        means = _summary_cells(summary_of(results), summary)
-        table.add_row("mean", *[""] * len(columns), *means, "")
-    return table
+        means = [Accuracy(*summary_of(results).figure(name)) for name in summary]
+        label = f"mean of {len(results)}" if waiting else "mean"
+        footer.append([label, *[None] * len(clients), *means, None, None, None])
+    return Table(columns, rows, _caption(results, clients, model, final=final), footer)
+
+
+def _status(result: RunResult, experiment: Experiment | None) -> str:
+    if result.status == "finished" or experiment is None:
+        return result.status
+    return f"round {result.rounds} of {experiment.settings.rounds}, {result.status}"
+
+
+def _caption(
+    results: Sequence[RunResult],
+    clients: Mapping[str, Sequence[str]],
+    model: Mapping[str, Any] | None,
+    *,
+    final: bool,
+) -> str:
+    trained = "adapted" if model is None else f"all of {describe_backbone(model)} trained"
+    caption = f"accuracy in %, zero-shot > {trained}"
+    samples = [f"{heading} {_sizes(results, members)}" for heading, members in clients.items()]
+    caption += f". Test samples: {', '.join(samples)}."
+    return caption if final else f"NOT FINAL: {caption}"
+
+
+def _sizes(results: Sequence[RunResult], members: Sequence[str]) -> str:
+    """Return a column's number of test samples, and as the target where it was left out."""
+    own, left_out = None, None
+    for result in results:
+        if result.target in members:
+            left_out = _samples(result, members)
+        else:
+            own = _samples(result, members)
+    if own is None or left_out is None:
+        return str(own or left_out or "unknown")
+    return f"{own} ({left_out} as the target)"
 
 
 def ablation_table(summaries: Sequence[Summary]) -> Table:
-    """Lay out one row per setting: mean and standard deviation over seeds, in percent.
+    """Lay out one row per setting: mean and standard deviation over seeds, gain over zero-shot.
 
     Args:
         summaries: One or more, best first.
     """
-    table = Table(
-        box=SIMPLE_HEAD,
-        title="accuracy in %, and gain over zero-shot in points: mean (standard deviation), "
-        "the best mean first",
-        title_justify="left",
-    )
     known = {name for name in FIGURES if any(each.accuracy(name) for each in summaries)}
     if "generalization" not in known:  # without a target personalization is the mean
         known.discard("personalization")
     figures = [name for name in FIGURES if name in known | {"mean", "pooled"}]
-    for heading in (*summaries[0].values, "runs"):
-        table.add_column(heading)
+    columns = [*(Column(name, show=show) for name in summaries[0].values), Column("runs")]
     for figure in figures:
-        table.add_column(_heading(figure), justify="right")
-        table.add_column("gain", justify="right")
-    for each in summaries:
-        cells = [
-            cell
-            for figure in figures
-            for cell in (_spread(each.accuracy(figure)), _spread(each.gain(figure), sign="+"))
+        columns.append(Column(_heading(figure), key=figure, show=percent, best="max"))
+        columns.append(Column("gain", key=f"{figure}_gain", show=points, best="max"))
+    rows = [
+        [
+            *map(_value, each.values.values()),
+            Finished(len(each.results), len(each.entries)),
+            *(cell for figure in figures for cell in (each.accuracy(figure), each.gain(figure))),
         ]
-        runs = f"{len(each.results)} of {len(each.entries)}"
-        table.add_row(*each.values.values(), runs, *cells)
-    return table
+        for each in summaries
+    ]
+    caption = (
+        "accuracy in %, and gain over zero-shot in points: mean (standard deviation), "
+        "the best mean first"
+    )
+    statuses = Counter(entry.status for each in summaries for entry in each.entries)
+    if statuses["interrupted"] or statuses["not started"]:
+        left = f"{statuses['finished']} of {counted(statuses.total(), 'run')} finished"
+        caption = f"NOT FINAL, {left}: {caption}"
+    labels = len(summaries[0].values)
+    return Table(columns, rows, caption, labels=labels)
 
 
-def _spread(spread: Spread | None, sign: str = "") -> str:
-    if spread is None:
-        return "-"
-    mean, deviation = spread
-    return f"{100 * mean:{sign}.2f}" + ("" if deviation is None else f" ({100 * deviation:.2f})")
+def _value(value: Any) -> Cell:
+    """Return an option's value as a cell: a number as it is."""
+    return value if isinstance(value, int | float) else show(value)
 
 
 def _columns(results: Sequence[RunResult]) -> dict[str, list[str]]:
@@ -104,7 +205,8 @@ def cost_line(result: Result, encoder_parameters: int | None) -> str:
     """Describe what a round costs, and how much smaller the adapter is than the encoder."""
     trainable = result.trainable_parameters
     line = (
-        f"{trainable:,} trainable parameters, {result.bytes_per_round:,} bytes per round and "
+        f"{trainable:,} trainable {inflected(trainable, 'parameter')}, "
+        f"{result.bytes_per_round:,} {inflected(result.bytes_per_round, 'byte')} per round and "
         f"client each way, {_seconds(result.seconds_per_round)} per round"
     )
     if encoder_parameters and trainable:
@@ -125,27 +227,26 @@ def cost_table(small: Cost, full: Cost, encoding: int, samples: int, messages: i
         samples: Of the local epoch that was timed.
         messages: Sent in a whole training: rounds by clients by two ways.
     """
-    table = Table(box=SIMPLE_HEAD)
-    table.add_column("cost")
-    for heading in ("adapter", "full model", "times"):
-        table.add_column(heading, justify="right")
+    pairs: list[tuple[str, float, float]] = [
+        ("trainable parameters", small.parameters, full.parameters),
+        ("bytes per round, client and way", small.message, full.message),
+        ("bytes of a training", small.message * messages, full.message * messages),
+        ("multiply-adds to classify a sample", small.inference, full.inference),
+        ("multiply-adds to train on a sample", small.training, full.training),
+        ("multiply-adds to encode an image, once", encoding, 0),
+        (f"seconds a local epoch of {samples:,}", small.epoch, full.epoch),
+    ]
+    columns = [
+        Column("cost"),
+        Column("adapter", show=_number),
+        Column("full model", show=_number),
+        Column("times", show=thousands),
+    ]
+    return Table(columns, [(*pair, pair[2] / pair[1] if pair[1] else None) for pair in pairs])
 
-    def add(what: str, one: float, other: float, show: Callable[[float], str]) -> None:
-        times = f"{other / one:,.0f}" if one else "-"
-        table.add_row(what, show(one), show(other), times)
 
-    add("trainable parameters", small.parameters, full.parameters, _integer)
-    add("bytes per round, client and way", small.message, full.message, _integer)
-    add("bytes of a training", small.message * messages, full.message * messages, _integer)
-    add("multiply-adds to classify a sample", small.inference, full.inference, _integer)
-    add("multiply-adds to train on a sample", small.training, full.training, _integer)
-    add("multiply-adds to encode an image, once", encoding, 0, _integer)
-    add(f"seconds a local epoch of {samples:,}", small.epoch, full.epoch, "{:,.3f}".format)
-    return table
-
-
-def _integer(value: float) -> str:
-    return f"{value:,.0f}"
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.3f}"
 
 
 def _seconds(seconds: float | None) -> str:
@@ -158,19 +259,19 @@ def _mean(by_client: ByClient, members: Sequence[str]) -> float | None:
     return mean(known) if known and len(known) == len(values) else None
 
 
-def _summary_cells(result: Result, names: Sequence[str]) -> list[str]:
-    return [_pair(*result.figure(name)) for name in names]
+def _accuracy(result: RunResult, members: Sequence[str]) -> MeasuredAccuracy:
+    before, after = (_mean(each, members) for each in (result.zero_shot, result.accuracy))
+    return MeasuredAccuracy(before, after, _samples(result, members))
+
+
+def _samples(result: RunResult, members: Sequence[str]) -> int | None:
+    """Return how many test samples some clients have together; None if they are unknown."""
+    sizes = [result.test_samples[each] for each in members if each in result.test_samples]
+    return sum(sizes) if sizes else None
 
 
 def _heading(figure: str) -> str:
     return figure.replace("_", " ")
-
-
-def _pair(before: float | None, after: float | None) -> str:
-    if after is None:
-        return "-"
-    first = "-" if before is None else f"{100 * before:.2f}"
-    return f"{first} > {100 * after:.2f}"
 
 
 def describe_settings(experiment: Experiment) -> list[str]:
@@ -180,21 +281,23 @@ def describe_settings(experiment: Experiment) -> list[str]:
     domains = ", ".join(cache.client for cache in experiment.clients)
     split = ""
     if settings.partition is not None:
-        split = f", split among {settings.partition.clients} clients each by "
+        split = f", split among {counted(settings.partition.clients, 'client')} each by "
         split += settings.partition.title
     if settings.strategy.pooled:
         split += ", their training samples brought together"
     if settings.data_fraction < 1:
         split += f", {100 * settings.data_fraction:g} % of their training parts"
     prompts = " + ".join(map(repr, settings.prompts or first.templates[:1]))
-    norm = "raw" if settings.feature_norm is None else f"of norm {settings.feature_norm:g}"
-    over_features = experiment.model.stackable
-    inputs = f"features {norm}" if over_features else "images"
+    over_features, norm = experiment.model.stackable, settings.feature_norm
+    inputs = "images"
+    if over_features:
+        inputs = "features raw" if norm is None else f"features of norm {show_value(norm)}"
     lines = [
-        f"domains    {domains}: {rows} rows of {first.embed_dim} features, "
-        + f"{len(first.class_names)} classes{split}",
-        f"settings   preset {experiment.preset}: lr {settings.lr:g}, "
-        + f"weight decay {settings.weight_decay:g}, loss {settings.name_of('loss')}, "
+        f"domains    {domains}: {counted(rows, 'row')} of "
+        + f"{counted(first.embed_dim, 'feature')}, "
+        + f"{counted(len(first.class_names), 'class', 'classes')}{split}",
+        f"settings   preset {experiment.preset}: lr {show_value(settings.lr)}, "
+        + f"weight decay {show_value(settings.weight_decay)}, loss {settings.name_of('loss')}, "
         + f"batch size {settings.batch_size}, local epochs {settings.local_epochs}, "
         + f"weighting {settings.weighting}, {experiment.model.title}, "
         + f"strategy {_strategy(settings)}, optimizer {settings.optimizer}",
@@ -205,7 +308,7 @@ def describe_settings(experiment: Experiment) -> list[str]:
         lines.append(
             "           (RANDOM WEIGHTS: these features mean nothing; do not report their results)"
         )
-    if first.normalized and settings.feature_norm is None and over_features:
+    if first.normalized and norm is None and over_features:
         lines.append(
             "           (these features have norm 1, and the paper's adapter takes raw ones: "
             "try --feature-norm 10)"
@@ -224,9 +327,9 @@ def _strategy(settings: Settings) -> str:
 
 def _rounds(settings: Settings) -> str:
     """Describe the rounds: how many, and what is left out of them."""
-    said = f"{settings.rounds} rounds"
+    said = counted(settings.rounds, "round")
     if isinstance(settings.participation, int):
-        said += f" of {settings.participation} clients"
+        said += f" of {counted(settings.participation, 'client')}"
     elif settings.participation < 1:
         said += f" of {100 * settings.participation:g} % of the clients"
     return said + (f", evaluated every {settings.eval_every}" if settings.eval_every > 1 else "")
