@@ -15,7 +15,7 @@ from numpy.lib.format import MAGIC_PREFIX
 from .common.errors import CacheError, FedclipError
 from .common.files import check_name, client_name, replacing_folder
 from .common.limits import check_unpacked
-from .common.text import check_utf8
+from .common.text import check_utf8, counted
 from .key import EncoderFacts
 from .schema import FeatureCache, content_digest
 from .store import CacheFolder
@@ -195,7 +195,10 @@ def _labels(arrays: dict[str, npt.NDArray[Any]], rows: int, classes: int) -> npt
     outside = np.flatnonzero((labels < 0) | (labels >= classes))
     if outside.size:
         row = int(outside[0])
-        raise CacheError(f"has label {labels[row]} in row {row}, outside its {classes} classes")
+        raise CacheError(
+            f"has label {labels[row]} in row {row}, outside its "
+            f"{counted(classes, 'class', 'classes')}"
+        )
     return labels.astype(np.int32)
 
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from .common.errors import CacheError
 from .common.files import check_name
-from .common.text import flaw
+from .common.text import counted, flaw
 from .key import EncoderFacts, image_key, text_key
 
 ENCODING_TYPE = "fedclip-features"
@@ -197,11 +197,11 @@ class FeatureCache:
                 raise CacheError(f"has {name} of shape {shape}, but {wanted} is expected")
         if 0 in (rows, width, classes):
             raise CacheError(
-                f"has {rows} rows of {width} features and {classes} classes, but none of these may "
-                "be 0"
+                f"has {counted(rows, 'row')} of {counted(width, 'feature')} and "
+                f"{counted(classes, 'class', 'classes')}, but none of these may be 0"
             )
         if templates and not text_width:
-            raise CacheError(f"has {templates} templates, but their features are 0 wide")
+            raise CacheError(f"has {counted(templates, 'template')}, but their features are 0 wide")
 
     def _check_values(self) -> None:
         named = {"class": self.class_names, "template": self.templates, "image": self.ids}
@@ -218,14 +218,14 @@ class FeatureCache:
             row = int(outside[0])
             raise CacheError(
                 f"has label {self.labels[row]} in row {row} ({self.ids[row]}), outside its "
-                f"{len(self.class_names)} classes"
+                f"{counted(len(self.class_names), 'class', 'classes')}"
             )
         bad = np.flatnonzero(~_finite_rows(self.image_features))
         if bad.size:
             row = int(bad[0])
             raise CacheError(
-                f"has NaN or Inf in the image features of {bad.size} rows, the first is row "
-                f"{row} ({self.ids[row]})"
+                f"has NaN or Inf in the image features of {counted(bad.size, 'row')}, the first is "
+                f"row {row} ({self.ids[row]})"
             )
         bad = np.flatnonzero(~np.isfinite(self.text_features).all(axis=(1, 2)))
         if bad.size:

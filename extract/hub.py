@@ -23,6 +23,7 @@ from ..cache import FedclipError
 from ..cache.common.errors import first_line
 from ..cache.common.files import replacing
 from ..cache.common.progress import Progress, no_progress
+from ..cache.common.text import counted
 from ..cache.key import file_sha256
 from .datasets.base import FileSource
 
@@ -279,7 +280,9 @@ def _transfer(snapshot: Snapshot, paths: Sequence[str], progress: Progress) -> N
     if total < _WORTH_SHOWING:
         progress = no_progress
     else:
-        logger.info("download   %s: %d files, %s", repository, len(sizes), decimal(total))
+        logger.info(
+            "download   %s: %s, %s", repository, counted(len(sizes), "file"), decimal(total)
+        )
     unit, scale = ("MB", _MEGA) if total >= 10 * _MEGA else ("kB", _KILO)
     arrived: Counter[str] = Counter()
 

@@ -7,6 +7,7 @@ import logging
 from dataclasses import replace
 
 from ..cache.common.progress import Progress, no_progress
+from ..cache.common.text import counted
 from .datasets.base import ImageDataset
 from .datasets.find import find_dataset, opened
 from .datasets.hub_tables import LocatedTable
@@ -74,11 +75,11 @@ def _log_dataset(dataset: ImageDataset, request: Request) -> None:
     images = sum(len(client.images) for client in dataset.clients)
     at = f" at {dataset.hub['commit'][:8]}" if dataset.hub else ""
     logger.info(
-        "dataset    %s: %d clients, %d classes, %d images below %s%s",
+        "dataset    %s: %s, %s, %s below %s%s",
         dataset.name,
-        len(dataset.clients),
-        len(dataset.class_names),
-        images,
+        counted(len(dataset.clients), "client"),
+        counted(len(dataset.class_names), "class", "classes"),
+        counted(images, "image"),
         dataset.root,
         at,
     )

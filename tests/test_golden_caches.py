@@ -160,7 +160,7 @@ def test_an_image_that_is_added_is_the_only_one_to_be_encoded(extract: Command) 
     shutil.copy("images/outline/circle/0.png", new)
     with new.open("ab") as file:
         file.write(b"more")  # behind the end of the image
-    assert any(line.startswith("encoded    1 images and 0 prompts") for line in extract())
+    assert any(line.startswith("encoded    1 image and 0 prompts") for line in extract())
     outline, solid = load_cache(*find_caches(Path("caches")))
     assert "outline/circle/new.png" in outline.ids
     rows = [outline.ids.index(image) for image in before["outline"].ids]

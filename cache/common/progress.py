@@ -7,7 +7,7 @@ its progress takes a `Progress` callback. Nothing is shown unless `show_progress
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TextIO
@@ -184,7 +184,7 @@ def _logged(display: Bars | Lines) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def first_of(lines: Sequence[str], rest: str) -> list[str]:
-    """Return the first lines, then `rest` with the number of the others in place of ``{}``."""
+def first_of(lines: Sequence[str], rest: Callable[[int], str]) -> list[str]:
+    """Return the first lines, then what `rest` makes of the number of the others."""
     more = len(lines) - LINES_SHOWN
-    return [*lines[:LINES_SHOWN], *([rest.format(more)] if more > 0 else [])]
+    return [*lines[:LINES_SHOWN], *([rest(more)] if more > 0 else [])]

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from ...cache import FedclipError
 from ...cache.common.files import check_name
-from ...cache.common.text import flaw
+from ...cache.common.text import counted, flaw
 from .books import Books
 from .registry import KNOWN
 
@@ -212,12 +212,14 @@ def _size_warnings(known: str, clients: Sequence[tuple[str, ClassImages]]) -> tu
     published = KNOWN[known]
     sizes = {client: sum(map(len, classes.values())) for client, classes in clients}
     warnings = tuple(
-        f"{known}: {domain.client} has {sizes.get(domain.client, 0)} images here, but "
+        f"{known}: {domain.client} has {counted(sizes.get(domain.client, 0), 'image')} here, but "
         f"{domain.images} as published"
         for domain in published.domains
         if domain.images is not None and sizes.get(domain.client, 0) != domain.images
     )
     total = sum(sizes.values())
     if not warnings and total != published.images:
-        return (f"{known}: has {total} images here, but {published.images} as published",)
+        return (
+            f"{known}: has {counted(total, 'image')} here, but {published.images} as published",
+        )
     return warnings

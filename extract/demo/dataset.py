@@ -7,6 +7,7 @@ from PIL import Image
 
 from ...cache.common.files import replacing_folder
 from ...cache.common.progress import Progress, no_progress
+from ...cache.common.text import counted
 from .draw import STYLES, draw_picture
 from .shapes import THINGS
 
@@ -29,7 +30,9 @@ def draw_dataset(
     """
     total, done = len(STYLES) * len(THINGS) * images, 0
     with replacing_folder(folder) as temporary:
-        logger.info("drawing    %d images of %d things in %s", total, len(THINGS), folder)
+        logger.info(
+            "drawing    %s of %d things in %s", counted(total, "image"), len(THINGS), folder
+        )
         for style in STYLES:
             for thing in THINGS:
                 place = temporary / style / thing

@@ -22,6 +22,7 @@ from ...cache import (
 )
 from ...cache.common.device import resolve_device
 from ...cache.common.progress import Progress, no_progress
+from ...cache.common.text import counted
 from ...cache.key import differing_facts
 from ...cache.parts import KnownVectors, find_parts, remove_parts
 from ...cache.schema import content_digest
@@ -317,7 +318,7 @@ def _known(job: _Job, standing: Sequence[Path]) -> tuple[KnownVectors, Texts]:
         except (CacheError, ValueError, EOFError):
             path.unlink(missing_ok=True)  # its images are encoded again
     if known:
-        logger.info("           (resuming after %d encoded images)", len(known))
+        logger.info("           (resuming after %s)", counted(len(known), "encoded image"))
     for path in () if job.request.force else standing:
         cache = read_cache(path)
         if cache.key != job.key:

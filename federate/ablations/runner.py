@@ -13,6 +13,7 @@ from typing import Any
 from ...cache import FedclipError
 from ...cache.common.files import replacing
 from ...cache.common.progress import Progress, first_of, no_progress
+from ...cache.common.text import counted, inflected
 from ..data.federation import FeaturePool
 from ..runs.experiment import Experiment
 from ..runs.folder import RunFolder
@@ -70,7 +71,7 @@ class _Counted(Callback):
         for run in runs:
             self._rounds[run] = run.number
         done = self._rounds.total()
-        self._progress("ablation", done, self._total, "rounds", f"{self._runs} runs")
+        self._progress("ablation", done, self._total, "rounds", counted(self._runs, "run"))
 
 
 def run_ablation(
@@ -98,10 +99,13 @@ def run_ablation(
             entry.error = str(error)
     todo = [entry for entry in entries if entry.status == "not started"]
     if len(todo) < len(entries):
-        logger.info("%d of %d runs are done already", len(entries) - len(todo), len(entries))
+        done = len(entries) - len(todo)
+        runs = counted(len(entries), "run")
+        logger.info("%d of %s %s done already", done, runs, inflected(done, "is", "are"))
     started = sum(RunFolder(entry.experiment.folder).begun for entry in todo)
     if started:
-        logger.info("resuming %d of %d runs that were started before", started, len(todo))
+        runs, were = counted(len(todo), "run"), inflected(started, "was", "were")
+        logger.info("resuming %d of %s that %s started before", started, runs, were)
     trials: dict[Entry, Trial] = {}
     try:
         done = simulate(_openings(todo, trials), [_Counted(todo, progress), Saving(save_every)])
@@ -160,7 +164,7 @@ def failures(entries: Sequence[Entry]) -> list[str]:
         for entry in entries
         if entry.status == "failed"
     ]
-    return first_of(lines, "and {} more runs failed")
+    return first_of(lines, lambda more: f"and {counted(more, 'more run')} failed")
 
 
 def write_csv(path: Path, entries: Sequence[Entry], names: Sequence[str]) -> None:

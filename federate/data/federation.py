@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...cache import FeatureCache, FedclipError
 from ...cache.common.fields import listed
+from ...cache.common.text import counted
 from ...cache.compatibility import check_comparable
 from ..models.base import Model
 from ..seeding import generator
@@ -166,7 +167,11 @@ class FeaturePool:
         if not participants:
             raise FedclipError(
                 f"no client is left to train with target {target or 'none'}"
-                + (f" and {len(dropped)} clients under {MIN_ROWS} rows" if dropped else "")
+                + (
+                    f" and {counted(len(dropped), 'client')} under {MIN_ROWS} rows"
+                    if dropped
+                    else ""
+                )
                 + f"; choose {'another --target, or none' if target else 'fewer --clients'}"
             )
         first = self.domains[0].cache
@@ -234,15 +239,15 @@ def _split_domain(domain: Domain, settings: Settings) -> list[tuple[str, Rows]]:
     order, partition = domain.order, settings.partition
     if len(order) < MIN_ROWS:
         raise FedclipError(
-            f"{domain.name}: has {len(order)} rows, too few to split into train, "
+            f"{domain.name}: has {counted(len(order), 'row')}, too few to split into train, "
             f"validation and test; at least {MIN_ROWS} are needed"
         )
     if partition is None:
         return [(domain.name, order)]
     if partition.clients > len(order):
         raise FedclipError(
-            f"{domain.name}: has {len(order)} rows, too few for {partition.clients} clients; "
-            "choose fewer --clients"
+            f"{domain.name}: has {counted(len(order), 'row')}, too few for "
+            f"{counted(partition.clients, 'client')}; choose fewer --clients"
         )
     random = generator("partition", settings.seed, domain.name)
     parts = partition.split(domain.cache.labels[order], random)

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import timedelta
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from rich.filesize import decimal
 from torch import Tensor
 
 from ...cache import EncoderFacts, FeatureCache
+from ...cache.common.text import counted, duration, inflected
 from ...cache.schema import DIGEST_SIZE
 from ..data.federation import FeaturePool, class_texts
 from ..data.samples import Samples
@@ -90,12 +90,13 @@ def forecast(run: Run, runs: int) -> str:
     samples = sum(len(each.validation) + len(each.test) for each in federation.clients)
     seconds = pace.step * steps + pace.sample * samples / settings.eval_every
     rounds = settings.rounds * runs - run.number
-    total = timedelta(seconds=round(seconds * rounds))
     return (
-        f"cost       {run.trainable_parameters:,} trainable parameters, "
+        f"cost       {run.trainable_parameters:,} trainable "
+        f"{inflected(run.trainable_parameters, 'parameter')}, "
         f"{decimal(run.bytes_per_client)} per round and client each way; about {seconds:.0f} s a "
-        f"round here ({steps} minibatches of {pace.step:.2f} s, {samples} images to evaluate), "
-        f"{rounds} rounds left: about {total}"
+        f"round here ({counted(steps, 'minibatch', 'minibatches')} of {pace.step:.2f} s, "
+        f"{counted(samples, 'image')} to evaluate), {counted(rounds, 'round')} left: about "
+        f"{duration(seconds * rounds)}"
     )
 
 

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 from ...cache.common.progress import Progress, first_of, no_progress
+from ...cache.common.text import counted, inflected
 from ..data.federation import FeaturePool
 from ..server import Round
 from ..simulation import Callback, Run, simulate
@@ -263,6 +264,12 @@ class _Shown(Callback):
             self._progress(f"target {target}", run.number, rounds, "rounds", self._validation)
 
 
+def _also_dropped(count: int) -> str:
+    clients = counted(count, "more client")
+    verb = inflected(count, "is", "are")
+    return f"{clients} got too few rows and {verb} left out; result.json lists them all"
+
+
 def run_experiment(
     experiment: Experiment,
     progress: Progress = no_progress,
@@ -288,11 +295,10 @@ def run_experiment(
     pool = FeaturePool(experiment.clients, norm, experiment.device, in_place=True, model=model)
     trial = Trial(experiment, pool, resume=resume)
     dropped = [
-        f"client {name} got only {rows} rows and is left out"
+        f"client {name} got only {counted(rows, 'row')} and is left out"
         for name, rows in sorted(trial.dropped.items())
     ]
-    rest = "{} more clients got too few rows and are left out; result.json lists them all"
-    for line in first_of(dropped, rest):
+    for line in first_of(dropped, _also_dropped):
         logger.warning("%s", line)
     shown = _Shown(experiment, progress)
     try:

@@ -122,7 +122,7 @@ def test_the_environment_says_where_caches_are(
 ) -> None:
     make_cache({"photo": 5}).rename(tmp_path / "elsewhere")
     monkeypatch.setenv("FEDCLIP_CACHE_DIR", str(tmp_path / "elsewhere"))
-    assert command("cache", "verify").out == ["tiny/drawn: 1 files are intact"]
+    assert command("cache", "verify").out == ["tiny/drawn: 1 file is intact"]
     assert command("cache", "ls", "--cache-dir", "caches").out == ["no caches in caches"]
 
 
@@ -182,7 +182,7 @@ def test_whole_caches_are_verified(command: Run, make_cache: MakeCache) -> None:
     make_cache({"photo": 5, "sketch": 7})
     make_cache({"photo": 5}, "pets/vit")
     assert command("cache", "verify") == Outcome(
-        0, ["pets/vit: 1 files are intact", "tiny/drawn: 2 files are intact"], []
+        0, ["pets/vit: 1 file is intact", "tiny/drawn: 2 files are intact"], []
     )
     assert command("cache", "verify", "tiny").out == ["tiny/drawn: 2 files are intact"]
 
@@ -195,7 +195,7 @@ def test_every_damaged_file_is_named_when_verified(command: Run, make_cache: Mak
     for name in damaged:
         flip(caches / name, 1000)
     outcome = command("cache", "verify")
-    assert (outcome.code, outcome.out) == (2, ["whole/vit: 1 files are intact"])
+    assert (outcome.code, outcome.out) == (2, ["whole/vit: 1 file is intact"])
     assert [line.split(": ")[:2] for line in outcome.err] == [
         ["error", f"caches/{name}"] for name in damaged
     ]
@@ -208,7 +208,10 @@ def test_a_damaged_cache_is_listed_beside_whole_ones(command: Run, make_cache: M
     outcome = command("cache", "ls")
     assert "caches/tiny/drawn/photo.h5: is truncated or altered" in outcome.complaint
     rows = [cells(line) for line in outcome.out if "/" in line]
-    assert [(row[0], row[-1]) for row in rows] == [("pets/vit", "kB"), ("tiny/drawn", "damaged")]
+    assert [(row[0], row[-1]) for row in rows] == [
+        ("pets/vit", "intact"),
+        ("tiny/drawn", "damaged"),
+    ]
 
 
 COMMANDS = {
@@ -409,15 +412,18 @@ def test_two_caches_differ_in_the_facts_that_are_named(
     )
     make_cache([make_features("photo", 7, encoder=other, templates=("a {}",))], "pets/b")
     assert command("cache", "diff", "pets/a", "pets/b").out == [
-        "encoder precision",
-        "  pets/a: None",
-        "  pets/b: bf16",
-        "templates",
-        "  pets/a: ('a picture of a {}',)",
-        "  pets/b: ('a {}',)",
-        "rows by client",
-        "  pets/a: {'photo': 20}",
-        "  pets/b: {'photo': 7}",
+        "what               pets/a             pets/b",
+        "────────────────────────────────────────────",
+        "encoder precision  -                  bf16",
+        "templates          a picture of a {}  a {}",
+        "rows of photo      20                 7",
+    ]
+    assert json.loads(
+        "".join(command("cache", "diff", "pets/a", "pets/b", "--format", "json").out)
+    ) == [
+        {"what": "encoder precision", "pets/a": None, "pets/b": "bf16"},
+        {"what": "templates", "pets/a": ["a picture of a {}"], "pets/b": ["a {}"]},
+        {"what": "rows of photo", "pets/a": 20, "pets/b": 7},
     ]
 
 

@@ -55,9 +55,7 @@ def cache_files(folder: Path) -> dict[str, bytes]:
 
 
 def table_rows(output: str) -> list[list[str]]:
-    return [
-        line.split() for line in output.splitlines() if re.match(r" +\w+ +\d+ +\d+ +\d+ *$", line)
-    ]
+    return [line.split() for line in output.splitlines() if re.match(r"\w+ +\d+ +\d+ +\d+$", line)]
 
 
 def test_the_summary_says_what_was_encoded_and_where_it_lies(

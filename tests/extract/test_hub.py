@@ -181,7 +181,7 @@ def test_a_cache_made_of_these_rows_needs_them_no_longer(
     commit = repo.push(office_home(image_table, more))
     grown = machine(*command)
     assert grown.returncode == 0, grown.stderr
-    assert "encoded    1 images and 0 prompts" in grown.stdout
+    assert "encoded    1 image and 0 prompts" in grown.stdout
     after = caches(tmp_path)
     assert len(after["art"].labels) == 7
     assert np.array_equal(after["art"].image_features[:6], before["art"].image_features)
@@ -339,7 +339,7 @@ def test_a_tag_s_weights_come_from_the_hub_with_a_bar(
     options = ["--dataset", str(root), "--model", "Tiny-8", "--cache-dir", str(tmp_path / "c")]
     assert run(["extract", *options, "--pretrained", "here"]) == 0
     told = capsys.readouterr().err
-    assert "download   hf-hub:owner/tiny: 1 files, " in told
+    assert "download   hf-hub:owner/tiny: 1 file, " in told
     bars = [line.split()[1] for line in told.splitlines() if line.startswith("hf-hub:owner/tiny:")]
     size = (tiny_clip / "open_clip_model.safetensors").stat().st_size // 1000
     assert (bars[0], bars[-1]) == (f"0/{size}", f"{size}/{size}")

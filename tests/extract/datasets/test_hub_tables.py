@@ -438,7 +438,7 @@ def test_a_dropped_connection_is_taken_up_where_it_broke(
     assert [get.begin for get in hub.large_gets()] == [0, PIECE]
     assert next(at_hub.rglob("snapshots/*/train.parquet")).read_bytes() == large
     (note,) = logged(caplog, logging.INFO)
-    assert note == f"download   hf:owner/pets: 1 files, {len(large) / 1e6:.1f} MB"
+    assert note == f"download   hf:owner/pets: 1 file, {len(large) / 1e6:.1f} MB"
     assert counts.seen[-1] == ("hf:owner/pets", len(large) // 10**6, len(large) // 10**6)
 
 
@@ -464,7 +464,7 @@ def test_files_that_arrived_before_a_download_failed_are_kept(
     ask(tmp_path, "hf:owner/pets")
     assert [get.begin for get in hub.large_gets()] == [0]
     (note,) = logged(caplog, logging.INFO)
-    assert note == f"download   hf:owner/pets: 1 files, {len(files[1]) / 1e3:.1f} kB"
+    assert note == f"download   hf:owner/pets: 1 file, {len(files[1]) / 1e3:.1f} kB"
     for name, content in zip(names, files, strict=True):
         assert next(at_hub.rglob(f"snapshots/*/{name}")).read_bytes() == content
 

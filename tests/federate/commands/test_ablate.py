@@ -103,7 +103,7 @@ def test_what_holds_for_all_runs_is_said_in_one_order(
     make_cache({"photo": 60})
     options = ["--preset", "tuned", "--rounds", "1", "--alpha", "1", "--clients", "2"]
     assert run(["ablate", "--set", "lr=0.01", *options]) == 0
-    ablation = "1 runs: lr 0.01; preset tuned, clients 2, alpha 1.0, rounds 1"
+    ablation = "1 run: lr 0.01; preset tuned, clients 2, alpha 1.0, rounds 1"
     assert f"ablation   {ablation}\n" in capsys.readouterr().out
 
 

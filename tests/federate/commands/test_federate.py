@@ -220,7 +220,7 @@ def test_the_first_lines_say_which_cache_and_which_settings_are_in_force(
     first, _, third, fourth, *_ = capsys.readouterr().out.splitlines()
     assert first.split() == ["cache", "new/drawn", "(the", "one", "extracted", "last)"]
     assert "preset tuned: lr 0.002, weight decay 0, loss class, batch size 32" in third
-    assert "1 rounds, features raw, prompt 'a picture of a {}', seed 0" in fourth
+    assert "1 round, features raw, prompt 'a picture of a {}', seed 0" in fourth
 
 
 def test_the_cost_line_counts_parameters_bytes_and_the_whole_model(
@@ -465,13 +465,18 @@ def test_a_misspelled_name_gets_a_suggestion(
 
 
 def test_the_strategies_are_listed_with_their_options(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["strategies"]) == 0
-    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
-    rows = {name: cells for name, *cells in (re.split(r"\s{2,}", line) for line in lines)}
-    assert set(STRATEGIES) < set(rows)
-    assert rows["fedavg"] == ["Weighted mean of the clients' parameters (McMahan et al. 2017)."]
-    assert rows["ditto"][1] == "--lambda 1.0 (Li et al. 2021)"
-    assert rows["fedyogi"][1] == (
-        "--server-lr 0.01 (chosen for adapters, docs/ablations.md); --server-momentum 0.9 (Reddi "
-        "et al. 2021); --server-beta2 0.99 (Reddi et al. 2021); --tau 0.001 (Reddi et al. 2021)"
-    )
+    assert run(["strategies", "--format", "json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert set(STRATEGIES) == set(rows)
+    assert rows["fedavg"] == {
+        "name": "fedavg",
+        "what": "Weighted mean of the clients' parameters (McMahan et al. 2017).",
+        "options": [],
+    }
+    assert rows["ditto"]["options"] == ["--lambda 1.0 (Li et al. 2021)"]
+    assert rows["fedyogi"]["options"] == [
+        "--server-lr 0.01 (chosen for adapters, docs/ablations.md)",
+        "--server-momentum 0.9 (Reddi et al. 2021)",
+        "--server-beta2 0.99 (Reddi et al. 2021)",
+        "--tau 0.001 (Reddi et al. 2021)",
+    ]
