@@ -99,11 +99,18 @@ class Spread(Compound):
 
     def text(self, show: Show) -> str:
         """Return `mean (deviation)`."""
-        return show(self.mean) + ("" if self.deviation is None else f" ({show(self.deviation)})")
+        deviation = "" if self.deviation is None else f" ({_unsigned(show(self.deviation))})"
+        return show(self.mean) + deviation
 
     def latex(self, show: Show) -> str:
         r"""Return `mean \pm deviation`."""
-        return show(self.mean) + ("" if self.deviation is None else rf" \pm {show(self.deviation)}")
+        deviation = "" if self.deviation is None else rf" \pm {_unsigned(show(self.deviation))}"
+        return show(self.mean) + deviation
+
+
+def _unsigned(number: str) -> str:
+    """Leave the sign of a difference out of its deviation."""
+    return number.removeprefix("+")
 
 
 Cell: TypeAlias = str | int | float | Path | datetime | Sequence[str] | Compound | None

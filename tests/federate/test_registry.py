@@ -258,7 +258,7 @@ def test_a_run_with_a_users_strategy_is_recorded_named_and_resumed_by_its_source
     )
     (second,) = set(Path("runs").iterdir()) - {first}
     assert run(["ablate", *command[1:-2], "--set", "rounds=2"]) == 0
-    assert "1 of 1 runs are done already" in capsys.readouterr().err
+    assert "1 of 1 run is done already" in capsys.readouterr().err
     assert {path for path in Path("runs").iterdir() if path.is_dir()} == {first, second}
 
 

@@ -182,7 +182,7 @@ def test_a_finished_run_is_not_repeated(
     command = ["ablate", *SHAPE, "--set", "lr=0.01,0.02"]
     times = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*")}
     assert run(command) == 0
-    assert "1 of 2 runs are done already" in capsys.readouterr().err
+    assert "1 of 2 runs is done already" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in times if path.is_file()} == {
         path: time for path, time in times.items() if path.is_file()
     }
