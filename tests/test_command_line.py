@@ -1,20 +1,27 @@
 """The command line as a whole: help, version, what it imports."""
 
+import csv
+import json
+import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import typer
+from rich.cells import cell_len
 
 import fedclip
 from fedclip.cli import app, run
 
 Fedclip = Callable[..., subprocess.CompletedProcess[str]]
+MakeCache = Callable[..., Path]
+Refusal = Callable[..., str]
 
 
 def imported_by(*arguments: str) -> set[str]:
@@ -168,3 +175,52 @@ def test_what_the_system_refuses_is_one_line_that_names_the_place(
     assert errors.startswith("error: ")
     assert errors.count("\n") == 1
     assert str(in_the_way) in errors
+
+
+TABLES = (["datasets"], ["adapters"], ["strategies"], ["cache", "ls"])
+
+
+@pytest.mark.parametrize("command", TABLES, ids=" ".join)
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_tables_and_notes_fit_a_terminal(
+    command: list[str],
+    width: int,
+    make_cache: MakeCache,
+    empty_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_cache({"photo": 5}, f"{'d' * 30}/{'v' * 40}")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert run(command) == 0
+    printed = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert printed.strip()
+    assert max(map(cell_len, printed.splitlines())) <= width
+
+
+@pytest.mark.parametrize("command", TABLES, ids=" ".join)
+def test_tables_have_the_same_cells_in_every_format(
+    command: list[str],
+    make_cache: MakeCache,
+    empty_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_cache({"photo": 5})
+
+    def printed(form: str) -> str:
+        assert run([*command, "--format", form]) == 0
+        return capsys.readouterr().out
+
+    rows = json.loads(printed("json"))
+    assert [row[:1] for row in csv.reader(StringIO(printed("csv")))][1:] == [
+        [next(iter(row.values()))] for row in rows
+    ]
+    assert printed("latex").count("\\\\\n") == len(rows) + 1
+    assert printed("markdown").count("\n| ") + 1 == len(rows) + 2
+
+
+def test_an_unknown_format_is_refused(refusal: Refusal) -> None:
+    assert "--format xml: unknown format; choose table, csv, json, latex or markdown" in refusal(
+        "datasets", "--format", "xml"
+    )

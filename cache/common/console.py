@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import IO, TYPE_CHECKING
 
-from .layout import lay_out
+from .layout import fold_note, lay_out
 from .tables import WRITERS, Table
 
 if TYPE_CHECKING:
@@ -35,9 +35,19 @@ class Output:
     def __init__(self, form: str) -> None:
         self._write = WRITERS.get(form)
 
-    def note(self, text: str) -> None:
-        """Print a line."""
+    def note(self, text: str, *, whole: bool = False) -> None:
+        """Print a line, which a terminal gets wrapped between words.
+
+        Args:
+            text: The line.
+            whole: Whether it is to be copied, so that it may not be wrapped.
+        """
+        from rich.console import Console
+
         stream = sys.stdout if self._write is None else sys.stderr
+        console = Console(file=stream)
+        if console.is_terminal and not whole:
+            text = fold_note(text, console.width)
         print(text, file=stream, flush=True)
 
     def table(self, table: Table) -> None:

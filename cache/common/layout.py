@@ -7,6 +7,7 @@ wide, or there are sentences, each row is a list. Nothing is cut off.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -22,12 +23,37 @@ _NARROWEST = 20
 
 _GAP = "  "
 
+# Width of the label that a note starts with.
+_LABEL = 11
+
 
 class Line(NamedTuple):
     """A line of text, and whether it is a heading."""
 
     text: str
     heading: bool = False
+
+
+def fold_note(text: str, width: int) -> str:
+    """Wrap a note between words, its further lines below what follows its label.
+
+    Args:
+        text: Such as `cache      pacs`.
+        width: Of the terminal, in cells. A path or another word that is wider stays whole.
+    """
+    if _cells(text) <= width:
+        return text
+    label = re.match(r"\S* +", text)
+    indent = label.end() if label and label.end() == _LABEL else 0
+    lines = [text[:indent]]
+    for word in text[indent:].split(" "):
+        first = not lines[-1].strip() or len(lines[-1]) == indent
+        joined = lines[-1] + ("" if first else " ") + word
+        if first or _cells(joined) <= width:
+            lines[-1] = joined
+        else:
+            lines.append(" " * indent + word)
+    return "\n".join(lines)
 
 
 def lay_out(table: Table, width: int | None = None, rule: str = "─") -> list[Line]:
@@ -72,7 +98,7 @@ def _blocks(grid: _Grid, width: int, labels: int) -> list[_Grid]:
             blocks[-1].append(at)
         else:
             blocks.append([*first, at])
-    parts = [grid.of_columns(columns) for columns in blocks]
+    parts = [grid.of_columns(columns).without_blanks(labels, grid) for columns in blocks]
     return parts if all(each.fits(width) for each in parts) else []
 
 
@@ -101,7 +127,7 @@ class _Grid:
         shown = table.shown
         return cls(
             headings=[printable(table.columns[at].name) for at in shown],
-            rows=[[table.text(row, at) for at in shown] for row in table.all_rows],
+            rows=table.texts(),
             right=[table.numeric(at) for at in shown],
             wraps=[table.columns[at].wraps for at in shown],
             ruled=len(table.rows) if table.footer else None,
@@ -116,6 +142,16 @@ class _Grid:
             right=[self.right[at] for at in columns],
             wraps=[self.wraps[at] for at in columns],
         )
+
+    def without_blanks(self, labels: int, whole: _Grid) -> _Grid:
+        """Leave out rows of the footer of which other parts of `whole` have the figures."""
+        ruled = len(self.rows) if self.ruled is None else self.ruled
+        footer = [
+            own
+            for own, row in zip(self.rows[ruled:], whole.rows[ruled:], strict=True)
+            if any(own[labels:]) or not any(row[labels:])
+        ]
+        return replace(self, rows=[*self.rows[:ruled], *footer])
 
     def transposed(self) -> _Grid:
         """Turn columns into rows; the first column becomes the headings."""

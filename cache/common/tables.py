@@ -173,7 +173,7 @@ class Table:
         columns: One or more.
         rows: Of each, one cell per column.
         caption: What the figures are, with their units.
-        footer: More rows, below a line: what the others come to.
+        footer: More rows, below a line: what the others come to. What is missing there is blank.
         labels: Number of leading columns that say what a row is; where a table is too wide for
             the terminal and is split, each part has them.
     """
@@ -205,10 +205,17 @@ class Table:
         numbers = (isinstance(each, int | float | Compound) for each in cells)
         return bool(cells) and all(numbers) and not any(isinstance(each, bool) for each in cells)
 
-    def text(self, row: Sequence[Cell], at: int) -> str:
-        """Format a cell as people read it."""
+    def text(self, row: Sequence[Cell], at: int, missing: str = MISSING) -> str:
+        """Format a cell as people read it; `missing` stands for None."""
         value, show = row[at], _present(self.columns[at].show)
+        if value is None:
+            return missing
         return printable(value.text(show) if isinstance(value, Compound) else show(value))
+
+    def texts(self) -> list[list[str]]:
+        """Format the rows and the footer of the columns that people are shown."""
+        rows = [[self.text(row, at) for at in self.shown] for row in self.rows]
+        return rows + [[self.text(row, at, "") for at in self.shown] for row in self.footer]
 
     def best(self) -> dict[int, float]:
         """Return the best number of each column that has one, the footer's left out."""
@@ -316,11 +323,14 @@ def to_markdown(table: Table) -> str:
     lines = [escape_markdown(table.caption), ""] if table.caption else []
     lines.append(_markdown_row(escape_markdown(table.columns[at].name) for at in table.shown))
     lines.append(_markdown_row("---:" if table.numeric(at) else "---" for at in table.shown))
-    best = table.best()
-    for row in table.rows:
-        lines.append(_markdown_row(_markdown_cell(table, row, at, best) for at in table.shown))
-    for row in table.footer:
-        lines.append(_markdown_row(_markdown_cell(table, row, at, {}) for at in table.shown))
+    for texts, bold in zip(table.texts(), _bold(table), strict=True):
+        cells = map(escape_markdown, texts)
+        lines.append(
+            _markdown_row(
+                f"**{cell}**" if at in bold else cell
+                for at, cell in zip(table.shown, cells, strict=True)
+            )
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -328,9 +338,11 @@ def _markdown_row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _markdown_cell(table: Table, row: Sequence[Cell], at: int, best: Mapping[int, float]) -> str:
-    text = escape_markdown(table.text(row, at))
-    return f"**{text}**" if at in best and _rank(row[at]) == best[at] else text
+def _bold(table: Table) -> list[set[int]]:
+    """Return for each row the columns of which it has the best; the footer's rows have none."""
+    best = table.best()
+    rows = [{at for at, value in best.items() if _rank(row[at]) == value} for row in table.rows]
+    return rows + [set() for _ in table.footer]
 
 
 def escape_markdown(text: str) -> str:
@@ -341,7 +353,13 @@ def escape_markdown(text: str) -> str:
 def to_latex(table: Table) -> str:
     """Write a table for LaTeX with the package booktabs, the best of a column in bold."""
     alignment = "".join("r" if table.numeric(at) else "l" for at in table.shown)
-    best = table.best()
+    rows = [
+        _latex_row(_latex_cell(table, row, at, MISSING, bold=at in bold) for at in table.shown)
+        for row, bold in zip(table.rows, _bold(table), strict=False)
+    ]
+    footer = [
+        _latex_row(_latex_cell(table, row, at, "") for at in table.shown) for row in table.footer
+    ]
     lines = [
         r"\begin{table}",
         r"\centering",
@@ -350,15 +368,8 @@ def to_latex(table: Table) -> str:
         r"\toprule",
         _latex_row(escape_latex(table.columns[at].name) for at in table.shown),
         r"\midrule",
-        *(
-            _latex_row(_latex_cell(table, row, at, best) for at in table.shown)
-            for row in table.rows
-        ),
-        *([r"\midrule"] if table.footer else []),
-        *(
-            _latex_row(_latex_cell(table, row, at, {}) for at in table.shown)
-            for row in table.footer
-        ),
+        *rows,
+        *([r"\midrule", *footer] if footer else []),
         r"\bottomrule",
         r"\end{tabular}",
         r"\end{table}",
@@ -370,20 +381,16 @@ def _latex_row(cells: Iterable[str]) -> str:
     return rf"{' & '.join(cells)} \\"
 
 
-def _latex_cells(table: Table, row: Sequence[Cell], best: Mapping[int, float]) -> str:
-    return _latex_row(_latex_cell(table, row, at, best) for at in table.shown)
-
-
-def _latex_cell(table: Table, row: Sequence[Cell], at: int, best: Mapping[int, float]) -> str:
+def _latex_cell(
+    table: Table, row: Sequence[Cell], at: int, missing: str, *, bold: bool = False
+) -> str:
     value, show = row[at], _present(table.columns[at].show)
-    bold = at in best and _rank(value) == best[at]
     if isinstance(value, Compound):
         math_mode = value.latex(lambda part: _latex_number(show(part)))
     elif isinstance(value, int | float) and _NUMBER.fullmatch(show(value)):
         math_mode = _latex_number(show(value))
     else:
-        text = escape_latex(show(value))
-        return rf"\textbf{{{text}}}" if bold else text
+        return escape_latex(table.text(row, at, missing))
     return rf"$\mathbf{{{math_mode}}}$" if bold else f"${math_mode}$"
 
 

@@ -96,7 +96,10 @@ def carry_out(
         _print_results(outcome.results, experiment, output)
     if outcome.interrupted:
         command = "federate" if experiment.model.facts is None else "baseline"
-        output.note(f"resume     fedclip {command} --resume {shlex.quote(str(experiment.folder))}")
+        output.note(
+            f"resume     fedclip {command} --resume {shlex.quote(str(experiment.folder))}",
+            whole=True,
+        )
         raise typer.Exit(INTERRUPTED)
     if any(result.status == "failed" for result in outcome.results):
         complain("training diverged (NaN or Inf); try a lower --lr")

@@ -133,8 +133,12 @@ def _caption(
 ) -> str:
     trained = "adapted" if model is None else f"all of {describe_backbone(model)} trained"
     caption = f"accuracy in %, zero-shot > {trained}"
-    samples = [f"{heading} {_sizes(results, members)}" for heading, members in clients.items()]
-    caption += f". Test samples: {', '.join(samples)}."
+    sizes = {heading: _sizes(results, members) for heading, members in clients.items()}
+    if len({*sizes.values()}) == 1:
+        samples = f"{sizes.popitem()[1]} each"
+    else:
+        samples = ", ".join(f"{heading} {size}" for heading, size in sizes.items())
+    caption += f". Test samples: {samples}."
     return caption if final else f"NOT FINAL: {caption}"
 
 

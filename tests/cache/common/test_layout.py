@@ -91,6 +91,16 @@ def test_figures_that_are_too_wide_even_turned_are_split() -> None:
     ]
 
 
+def test_a_part_of_a_split_table_has_no_footer_without_figures() -> None:
+    footer = [("mean", *[None] * 3, 0.3125, 0.5), ("nothing", *[None] * 5)]
+    table = Table(FIGURES.columns, FIGURES.rows[:1], footer=footer)
+    assert [line.split()[0] for line in shown(table, 30) if line and "─" not in line] == [
+        *("target", "photo", "nothing"),
+        *("target", "photo", "mean", "nothing"),
+        *("target", "photo", "mean", "nothing"),
+    ]
+
+
 def test_each_part_of_a_split_table_has_all_labels() -> None:
     columns = [Column("lr"), Column("adapter"), *(Column(f"figure {at}") for at in range(4))]
     table = Table(columns, [(0.1, "none", 1, 2, 3, 4)], labels=2)
@@ -236,7 +246,7 @@ def test_no_line_is_too_wide_and_nothing_is_lost(table: Table, width: int) -> No
     lines = shown(table, width)
     assert all(cell_len(line) <= max(width, 20) for line in lines)
     assert not any(line.endswith(" ") for line in lines)
-    wanted = letters([table.text(row, at) for row in table.all_rows for at in table.shown])
+    wanted = letters([text for row in table.texts() for text in row])
     found = letters(lines)
     assert all(found.get(each, 0) >= count for each, count in wanted.items())
 
@@ -245,6 +255,6 @@ def test_no_line_is_too_wide_and_nothing_is_lost(table: Table, width: int) -> No
 def test_a_pipe_loses_nothing_either(table: Table) -> None:
     lines = shown(table, None)
     assert not any(line.endswith(" ") for line in lines)
-    wanted = letters([table.text(row, at) for row in table.all_rows for at in table.shown])
+    wanted = letters([text for row in table.texts() for text in row])
     found = letters(lines)
     assert all(found.get(each, 0) >= count for each, count in wanted.items())

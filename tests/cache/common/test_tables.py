@@ -87,7 +87,7 @@ def test_markdown_shows_what_people_read_with_the_best_in_bold() -> None:
         "| --- | --- | ---: | ---: |",
         r"| attention | weights\_\& norms | 525,312 | **97.12 (1.00)** |",
         r"| none | 50 % of \{it\} | **0** | 95.00 |",
-        "| mean | - | - | 96.00 (2.00) |",
+        "| mean |  |  | 96.00 (2.00) |",
     ]
 
 
@@ -103,7 +103,7 @@ def test_latex_uses_booktabs_with_the_best_in_bold() -> None:
         r"attention & weights\_\& norms & $525{,}312$ & $\mathbf{97.12 \pm 1.00}$ \\",
         r"none & 50 \% of \{it\} & $\mathbf{0}$ & $95.00$ \\",
         r"\midrule",
-        r"mean & - & - & $96.00 \pm 2.00$ \\",
+        r"mean &  &  & $96.00 \pm 2.00$ \\",
         r"\bottomrule",
         r"\end{tabular}",
         r"\end{table}",

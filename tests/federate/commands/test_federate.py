@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 
 from fedclip.cache import EncoderFacts, FeatureCache
 from fedclip.cli import run
+from fedclip.federate.runs.folder import RunFolder
+from fedclip.federate.server import Round
 from fedclip.federate.strategies import STRATEGIES
 
 MakeFeatures = Callable[..., FeatureCache]
@@ -480,3 +482,71 @@ def test_the_strategies_are_listed_with_their_options(capsys: pytest.CaptureFixt
         "--server-beta2 0.99 (Reddi et al. 2021)",
         "--tau 0.001 (Reddi et al. 2021)",
     ]
+
+
+def test_a_table_for_programs_is_alone_on_standard_output(
+    make_cache: MakeCache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_cache({"art": 40, "photo": 50})
+    assert run(["federate", "--rounds", "1", "--name", "mine", "--format", "json"]) == 0
+    captured = capsys.readouterr()
+    art, photo, mean = json.loads(captured.out)
+    results = {name: read(Path("runs/mine", name, "result.json")) for name in ("art", "photo")}
+    for row, name in ((art, "art"), (photo, "photo")):
+        result = results[name]
+        assert row["target"] == name
+        assert row["art"] == {
+            "zero_shot": result["zero_shot"]["art"],
+            "adapted": result["accuracy"]["art"],
+            "test_samples": result["test_samples"]["art"],
+        }
+        assert row["mean"] == {"zero_shot": result["zero_shot_mean"], "adapted": result["mean"]}
+        assert (row["best_round"], row["rounds"], row["status"]) == (
+            *(result["best_round"] or None, 1, "finished"),
+        )
+    summary = read(Path("runs/mine/result.json"))
+    assert mean["target"] == "mean"
+    assert mean["generalization"]["adapted"] == summary["generalization"]
+    for label in ("cache ", "domains ", "settings ", "cost ", "run "):
+        assert f"\n{label}" in f"\n{captured.err}"
+    assert run(["federate", "--resume", "mine", "--format", "latex"]) == 0
+    assert capsys.readouterr().out.startswith("\\begin{table}\n")
+
+
+def test_the_table_says_how_many_samples_were_tested(
+    make_cache: MakeCache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_cache({"art": 40, "photo": 50})
+    assert run(["federate", "--rounds", "1"]) == 0
+    caption = capsys.readouterr().out.split("accuracy in %")[1].split("\ntarget")[0]
+    assert "Test samples: art 8 (40 as the target), photo 10 (50 as the target)." in caption
+
+
+def test_the_table_of_an_interrupted_run_is_not_final(
+    make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_cache({"art": 40, "photo": 50, "sketch": 60})
+    rounds = []
+    append = RunFolder.append_round
+
+    def interrupt(folder: RunFolder, current: Round) -> None:
+        append(folder, current)
+        rounds.append(current.number)
+        if len(rounds) == 3 + 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "append_round", interrupt)
+        assert run(["federate", "--rounds", "3", "--name", "mine"]) == 130
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("NOT FINAL: accuracy in %") for line in lines)
+    ends = {line.split("  ")[0]: line for line in lines}
+    assert ends["art"].endswith("  finished")
+    assert re.search(r"  round [12] of 3, interrupted$", ends["photo"])
+    assert ends["sketch"].endswith("  not started")
+    assert "mean of 2" in ends
+    assert run(["federate", "--resume", "mine"]) == 0
+    printed = capsys.readouterr().out
+    assert "NOT FINAL" not in printed
+    assert "interrupted" not in printed
+    assert "\nmean " in printed
