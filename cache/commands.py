@@ -208,13 +208,16 @@ def cache_import(
 ) -> None:
     """Make a cache from features that another program extracted.
 
-    FILE.npz must contain the arrays image_features (N, D), labels (N,) and text_features (C, D).
-    It may also contain class_names (C,), logit_scale (100 by default) and domain (N,), which makes
-    one client per domain.
+    FILE.npz must contain the arrays image_features (N, D), labels and text_features (C, D), or
+    (C, P, D) for several prompts. Labels are numbers of classes from 0, class names, or one-hot
+    rows. It may also contain class_names (C,), templates (P,), logit_scale (100 by default) and
+    domain (N,), which makes one client per domain.
     """
     from . import import_npz
+    from .common.progress import show_progress
 
-    imported = import_npz(file, caches.cache_dir, name)
+    with show_progress():
+        imported = import_npz(file, caches.cache_dir, name)
     first = imported.clients[0]
     output = Output("table")
     rows = [(cache.client, len(cache.labels)) for cache in imported.clients]
@@ -225,5 +228,6 @@ def cache_import(
         f"{counted(len(first.class_names), 'class', 'classes')}, "
         f"logit scale {first.logit_scale:g}"
     )
+    print(f"understood {imported.understood}")
     if imported.ignored:
         output.note(f"ignored    {', '.join(imported.ignored)} (unknown arrays)")

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .common.errors import CacheError
-from .common.files import check_name
-from .common.text import counted, flaw
+from .common.files import check_client, check_name
+from .common.text import counted, flaw, nfc
 from .key import EncoderFacts, image_key, text_key
 
 ENCODING_TYPE = "fedclip-features"
@@ -104,7 +104,8 @@ def unpack_block(block: bytes) -> tuple[int, bytes]:
 class FeatureCache:
     """One client's features, which stage one writes and stage two reads.
 
-    Without class texts (P = 0) `text_features` is (C, 0, 0).
+    Without class texts (P = 0) `text_features` is (C, 0, 0). Names are composed (Unicode's NFC)
+    on construction.
 
     Attributes:
         dataset: Name of the dataset.
@@ -139,8 +140,14 @@ class FeatureCache:
     text_features: npt.NDArray[np.float32]
 
     def __post_init__(self) -> None:
-        check_name(self.dataset, "dataset")
-        check_name(self.client, "client")
+        composed = {
+            "dataset": check_name(self.dataset, "dataset"),
+            "client": check_client(self.client),
+            "class_names": tuple(map(nfc, self.class_names)),
+            "templates": tuple(map(nfc, self.templates)),
+        }
+        for name, value in composed.items():
+            object.__setattr__(self, name, value)
         self._check_shapes()
         self._check_values()
 

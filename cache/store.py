@@ -1,8 +1,8 @@
 """The folder of caches: find, list, load, verify and remove them.
 
 A cache is a folder ``<cache-dir>/<dataset>/<variant>/`` with one ``<client>.h5`` per
-client. ``manifest.json`` beside them records how they were made; reading the files does
-not need it.
+client, whose true name is inside. ``manifest.json`` beside them records how they were made;
+reading the files does not need it.
 """
 
 import fcntl
@@ -16,7 +16,8 @@ from typing import Any, TextIO
 
 from .common.errors import BusyError, CacheError
 from .common.fields import listed, suggest
-from .common.files import TEMPORARY_PREFIX, write_json
+from .common.files import TEMPORARY_PREFIX, path_for, write_json
+from .common.text import nfc
 from .compatibility import check_compatible
 from .parts import find_parts, remove_parts
 from .reader import read_cache
@@ -36,7 +37,7 @@ class CacheFolder:
     @property
     def name(self) -> str:
         """The cache's name, as `--cache` takes it: ``<dataset>/<variant>``."""
-        return f"{self.path.parent.name}/{self.path.name}"
+        return nfc(f"{self.path.parent.name}/{self.path.name}")
 
     @property
     def files(self) -> list[Path]:
@@ -62,7 +63,7 @@ class CacheFolder:
 
     def file(self, client: str) -> Path:
         """Path of a client's file."""
-        return self.path / f"{client}{SUFFIX}"
+        return path_for(self.path, client, SUFFIX)
 
     def read_manifest(self) -> dict[str, Any]:
         """Read the manifest, which is optional: return {} if it is missing or invalid."""
@@ -70,7 +71,12 @@ class CacheFolder:
             manifest = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             return {}
-        return manifest if _is_manifest(manifest) else {}
+        if not _is_manifest(manifest):
+            return {}
+        if "clients" in manifest:
+            clients = manifest["clients"].items()
+            manifest["clients"] = {nfc(client): entry for client, entry in clients}
+        return manifest
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         """Write the manifest, whole or not at all."""
@@ -105,7 +111,7 @@ def resolve_cache(cache_dir: Path, name: str, *, begun: bool = False) -> CacheFo
     Raises:
         CacheError: no cache or several match; the message lists similar or matching ones.
     """
-    found = find_caches(cache_dir, begun=begun)
+    found, name = find_caches(cache_dir, begun=begun), nfc(name)
     exact = [folder for folder in found if folder.name == name]
     dataset = [folder for folder in found if folder.name.split("/")[0] == name]
     beginning = [folder for folder in found if name and folder.name.startswith(name)]

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
-from fedclip.cache import EncoderFacts, FeatureCache, write_cache
+from fedclip.cache import CacheFolder, EncoderFacts, FeatureCache, write_cache
 from fedclip.cache.schema import content_digest
 from fedclip.cli import run
 
@@ -112,7 +112,7 @@ def make_cache(tmp_path: Path) -> MakeCache:
             else clients
         )
         for cache in caches:
-            write_cache(cache, folder / f"{cache.client}.h5")
+            write_cache(cache, CacheFolder(folder).file(cache.client))
         return tmp_path / "caches"
 
     return make

@@ -1,47 +1,143 @@
 """Files that are either whole or absent, and names that are safe as file names."""
 
+import hashlib
 import json
 import os
 import re
 import shutil
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from .errors import FedclipError
+from .text import nfc
 
 TEMPORARY_PREFIX = ".tmp-"
 MAX_NAME_BYTES = 200
+MAX_SLUG_BYTES = 100
 _SAFE_NAME = re.compile(r"[^\W_][\w.+-]*")
+
+# Clients' names are stored whole, whatever their length, up to this.
+MAX_CLIENT_BYTES = 1024
+
+# Names that are files' names as they are, on any system. The mark before the hash is not among
+# their characters, so that no such name equals the safe form of another.
+_SIMPLE_NAME = re.compile(r"[a-z0-9]([a-z0-9_.+-]*[a-z0-9_+-])?")
+_MARK = "~"
+_HASH_DIGITS = 16
+_READABLE = 40
+
+# Names of devices on Windows, with or without a suffix, and the suffixes of files in a run.
+_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
+_RUN_SUFFIXES = (".json", ".jsonl", ".safetensors")
 
 
 def check_name(name: str, what: str) -> str:
-    """Return `name` if it can be a file's name on any system.
+    """Return `name`, composed, if it can be a file's name on any system.
 
     Raises:
         FedclipError: the name is unsafe, for example empty or with a separator.
     """
-    if not _SAFE_NAME.fullmatch(name) or len(name.encode(errors="replace")) > MAX_NAME_BYTES:
+    if not _is_safe(name):
         raise FedclipError(
             f"{what} {name!r} cannot name a file: use letters, digits, '_', '-', '+' and '.', "
             f"starting with a letter or a digit, {MAX_NAME_BYTES} bytes at most"
         )
-    return name
+    return nfc(name)
+
+
+def _is_safe(name: str) -> bool:
+    # In many scripts letters are followed by marks, which \w does not match.
+    letters = "".join(char for char in name if not _is_mark(char))
+    fits = len(name.encode(errors="replace")) <= MAX_NAME_BYTES
+    return fits and _SAFE_NAME.fullmatch(letters) is not None and not _is_mark(name[0])
+
+
+def _is_mark(char: str) -> bool:
+    return unicodedata.category(char).startswith("M")
 
 
 def client_name(domain: str) -> str:
-    """Return the name of a domain's client: in lower case, with underscores for spaces.
+    """Return the name of a domain's client.
+
+    It is the domain's name in lower case with underscores for spaces if that can name a file:
+    `Real World` is real_world. Any other name, such as `Real World (old)`, is kept as it is.
 
     Raises:
-        FedclipError: the name is unsafe as a file name.
+        FedclipError: the name cannot be stored.
     """
-    return check_name(domain.lower().replace(" ", "_"), "domain")
+    plain = nfc(nfc(domain).lower().replace(" ", "_"))
+    if _SAFE_NAME.fullmatch(plain) and len(plain.encode(errors="replace")) <= MAX_NAME_BYTES:
+        return plain
+    if domain != domain.strip():
+        return client_name(domain.strip())
+    return check_client(domain)
+
+
+def check_client(name: str) -> str:
+    """Return a client's name, composed, if a cache can store it.
+
+    Raises:
+        FedclipError: it has no visible character besides punctuation, is too long, or contains
+            line breaks or other control characters.
+    """
+    kinds = [unicodedata.category(char) for char in name]
+    if not any(kind[0] in "LNS" for kind in kinds):
+        problem = "has no letter, digit or symbol"
+    elif {"Cc", "Cs", "Zl", "Zp"} & {*kinds}:
+        problem = "contains a line break, a control character or bytes that are not UTF-8"
+    elif len(name.encode()) > MAX_CLIENT_BYTES:
+        problem = f"is longer than {MAX_CLIENT_BYTES} bytes"
+    else:
+        return nfc(name)
+    shown = name if len(name) <= MAX_NAME_BYTES else f"{name[:MAX_NAME_BYTES]}..."
+    raise FedclipError(f"domain {shown!r} {problem}; rename it")
+
+
+def file_name(name: str) -> str:
+    """Return the name of the file or folder that belongs to a client, safe on any system.
+
+    A simple name such as real_world is returned as it is. Any other gets a readable part in ASCII,
+    and a hash of the name so that different names have different files, also where file systems
+    ignore case.
+    """
+    name = nfc(name)
+    if (
+        _SIMPLE_NAME.fullmatch(name)
+        and len(name) <= MAX_NAME_BYTES
+        and not _DEVICE.fullmatch(name)
+        and not name.endswith(_RUN_SUFFIXES)
+    ):
+        return name
+    ascii_only = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+    readable = re.sub(r"[^a-z0-9]+", "_", ascii_only)[:_READABLE].strip("_") or "client"
+    digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()
+    return f"{readable}{_MARK}{digest[:_HASH_DIGITS]}"
+
+
+def path_for(folder: Path, name: str, suffix: str = "") -> Path:
+    """Return the path in `folder` of what belongs to a client.
+
+    Earlier versions used names such as `übung` as they are; such a file or folder is still found.
+    """
+    safe = file_name(name)
+    if safe != nfc(name) and folder.is_dir():
+        for path in folder.iterdir():
+            if nfc(path.name) == f"{nfc(name)}{suffix}":
+                return path
+    return folder / f"{safe}{suffix}"
 
 
 def slug(text: str) -> str:
     """Turn free text into a name that `check_name` accepts, or into an empty string."""
-    return re.sub(r"[^\w.+-]+", "-", text).strip("-._+")[:100]
+    runs = groupby(nfc(text), lambda char: _is_mark(char) or re.match(r"[\w.+-]", char) is not None)
+    name = "".join("".join(run) if kept else "-" for kept, run in runs).strip("-._+")
+    while name and _is_mark(name[0]):
+        name = name[1:].lstrip("-._+")
+    return name.encode()[:MAX_SLUG_BYTES].decode(errors="ignore")
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,13 +1,55 @@
-"""Texts from data: which a cache can store, how they are shown, and counts in words."""
+"""Texts from data: which are one name, which a cache can store, how they are shown and counted."""
 
 import re
 import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 from .errors import FedclipError
 
 # Not printable to Python, yet parts of words in Persian, Hindi and others: joiners.
 _JOINERS = frozenset("\u200c\u200d")
+
+
+def nfc(text: str) -> str:
+    """Compose a name's characters, so that equal names are equal texts wherever they come from.
+
+    Systems write accents in two ways, as one character or as a letter and a mark (Unicode's forms
+    NFC and NFD). Every name passes through here before it is compared or stored.
+    """
+    return unicodedata.normalize("NFC", text)
+
+
+def name_key(name: str) -> str:
+    """Return what two spellings of a name share: case, underscores and spaces do not matter."""
+    return nfc(" ".join(nfc(name).casefold().replace("_", " ").split()))
+
+
+def match_names(names: Iterable[str], known: Iterable[str]) -> dict[str, str]:
+    """Find the known name that each of `names` means, exactly or else by its `name_key`.
+
+    A name that matches none of them, or several by their keys alone, is left out.
+    """
+    exact = {nfc(each): each for each in known}
+    by_key: dict[str, list[str]] = defaultdict(list)
+    for each in exact.values():
+        by_key[name_key(each)].append(each)
+    found = {}
+    for name in names:
+        alike = by_key.get(name_key(name), [])
+        if nfc(name) in exact:
+            found[name] = exact[nfc(name)]
+        elif len(alike) == 1:
+            found[name] = alike[0]
+    return found
+
+
+def near_twins(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Find the names with equal keys: each later one, after the first one that it is like."""
+    first: dict[str, str] = {}
+    pairs = [(first.setdefault(name_key(name), name), name) for name in names]
+    return [pair for pair in pairs if pair[0] != pair[1]]
 
 
 def flaw(text: str) -> str:

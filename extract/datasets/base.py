@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from ...cache import FedclipError
 from ...cache.common.files import check_name
-from ...cache.common.text import counted, flaw
+from ...cache.common.text import counted, flaw, match_names, near_twins, nfc
 from .books import Books
 from .registry import KNOWN
 
@@ -122,11 +122,15 @@ def gather(
 ) -> ImageDataset:
     """Make a dataset from each client's images by class.
 
+    Names and ids are composed (Unicode's NFC). Two folders in one place whose names are equal then
+    are refused, as one of them usually is a copy of the other.
+
     Args:
         name: First part of its caches' names.
         root: Where it was found.
         clients: Each client's name and images.
-        class_names: Classes in order; by default all classes with images, sorted.
+        class_names: Classes in order; by default all classes with images, sorted. A class folder
+            may differ from them in case, spaces and underscores.
         known: The published dataset whose sizes it should have.
         alone: Whether it is one site's client.
         hub: Its origin on the hub.
@@ -135,12 +139,13 @@ def gather(
         warnings: Doubts about its files.
 
     Raises:
-        FedclipError: a name is unsafe as a file name, two clients have the same name, a class
-            name cannot be stored, or the classes of the clients differ from each other or
-            from `class_names`.
+        FedclipError: a name is unsafe as a file name, two clients, classes or images have the same
+            name, a class name cannot be stored, or the classes of the clients differ from each
+            other or from `class_names`.
     """
-    check_name(name, "dataset")
-    found = [(client, classes) for client, classes in clients if any(classes.values())]
+    class_names = tuple(map(nfc, class_names))
+    taken = [(client, classes) for client, classes in clients if any(classes.values())]
+    found = [(client, _composed(root, client, classes, class_names)) for client, classes in taken]
     _check_clients(root, [client for client, _ in found])
     if class_names:
         _check_given(root, found, class_names)
@@ -149,17 +154,41 @@ def gather(
     for class_name in class_names:
         if unfit := flaw(class_name):
             raise FedclipError(f"{root}: has a class {class_name!r} {unfit}; rename it")
+    twins = _twin_warnings(class_names)
+    spellings = _spelling_warnings(taken, class_names)
     return ImageDataset(
-        name=name,
+        name=check_name(name, "dataset"),
         root=root,
         class_names=tuple(class_names),
-        clients=tuple(_client(client, classes, class_names) for client, classes in found),
-        warnings=(*warnings, *(_size_warnings(known, found) if known else ())),
+        clients=tuple(_client(root, client, classes, class_names) for client, classes in found),
+        warnings=(
+            *warnings,
+            *(_size_warnings(known, found) if known else ()),
+            *twins,
+            *spellings,
+        ),
         alone=alone,
         hub={**hub, "clients": [client for client, _ in found]} if hub else None,
         layout=layout,
         books=books or Books(),
     )
+
+
+def _composed(
+    root: Path | str, client: str, classes: ClassImages, class_names: Sequence[str]
+) -> ClassImages:
+    """Compose a client's class names, and spell them as `class_names` does."""
+    spelled = match_names(classes, class_names)
+    found: dict[str, str] = {}
+    for raw in classes:
+        name = spelled.get(raw, nfc(raw))
+        if name in found:
+            raise FedclipError(
+                f"{root}: {client} has the classes {found[name]!a} and {raw!a}, which are both "
+                f"{name!r}; merge them into one folder, or remove the copy"
+            )
+        found[name] = raw
+    return {name: classes[raw] for name, raw in found.items()}
 
 
 def _check_clients(root: Path | str, clients: Sequence[str]) -> None:
@@ -192,20 +221,51 @@ def _common_classes(
         if not somewhere <= set(classes)
     )
     if lacking:
+        twins = [f"{one!r} and {other!r}" for one, other in near_twins(sorted(somewhere))]
+        spelling = f" ({', '.join(twins)} differ only in spelling)" if twins else ""
         raise FedclipError(
-            f"{root}: all domains must have the same classes, but {lacking}; "
+            f"{root}: all domains must have the same classes, but {lacking}{spelling}; "
             "add or rename them, or list all classes with --class-names"
         )
     return tuple(sorted(somewhere))
 
 
-def _client(client: str, classes: ClassImages, class_names: Sequence[str]) -> ClientImages:
-    images = [
-        LabelledImage(image_id, source, label)
-        for label, name in enumerate(class_names)
-        for image_id, source in classes.get(name, ())
-    ]
+def _client(
+    root: Path | str, client: str, classes: ClassImages, class_names: Sequence[str]
+) -> ClientImages:
+    raw_ids: dict[str, str] = {}
+    images = []
+    for label, name in enumerate(class_names):
+        for raw_id, source in classes.get(name, ()):
+            image_id = nfc(raw_id)
+            if image_id in raw_ids:
+                raise FedclipError(
+                    f"{root}: {client} has the images {raw_ids[image_id]!a} and {raw_id!a}, which "
+                    "have one name; rename one, or remove the copy"
+                )
+            raw_ids[image_id] = raw_id
+            images.append(LabelledImage(image_id, source, label))
     return ClientImages(client, tuple(sorted(images, key=lambda image: image.id)))
+
+
+def _twin_warnings(class_names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(
+        f"the classes {one!r} and {other!r} differ only in case, spaces or underscores; encoders "
+        "such as CLIP do not tell them apart, so merge them if they are one class"
+        for one, other in near_twins(class_names)
+    )
+
+
+def _spelling_warnings(
+    clients: Sequence[tuple[str, ClassImages]], class_names: Sequence[str]
+) -> tuple[str, ...]:
+    raw_names = sorted({nfc(name) for _, classes in clients for name in classes})
+    spelled = match_names(raw_names, class_names)
+    return tuple(
+        f"images of {raw!r} are taken as {name!r}, as --class-names spells it"
+        for raw, name in spelled.items()
+        if raw != name
+    )
 
 
 def _size_warnings(known: str, clients: Sequence[tuple[str, ClassImages]]) -> tuple[str, ...]:

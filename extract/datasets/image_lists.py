@@ -1,6 +1,8 @@
 """Lists of images: a CSV or Parquet file of ``path,label[,client]``."""
 
 import csv
+import logging
+import unicodedata
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +14,12 @@ from ...cache import FedclipError
 from ...cache.common.fields import listed, suggest
 from ...cache.common.files import client_name, slug
 from ...cache.common.text import check_utf8
+from ...cache.labels import name_labels
 from .base import FileSource, ImageDataset, Source, gather
 from .books import Books
 from .folders import find_folder
+
+logger = logging.getLogger(__name__)
 
 PATH, LABEL, CLIENT = "path", "label", "client"
 
@@ -66,6 +71,7 @@ def open_list(
     if not rows:
         raise FedclipError(f"{file}: lists no images; add a row for each image")
     root = find_folder(dataset, data_dir) if dataset else _root(file, data_dir, rows[0][1])
+    names = _names(file, [label for _, _, label, _ in rows], class_names)
     clients: dict[str, dict[str, list[tuple[str, Source]]]] = {}
     seen: set[str] = set()
     for where, path, label, owner in rows:
@@ -73,7 +79,7 @@ def open_list(
         if image_id in seen:
             raise FedclipError(f"{where}: {path!r} is in this list already; remove one of the rows")
         seen.add(image_id)
-        images = clients.setdefault(client_name(owner), {}).setdefault(label, [])
+        images = clients.setdefault(client_name(owner), {}).setdefault(names[label], [])
         images.append((image_id, FileSource(root / image_id)))
     renamed = [f"{column} as {name}" for name, column in found.items() if name != column]
     understood = [*([opened.format] if opened.format else []), *renamed]
@@ -87,6 +93,10 @@ def open_list(
         layout=listed(understood, "and") if understood else "",
         books=Books("rows", aside=unused),
     )
+
+
+# A row's place in the file, path, label and client.
+_Row = tuple[str, str, str, str]
 
 
 @dataclass(frozen=True)
@@ -104,8 +114,15 @@ class _List:
     format: str = ""
 
 
-# A row's place in the file, path, label and client.
-_Row = tuple[str, str, str, str]
+def _names(file: Path, labels: Sequence[str], class_names: Sequence[str]) -> dict[str, str]:
+    """Find the class that each label means, and log what labels were understood as."""
+    try:
+        names, understood = name_labels([*dict.fromkeys(labels)], class_names)
+    except FedclipError as error:
+        raise FedclipError(f"{file}: {error}") from None
+    if understood:
+        logger.info("labels     read as %s", understood)
+    return names
 
 
 def _read(file: Path) -> _List:
@@ -254,7 +271,7 @@ def _missing(file: Path, name: str, has: Sequence[str], asked: str | None) -> st
 
 def _root(file: Path, data_dir: Path, path: str) -> Path:
     for root in (file.parent, data_dir):
-        if (root / path).is_file():
+        if _spelled(root, path) is not None:
             return root.resolve()
     raise FedclipError(
         f"{file}: its first image, {path}, is neither below {file.parent} nor below {data_dir}; "
@@ -270,8 +287,15 @@ def _below(where: str, path: str, root: Path) -> str:
             f"{where}: {path!r} is outside {root}; use a path relative to this folder"
         )
     check_utf8(root / plain)
-    if not (root / plain).is_file():
+    there = _spelled(root, path)
+    if there is None:
         raise FedclipError(
             f"{where}: no file {path!r} below {root}; fix the path or remove the row"
         )
-    return plain.as_posix()
+    return there.as_posix()
+
+
+def _spelled(root: Path, path: str) -> PurePosixPath | None:
+    """Find a listed image, whichever way its accents are written in the list and on disk."""
+    spellings = [path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD"))]
+    return next((PurePosixPath(each) for each in spellings if (root / each).is_file()), None)

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from ...cache import FedclipError
 from ...cache.common.errors import first_line
 from ...cache.common.limits import check_unpacked
+from ...cache.common.text import nfc
 from .base import ClassImages, Source
 from .registry import Columns
 
@@ -195,21 +196,21 @@ class _Table:
         """Return the names of a column's numbers; None if unknown."""
         feature = self.features.get(column)
         names = feature.get("names") if isinstance(feature, dict) else None
-        return [str(name) for name in names] if isinstance(names, list) else None
+        return [nfc(str(name)) for name in names] if isinstance(names, list) else None
 
     def domains(self, column: str) -> list[str]:
         """Return the domains as texts: numbers by name, or as digits if they have none."""
         values = self.data[column]
         names = self.names(column)
         if names is None:
-            values = [str(value) if isinstance(value, int) else value for value in values]
+            values = [_number_text(value) for value in values]
         return self._texts(column, values, names or ())
 
     def labels(self, column: str, class_names: Sequence[str]) -> list[str]:
         """Return the labels as texts: numbers by name, from the file or else `class_names`."""
         values = self.data[column]
         names = self.names(column) or class_names
-        if not names and any(isinstance(value, int) for value in values):
+        if not names and any(isinstance(value, int | float) for value in values):
             raise FedclipError(
                 f"{self.dataset}: its column {column!r} contains numbers without names; list the "
                 "names in order with --class-names, or choose another --label-column"
@@ -219,6 +220,8 @@ class _Table:
     def _texts(self, column: str, values: Sequence[Any], names: Sequence[str]) -> list[str]:
         texts = []
         for row, value in enumerate(values):
+            if isinstance(value, float) and value.is_integer():
+                value = int(value)
             if isinstance(value, int) and 0 <= value < len(names):
                 value = names[value]
             if not isinstance(value, str) or not value:
@@ -226,7 +229,7 @@ class _Table:
                     f"{self.dataset}: row {row} of {self.file.path.name} has {value!r} in its "
                     f"column {column!r}, which is not a name or the number of one; fix the row"
                 )
-            texts.append(value)
+            texts.append(nfc(value))
         return texts
 
     def places(self) -> list[tuple[int, int]]:
@@ -237,6 +240,12 @@ class _Table:
             for group in groups
             for row in range(self.metadata.row_group(group).num_rows)
         ]
+
+
+def _number_text(value: Any) -> Any:
+    """Return an integer as text, also one that a table with gaps has as a float."""
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    return str(int(value)) if whole else value
 
 
 def _check_columns(dataset: str, schema: Any, wanted: Mapping[str, str]) -> None:

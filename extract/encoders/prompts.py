@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ...cache import FedclipError
 from ...cache.common.fields import suggest
-from ...cache.common.text import flaw
+from ...cache.common.text import flaw, nfc
 
 DEFAULT_TEMPLATE = "a picture of a {}"
 
@@ -28,7 +28,7 @@ def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
                 f"--template {template!r}: has {template.count('{}')} placeholders {{}}; use "
                 "exactly one, for the class name"
             )
-    return tuple(dict.fromkeys(templates))
+    return tuple(dict.fromkeys(map(nfc, templates)))
 
 
 def templates_of(name: str | None) -> tuple[str, ...]:
@@ -74,7 +74,7 @@ def parse_class_names(text: str | None) -> tuple[str, ...]:
             raise FedclipError(f"--class-names {text}: is not UTF-8; save it as UTF-8") from None
     else:
         parts = text.split(",")
-    names = tuple(name.strip() for name in parts if name.strip())
+    names = tuple(nfc(name.strip()) for name in parts if name.strip())
     if not names:
         raise FedclipError(f"--class-names {text}: is empty; pass A,B,C or @FILE")
     repeated = next((name for name in names if names.count(name) > 1), None)

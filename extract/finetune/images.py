@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ...cache import FeatureCache, FedclipError
+from ...cache.common.text import nfc
 from ...cache.schema import content_digest
 from ..datasets.base import ImageDataset, Source
 from ..encoding.loader import describe
@@ -111,13 +112,13 @@ def find_images(
     for cache in caches:
         here = sources.get(cache.client, {})
         for image in cache.ids:
-            if image not in here:
+            if nfc(image) not in here:
                 raise FedclipError(
                     f"{dataset.root}: lacks {image}, which is in the cache; restore it or extract "
                     "again"
                 )
         lent[cache.client] = Images(
-            [here[image] for image in cache.ids],
+            [here[nfc(image)] for image in cache.ids],
             cache,
             decode,
             (3, height, width),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...cache import FeatureCache, FedclipError
 from ...cache.common.fields import listed
-from ...cache.common.text import counted
+from ...cache.common.text import counted, nfc
 from ...cache.compatibility import check_comparable
 from ..models.base import Model
 from ..seeding import generator
@@ -207,6 +207,7 @@ def chosen_templates(cache: FeatureCache, prompts: Sequence[str]) -> tuple[str, 
     check_comparable(cache)
     if list(prompts) == [ALL_PROMPTS]:
         return cache.templates
+    prompts = tuple(map(nfc, prompts))
     for template in prompts:
         if template not in cache.templates:
             raise FedclipError(
@@ -214,7 +215,7 @@ def chosen_templates(cache: FeatureCache, prompts: Sequence[str]) -> tuple[str, 
                 f"{listed([*map(repr, cache.templates), ALL_PROMPTS])}, or add it with "
                 "fedclip extract --template"
             )
-    return tuple(prompts) or cache.templates[:1]
+    return prompts or cache.templates[:1]
 
 
 def class_texts(cache: FeatureCache, prompts: Sequence[str]) -> npt.NDArray[np.float32]:

@@ -12,7 +12,7 @@ from ..ablations.grid import show
 from ..ablations.summary import Summary
 from ..models.full import describe_backbone
 from ..runs.cost import Cost
-from ..runs.experiment import Experiment
+from ..runs.experiment import Experiment, show_target
 from ..runs.results import FIGURES, ByClient, Result, RunResult, summary_of
 from ..settings import Settings
 from ..training.evaluate import mean
@@ -99,7 +99,7 @@ def results_table(results: Sequence[RunResult], experiment: Experiment | None = 
     ]
     rows: list[list[Cell]] = [
         [
-            result.target or "none",
+            show_target(result.target),
             *(_accuracy(result, members) for members in clients.values()),
             *(Accuracy(*result.figure(name)) for name in summary),
             result.best_round or None,
@@ -109,7 +109,7 @@ def results_table(results: Sequence[RunResult], experiment: Experiment | None = 
         for result in results
     ]
     empty: list[Cell] = [None] * (len(clients) + len(summary) + 2)
-    rows += [[target or "none", *empty, "not started"] for target in waiting]
+    rows += [[show_target(target), *empty, "not started"] for target in waiting]
     footer: list[list[Cell]] = []
     if len(results) > 1:
         means = [Accuracy(*summary_of(results).figure(name)) for name in summary]

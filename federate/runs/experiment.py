@@ -15,7 +15,8 @@ from ... import __version__
 from ...cache import CacheFolder, FeatureCache, FedclipError, load_cache, resolve_cache
 from ...cache.common.device import resolve_device
 from ...cache.common.fields import options_of, suggest
-from ...cache.common.files import check_name
+from ...cache.common.files import check_name, client_name
+from ...cache.common.text import match_names, nfc
 from ...cache.key import canonical_json
 from ..data.federation import chosen_templates, class_texts
 from ..models.base import Model
@@ -25,6 +26,9 @@ from .folder import RunFolder
 
 ALL = "all"
 NONE = "none"
+
+# Prefix of `--target` for a domain whose name is one of the words above.
+DOMAIN = "domain:"
 
 # Version of the facts in the metadata of saved parameters.
 FACTS_VERSION = 2
@@ -118,7 +122,7 @@ class Experiment:
             "strategy": self.settings.name_of("strategy"),
             "adapter": self.settings.name_of("adapter"),
             "model": self.model.facts and {"facts": self.model.facts, "origin": self.model.origin},
-            "target": target or NONE,
+            "target": show_target(target),
             "device": str(self.device),
             "engine": self._engine_in_use,
             "seed": self.settings.seed,
@@ -135,7 +139,7 @@ class Experiment:
             same = canonical_json(recorded.to_json()) == canonical_json(self.settings.to_json())
         except (KeyError, TypeError, ValueError, AttributeError):
             same = False
-        target = ALL if len(self.targets) > 1 else self.targets[0] or NONE
+        target = ALL if len(self.targets) > 1 else show_target(self.targets[0])
         for what, equal in (("settings", same), ("target", config.get("target") == target)):
             if not equal:
                 raise FedclipError(
@@ -171,7 +175,9 @@ class Experiment:
 def choose_targets(clients: Sequence[FeatureCache], target: str | None) -> tuple[str | None, ...]:
     """Turn the value of `--target` into the domains to leave out, one run each.
 
-    By default every domain in turn if there are two or more, else none.
+    By default every domain in turn if there are two or more, else none. A domain is named as in
+    the cache or as its folder, such as `Real World` for real_world; `domain:all` is the domain
+    called all.
 
     Raises:
         FedclipError: the domain is unknown.
@@ -179,13 +185,35 @@ def choose_targets(clients: Sequence[FeatureCache], target: str | None) -> tuple
     domains = [cache.client for cache in clients]
     if target is None:
         target = ALL if len(domains) > 1 else NONE
-    if target not in (ALL, NONE, *domains):
-        raise FedclipError(
-            f"--target {target}: unknown domain{suggest(target, [*domains, ALL, NONE])}"
-        )
     if target == NONE:
         return (None,)
-    return tuple(domains) if target == ALL else (target,)
+    if target == ALL:
+        return tuple(domains)
+    for spelled in (target, target.removeprefix(DOMAIN)):
+        found = _find_domain(spelled, domains)
+        if found is not None:
+            return (found,)
+    choices = [*map(show_target, domains), ALL, NONE]
+    raise FedclipError(f"--target {target}: unknown domain{suggest(target, choices)}")
+
+
+def show_target(target: str | None) -> str:
+    """Spell a target as `--target` takes it."""
+    if target is None:
+        return NONE
+    return f"{DOMAIN}{target}" if target in (ALL, NONE) else target
+
+
+def _find_domain(name: str, domains: Sequence[str]) -> str | None:
+    """Find a domain by its name, the name of its folder, or another spelling of these."""
+    if nfc(name) in domains:
+        return nfc(name)
+    try:
+        if client_name(name) in domains:
+            return client_name(name)
+    except FedclipError:
+        return None
+    return match_names([name], domains).get(name)
 
 
 def find_run(runs_dir: Path, name: str) -> Path:

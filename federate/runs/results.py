@@ -141,7 +141,8 @@ def read_result(content: Mapping[str, Any]) -> Result | None:
             f"result.json has format version {version!r}, and this fedclip reads up to {VERSION}; "
             "update fedclip"
         )
-    kind = TargetsResult if content.get("target") == "all" else RunResult
+    # A domain may be called all, too, so the target does not tell them apart.
+    kind = TargetsResult if "targets" in content else RunResult
     names = {each.name for each in fields(kind)}
     values = {name: value for name, value in content.items() if name in names}
     figures = [values.get(name) for each in FIGURES for name in (each, f"zero_shot_{each}")]

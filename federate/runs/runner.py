@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
 
+from ...cache.common.files import path_for
 from ...cache.common.progress import Progress, first_of, no_progress
 from ...cache.common.text import counted, inflected
 from ..data.federation import FeaturePool
 from ..server import Round
 from ..simulation import Callback, Run, simulate
 from .cost import forecast
-from .experiment import ALL, NONE, Experiment
+from .experiment import ALL, Experiment, show_target
 from .folder import PERSONAL, RunFolder
 from .results import Result, RunResult, Status, result_of, summary_of
 
@@ -90,7 +91,7 @@ class Trial:
         for target, federation in zip(experiment.targets, self.federations, strict=True):
             place = folder
             if self._several and target is not None:
-                place = RunFolder(folder.path / target)
+                place = RunFolder(path_for(folder.path, target))
                 if not place.begun:
                     place.begin(experiment.config(target))
             result = place.result_if_over()
@@ -193,7 +194,8 @@ def result_on_disk(experiment: Experiment) -> Result | None:
 
 def unfinished(experiment: Experiment) -> int:
     """Count the runs of an experiment that are not over."""
-    below = [experiment.folder / target for target in experiment.targets if target is not None]
+    targets = [target for target in experiment.targets if target is not None]
+    below = [path_for(experiment.folder, target) for target in targets]
     places = below if len(experiment.targets) > 1 else [experiment.folder]
     return sum(RunFolder(place).result_if_over() is None for place in places)
 
@@ -257,7 +259,7 @@ class _Shown(Callback):
     def on_step(self, runs: Sequence[Run]) -> None:
         """Show how far the run is."""
         for run in runs:
-            target = run.federation.target.name if run.federation.target else NONE
+            target = show_target(run.federation.target.name if run.federation.target else None)
             best = run.last.mean_validation if run.last and run.last.validation else None
             self._validation = self._validation if best is None else f"validation {best:.2%}"
             rounds = run.settings.rounds

@@ -1,6 +1,7 @@
 """Features that another program extracted become a cache, or nothing at all."""
 
 import pickle
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -195,6 +196,7 @@ def test_ids_sort_in_the_order_of_rows(archive: Archive, caches: Path, rows: int
     [
         ("class_names", np.array([b"cat", b"dog"]), ("cat", "dog")),
         ("class_names", np.array([3, 7]), ("3", "7")),
+        ("class_names", np.array([3.0, 7.0]), ("3", "7")),
         ("logit_scale", np.array([20]), 20.0),
         ("logit_scale", np.float16(20), 20.0),
     ],
@@ -211,6 +213,151 @@ def test_labels_may_be_any_integers(archive: Archive, caches: Path, dtype: npt.D
     (cache,) = import_npz(archive(labels=LABELS.astype(dtype)), caches, "pets").clients
     assert cache.labels.dtype == np.int32
     np.testing.assert_array_equal(cache.labels, LABELS)
+
+
+ONE_HOT = np.eye(2)[LABELS]
+NAMES = ["cat", "caf\u00e9"]
+
+FORMS: dict[str, tuple[dict[str, Any], str]] = {
+    "integers": ({}, "class numbers from 0"),
+    "integral floats": ({"labels": LABELS / 1}, "class numbers from 0"),
+    "half floats": ({"labels": LABELS.astype(np.float16)}, "class numbers from 0"),
+    "truths": ({"labels": LABELS == 1}, "class numbers from 0"),
+    "a column": ({"labels": LABELS[:, None]}, "class numbers from 0"),
+    "a column of floats": ({"labels": LABELS[:, None] / 1}, "class numbers from 0"),
+    "one-hot floats": ({"labels": ONE_HOT}, "one-hot rows"),
+    "one-hot integers": ({"labels": ONE_HOT.astype(np.int64)}, "one-hot rows"),
+    "one-hot truths": ({"labels": ONE_HOT == 1}, "one-hot rows"),
+    "names": ({"labels": np.array(NAMES)[LABELS]}, "class names"),
+    "a column of names": ({"labels": np.array(NAMES)[LABELS][:, None]}, "class names"),
+    "names in bytes": ({"labels": np.array([n.encode() for n in NAMES])[LABELS]}, "class names"),
+    "names with accents apart": (
+        {"labels": np.array(["cat", "cafe\u0301"])[LABELS]},
+        "class names",
+    ),
+    "names in another case": (
+        {"labels": np.array(["Cat", NAMES[1]])[LABELS]},
+        "class names in another spelling ('Cat' as 'cat')",
+    ),
+    "numbers as texts": ({"labels": LABELS.astype("U")}, "class numbers from 0"),
+    "floats as texts": ({"labels": (LABELS / 1).astype("U")}, "class numbers from 0"),
+}
+
+
+@pytest.mark.parametrize(("changes", "form"), FORMS.values(), ids=FORMS)
+def test_labels_are_what_they_plainly_are_and_one_line_says_what(
+    archive: Archive, caches: Path, changes: dict[str, Any], form: str
+) -> None:
+    imported = import_npz(archive(class_names=NAMES, **changes), caches, "pets")
+    (cache,) = imported.clients
+    assert cache.labels.dtype == np.int32
+    np.testing.assert_array_equal(cache.labels, LABELS)
+    assert imported.understood == f"labels as {form}, 2 of 2 classes have rows"
+
+
+def test_a_class_of_its_own_in_a_column_is_one_hot_or_a_number(
+    archive: Archive, caches: Path
+) -> None:
+    for number, labels in enumerate((np.ones((6, 1)), np.zeros((6, 1)))):
+        path = archive(labels=labels, text_features=TEXTS[:1])
+        (cache,) = import_npz(path, caches, f"pets-{number}").clients
+        assert cache.labels.tolist() == [0] * 6
+
+
+def test_names_are_taken_without_spaces_around_them_and_composed(
+    archive: Archive, caches: Path
+) -> None:
+    path = archive(
+        class_names=[[" cat"], ["cafe\u0301 "]], domain=[["U\u0308bung "], ["\u00dcbung"]] * 3
+    )
+    (cache,) = import_npz(path, caches, "pets").clients
+    assert cache.class_names == ("cat", "caf\u00e9")
+    assert cache.client == "\u00fcbung"
+
+
+def test_domains_in_any_script_become_clients_with_files_of_safe_names(
+    archive: Archive, caches: Path
+) -> None:
+    domains = ["real/world", "Real World (old)", "東京", "../up", "all", "Real World"]
+    imported = import_npz(archive(domain=domains), caches, "pets")
+    clients = load_cache(imported.folder)
+    assert sorted(cache.client for cache in clients) == sorted([*domains[:5], "real_world"])
+    assert all(
+        re.fullmatch(r"[a-z0-9_]+(~[0-9a-f]{16})?\.h5", f.name) for f in imported.folder.files
+    )
+    for cache in clients:
+        assert read_cache(imported.folder.file(cache.client)).client == cache.client
+    assert imported.folder.file("real_world").name == "real_world.h5"
+    assert set(imported.folder.read_manifest()["clients"]) == {cache.client for cache in clients}
+
+
+def test_domains_may_be_numbers(archive: Archive, caches: Path) -> None:
+    path = archive(domain=np.array([[0.0], [1.0]] * 3))
+    assert [each.client for each in import_npz(path, caches, "pets").clients] == ["0", "1"]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_texts_in_three_dimensions_are_several_prompts(
+    archive: Archive, caches: Path, named: bool
+) -> None:
+    texts = np.stack([TEXTS, TEXTS + 1, TEXTS + 2], axis=1)
+    templates = [f"{letter} {{}}" for letter in "abc"] if named else None
+    imported = import_npz(archive(text_features=texts, templates=templates), caches, "pets")
+    (cache,) = load_cache(imported.folder)
+    np.testing.assert_array_equal(cache.text_features, texts)
+    expected = (
+        ("a {}", "b {}", "c {}") if named else ("prompt 1: {}", "prompt 2: {}", "prompt 3: {}")
+    )
+    assert cache.templates == expected
+    assert "; text_features as 3 prompts per class, for --prompt" in imported.understood
+    one = import_npz(archive(text_features=TEXTS[:, None]), caches, "one").clients[0]
+    assert one.key == import_npz(archive(), caches, "other").clients[0].key
+    assert one.templates == ("{}",)
+
+
+def test_a_scale_that_is_ln_100_is_100(archive: Archive, caches: Path) -> None:
+    imported = import_npz(archive(logit_scale=np.float32(4.6052)), caches, "pets")
+    assert imported.clients[0].logit_scale == 100.0
+    assert imported.understood.endswith("; logit_scale as 100, as 4.6052 is its logarithm")
+    assert imported.clients[0].key == import_npz(archive(), caches, "other").clients[0].key
+
+
+WARNINGS: dict[str, tuple[dict[str, Any], str]] = {
+    "a scale that may be a logarithm": (
+        {"logit_scale": 2.6593},
+        "logit_scale: 2.6593 is taken as it is; if it is a logarithm, as CLIP stores it, import "
+        "14.29 instead",
+    ),
+    "classes that differ in case": (
+        {"class_names": ["Dog", "dog"]},
+        "class_names: 'Dog' and 'dog' differ only in case, spaces or underscores; merge them if "
+        "they are one class",
+    ),
+    "no rows of the lowest class": (
+        {"labels": np.ones(6, int)},
+        "labels: class 'class 0', number 0, has no rows; if the labels count from 1, subtract 1 "
+        "from each, as otherwise all of them are wrong",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "warning"), WARNINGS.values(), ids=WARNINGS)
+def test_what_may_be_meant_otherwise_is_taken_with_a_warning(
+    archive: Archive,
+    caches: Path,
+    caplog: pytest.LogCaptureFixture,
+    changes: dict[str, Any],
+    warning: str,
+) -> None:
+    import_npz(archive(**changes), caches, "pets")
+    assert [record.getMessage() for record in caplog.records] == [warning]
+
+
+def test_what_is_plain_is_taken_without_a_warning(
+    archive: Archive, caches: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import_npz(archive(class_names=["cat", "dog"], logit_scale=20.0), caches, "pets")
+    assert caplog.records == []
 
 
 def changed(array: Array, place: Any, value: Any) -> Array:
@@ -236,19 +383,62 @@ BAD_ARRAYS: dict[str, tuple[dict[str, Any], str]] = {
         "NaN or Inf",
     ),
     "NaN in texts": ({"text_features": changed(TEXTS, (1, 1), np.nan)}, "of class 'class 1'"),
-    "a label too high": ({"labels": LABELS + 1}, "has label 2 in row 1, outside its 2 classes"),
+    "labels from 1": (
+        {"labels": LABELS + 1},
+        "has label 2 in row 1, outside its 2 classes; the labels seem to count from 1, so subtract "
+        "1 from each",
+    ),
+    "a label too high": ({"labels": LABELS + 2}, "has label 2 in row 0, outside its 2 classes"),
     "a label too low": ({"labels": LABELS - 1}, "has label -1 in row 0, outside its 2 classes"),
     "a label beyond 32 bits": ({"labels": changed(LABELS, 4, 2**32)}, "has label 4294967296"),
     "a huge unsigned label": ({"labels": np.full(6, 2**64 - 1, np.uint64)}, "in row 0"),
-    "labels that are floats": ({"labels": LABELS / 1}, "labels of shape (6,) and dtype float64"),
+    "a label between classes": ({"labels": LABELS / 2}, "has label 0.5 in row 1, which is not"),
+    "a label of NaN": ({"labels": changed(LABELS / 1, 3, np.nan)}, "has label nan in row 3, which"),
+    "a label of Inf": ({"labels": changed(LABELS / 1, 3, np.inf)}, "has label inf in row 3, which"),
+    "labels that are texts without classes": (
+        {"labels": ["cat"] * 6},
+        "has labels that are texts such as 'cat', but no class_names",
+    ),
+    "a label that is no class's name": (
+        {"labels": ["cat"] * 5 + ["cow"], "class_names": ["cat", "dog"]},
+        "has the label 'cow', which is not in class_names; choose cat or dog",
+    ),
+    "texts that count from 1": (
+        {"labels": ["1", "2"] * 3, "class_names": ["cat", "dog"]},
+        "has the label '2', which is neither one of the 2 classes nor the number of one, from 0; "
+        "the labels seem to count from 1, so subtract 1 from each",
+    ),
+    "labels of half a class each": ({"labels": np.full((6, 2), 0.5)}, "labels of shape (6, 2)"),
+    "labels of two classes": ({"labels": np.ones((6, 2), int)}, "or (6, 2) one-hot rows"),
+    "labels that are not UTF-8": (
+        {"labels": [b"caf\xe9"] * 6, "class_names": ["a", "b"]},
+        "has a labels that is not UTF-8",
+    ),
     "too few labels": ({"labels": LABELS[:5]}, "labels of shape (5,)"),
-    "labels as a column": ({"labels": LABELS[:, None]}, "labels of shape (6, 1)"),
+    "labels as a row": ({"labels": LABELS[None]}, "labels of shape (1, 6)"),
+    "rows that were not filled in": (
+        {"image_features": changed(IMAGES, slice(3, 6), 0)},
+        "has 3 of 6 rows of image_features that are all zeros, the first is row 3",
+    ),
+    "a row of zeros": ({"image_features": changed(IMAGES, 5, 0)}, "has 1 of 6 rows of image_feat"),
     "widths that differ": ({"text_features": TEXTS[:, :3]}, "4 wide and text_features 3 wide"),
     "images as a cube": ({"image_features": IMAGES[..., None]}, "of shape (6, 4, 1)"),
     "a single image": ({"image_features": IMAGES[0]}, "image_features of shape (4,)"),
     "images that are integers": ({"image_features": IMAGES.astype(int)}, "dtype int64"),
     "images that are complex": ({"image_features": IMAGES * 1j}, "dtype complex64"),
     "no rows": ({"image_features": IMAGES[:0], "labels": LABELS[:0]}, "of shape (0, 4)"),
+    "texts in four dimensions": (
+        {"text_features": TEXTS[:, None, None]},
+        "expected a non-empty (rows, width) or (classes, prompts, width) array of floats",
+    ),
+    "too few templates": (
+        {"text_features": np.stack([TEXTS] * 3, axis=1), "templates": ["a {}", "b {}"]},
+        "templates of shape (2,)",
+    ),
+    "a prompt of zeros": (
+        {"text_features": np.stack([TEXTS, 0 * TEXTS], axis=1)},
+        "has a row of zeros in text_features",
+    ),
     "no classes": ({"text_features": TEXTS[:0]}, "text_features of shape (0, 4)"),
     "no width": ({"image_features": IMAGES[:, :0]}, "of shape (6, 0)"),
     "a text of zeros": (
@@ -258,13 +448,18 @@ BAD_ARRAYS: dict[str, tuple[dict[str, Any], str]] = {
     "too many class names": ({"class_names": ["a", "b", "c"]}, "class_names of shape (3,)"),
     "class names that are floats": ({"class_names": [0.5, 1.5]}, "dtype float64"),
     "a class named twice": ({"class_names": ["a", "a"]}, "has the class 'a' twice"),
+    "classes that differ in a space": ({"class_names": ["a", "a "]}, "has the class 'a' twice"),
+    "classes that differ in how accents are written": (
+        {"class_names": ["caf\u00e9", "cafe\u0301"]},
+        "has the class 'caf\u00e9' twice",
+    ),
     "a class name with NUL": ({"class_names": ["a\0b", "c"]}, "NUL"),
     "class names that are not UTF-8": ({"class_names": [b"caf\xe9", b"dog"]}, "class_names"),
     "a class name of half a character": ({"class_names": ["caf\udce9", "dog"]}, ""),
     "too few domains": ({"domain": ["a"] * 5}, "domain of shape (5,)"),
-    "a domain with a slash": ({"domain": ["a/b"] * 6}, "domain 'a/b' cannot name a file"),
-    "a domain that leads up": ({"domain": [".."] * 6}, "domain '..' cannot name a file"),
-    "a domain without a name": ({"domain": [""] * 6}, "domain '' cannot name a file"),
+    "a domain that leads up": ({"domain": [".."] * 6}, "domain '..' has no letter"),
+    "a domain without a name": ({"domain": [""] * 6}, "domain '' has no letter"),
+    "a domain on two lines": ({"domain": ["a\nb"] * 6}, r"domain 'a\nb' contains a line break"),
     "domains that differ in case": ({"domain": ["Art", "art"] * 3}, "'art'"),
     "domains that differ in a space": ({"domain": ["a b", "a_b"] * 3}, "'a_b'"),
     "a scale of zero": ({"logit_scale": 0}, "has logit_scale 0.0, which must be positive"),

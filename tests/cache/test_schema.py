@@ -81,12 +81,28 @@ def test_features_know_their_width_and_their_key(make_features: MakeFeatures) ->
 
 
 @pytest.mark.parametrize("name", ["", ".hidden", "../up", "a/b", "a\\b", "a b", "-x", "a\n"])
-@pytest.mark.parametrize("field", ["dataset", "client"])
-def test_names_that_cannot_name_a_file_are_refused(
-    make_features: MakeFeatures, field: str, name: str
+def test_a_dataset_that_cannot_name_a_file_is_refused(
+    make_features: MakeFeatures, name: str
 ) -> None:
     with pytest.raises(FedclipError, match="cannot name a file"):
-        make_features(**{field: name})
+        make_features(dataset=name)
+
+
+@pytest.mark.parametrize("name", ["", "..", "a\n", "a\0"])
+def test_a_client_that_cannot_be_stored_is_refused(make_features: MakeFeatures, name: str) -> None:
+    with pytest.raises(FedclipError, match="rename it"):
+        make_features(client=name)
+
+
+def test_names_are_stored_composed(make_features: MakeFeatures) -> None:
+    apart, composed = "cafe\u0301", "caf\u00e9"
+    cache = make_features(
+        dataset=apart, client=f"{apart} (old)", classes=(apart, "b"), templates=(f"{apart} {{}}",)
+    )
+    assert (cache.dataset, cache.client) == (composed, f"{composed} (old)")
+    assert (cache.class_names, cache.templates) == ((composed, "b"), (f"{composed} {{}}",))
+    with pytest.raises(FedclipError, match="has the class 'caf\u00e9' twice"):
+        make_features(classes=(apart, composed))
 
 
 @pytest.mark.parametrize(

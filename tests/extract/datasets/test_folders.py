@@ -409,12 +409,85 @@ def test_a_name_that_cannot_be_a_folder_is_refused(tmp_path: Path, name: str) ->
     assert one_line(error).startswith(f"dataset {name!r}")
 
 
-@pytest.mark.parametrize("domain", ["photo:1", "-photo", "photo\n2", "(photo)", "_photo"])
-def test_a_domain_whose_name_cannot_be_a_file_is_refused(tmp_path: Path, domain: str) -> None:
+@pytest.mark.parametrize(
+    "domain",
+    ["photo:1", "-photo", "(photo)", "_photo", "फ\u093cोटो", "東京", "Real World (old)", "x" * 250],
+)
+def test_a_domain_with_any_name_takes_part(tmp_path: Path, domain: str) -> None:
     root = fill(tmp_path / "pets", images((domain, "sketch"), ("cat",)))
-    with pytest.raises(FedclipError, match="cannot name a file") as error:
+    assert set(client_names(open_dataset(str(root), tmp_path))) == {domain, "sketch"}
+
+
+@pytest.mark.parametrize("domain", ["photo\n2", "-_-"])
+def test_a_domain_without_a_name_on_one_line_is_refused(tmp_path: Path, domain: str) -> None:
+    root = fill(tmp_path / "pets", images((domain, "sketch"), ("cat",)))
+    with pytest.raises(FedclipError, match="; rename it") as error:
         open_dataset(str(root), tmp_path)
     assert one_line(error).startswith(f"domain {domain!r}")
+
+
+COMPOSED, APART = "caf\u00e9", "cafe\u0301"
+
+
+def test_accents_written_in_either_way_are_one_name(tmp_path: Path) -> None:
+    files = [f"{APART}/{COMPOSED}/1.jpg", f"photo/{APART}/{APART}.jpg"]
+    root = fill(tmp_path / APART, files)
+    for class_names in ((), (COMPOSED,), (APART,)):
+        dataset = open_dataset(str(root), tmp_path, class_names=class_names)
+        assert dataset.name == COMPOSED
+        assert client_names(dataset) == [COMPOSED, "photo"]
+        assert dataset.class_names == (COMPOSED,)
+        assert ids(dataset, "photo") == [f"photo/{COMPOSED}/{COMPOSED}.jpg"]
+        assert dataset.clients[1].images[0].source == FileSource(root / files[1])
+    site = open_dataset(str(root / "photo"), tmp_path, client=APART)
+    assert client_names(site) == [COMPOSED]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems take the names for one")
+@pytest.mark.parametrize(
+    ("files", "complaint"),
+    [
+        (
+            [f"photo/{COMPOSED}/1.jpg", f"photo/{APART}/2.jpg"],
+            "photo has the classes 'cafe\\u0301' and 'caf\\xe9', which are both 'caf\u00e9'; "
+            "merge them into one folder, or remove the copy",
+        ),
+        (
+            [f"{COMPOSED}/cat/1.jpg", f"{APART}/cat/1.jpg"],
+            "two domains would both become the client 'caf\u00e9'; rename one",
+        ),
+        (
+            [f"photo/cat/{COMPOSED}.jpg", f"photo/cat/{APART}.jpg"],
+            "which have one name; rename one, or remove the copy",
+        ),
+    ],
+)
+def test_two_names_in_one_place_that_differ_only_in_how_accents_are_written_are_refused(
+    tmp_path: Path, files: list[str], complaint: str
+) -> None:
+    root = fill(tmp_path / "pets", files)
+    with pytest.raises(FedclipError) as error:
+        open_dataset(str(root), tmp_path)
+    assert complaint in one_line(error)
+
+
+def test_classes_that_differ_in_spelling_are_matched_warned_of_or_refused(tmp_path: Path) -> None:
+    root = fill(tmp_path / "pets", ["photo/Dog/1.jpg", "photo/cat/1.jpg", "sketch/dog/1.jpg"])
+    with pytest.raises(FedclipError) as error:
+        open_dataset(str(root), tmp_path)
+    assert "photo lacks dog; sketch lacks Dog, cat ('Dog' and 'dog' differ only in spelling)" in (
+        one_line(error)
+    )
+    dataset = open_dataset(str(root), tmp_path, class_names=("dog", "cat"))
+    assert [image.label for image in dataset.clients[0].images] == [0, 1]
+    assert dataset.warnings == ("images of 'Dog' are taken as 'dog', as --class-names spells it",)
+    fill(root, ["photo/dog/2.jpg", "sketch/Dog/1.jpg", "sketch/cat/1.jpg"])
+    dataset = open_dataset(str(root), tmp_path)
+    assert dataset.class_names == ("Dog", "cat", "dog")
+    assert dataset.warnings == (
+        "the classes 'Dog' and 'dog' differ only in case, spaces or underscores; encoders such as "
+        "CLIP do not tell them apart, so merge them if they are one class",
+    )
 
 
 @pytest.mark.parametrize(("one", "other"), [("Photo", "photo"), ("my photo", "my_photo")])
