@@ -32,8 +32,8 @@ class TargetOptions:
         None,
         metavar="DOMAIN",
         shown="all with two or more domains, else none",
-        help="Domain to leave out, all (each in turn) or none; domain:NAME for a domain that is "
-        "called all or none.",
+        help="Domain to leave out, all (each in turn) or none. For a domain called all or none, "
+        "domain:NAME.",
     )
 
 

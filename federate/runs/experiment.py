@@ -99,8 +99,13 @@ class Experiment:
             digest.update(f"{cache.key} {cache.content}".encode())
         return digest.hexdigest()
 
-    def config(self, target: str | None) -> dict[str, Any]:
-        """List every setting of the run, or of one target of it."""
+    @property
+    def target(self) -> str:
+        """What is left out, as `--target` takes it: each domain in turn, one, or none."""
+        return ALL if len(self.targets) > 1 else show_target(self.targets[0])
+
+    def config(self, target: str) -> dict[str, Any]:
+        """List every setting of the run, or of one target of it, as `--target` takes it."""
         first = self.clients[0]
         return {
             "fedclip": __version__,
@@ -122,7 +127,7 @@ class Experiment:
             "strategy": self.settings.name_of("strategy"),
             "adapter": self.settings.name_of("adapter"),
             "model": self.model.facts and {"facts": self.model.facts, "origin": self.model.origin},
-            "target": show_target(target),
+            "target": target,
             "device": str(self.device),
             "engine": self._engine_in_use,
             "seed": self.settings.seed,
@@ -139,8 +144,7 @@ class Experiment:
             same = canonical_json(recorded.to_json()) == canonical_json(self.settings.to_json())
         except (KeyError, TypeError, ValueError, AttributeError):
             same = False
-        target = ALL if len(self.targets) > 1 else show_target(self.targets[0])
-        for what, equal in (("settings", same), ("target", config.get("target") == target)):
+        for what, equal in (("settings", same), ("target", config.get("target") == self.target)):
             if not equal:
                 raise FedclipError(
                     f"{self.folder}: is a run with another {what.rstrip('s')}; move it away, or "

@@ -13,7 +13,7 @@ from ..data.federation import FeaturePool
 from ..server import Round
 from ..simulation import Callback, Run, simulate
 from .cost import forecast
-from .experiment import ALL, Experiment, show_target
+from .experiment import Experiment, show_target
 from .folder import PERSONAL, RunFolder
 from .results import Result, RunResult, Status, result_of, summary_of
 
@@ -85,15 +85,14 @@ class Trial:
         if self._resume and folder.begun:
             experiment.check_config(folder.read_config())
         else:
-            config = experiment.config(ALL if self._several else experiment.targets[0])
-            folder.begin(config, overwrite=experiment.overwrite)
+            folder.begin(experiment.config(experiment.target), overwrite=experiment.overwrite)
         self._claim.enter_context(folder.claimed())
         for target, federation in zip(experiment.targets, self.federations, strict=True):
             place = folder
             if self._several and target is not None:
                 place = RunFolder(path_for(folder.path, target))
                 if not place.begun:
-                    place.begin(experiment.config(target))
+                    place.begin(experiment.config(show_target(target)))
             result = place.result_if_over()
             if isinstance(result, RunResult):
                 place.clear()

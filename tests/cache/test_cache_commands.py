@@ -331,9 +331,10 @@ def test_an_import_says_what_it_made(command: Run, archive: Path, tmp_path: Path
     (path,) = (tmp_path / "caches" / "pets").iterdir()
     assert ["art", "3"] in [cells(line) for line in outcome.out]
     assert ["photo", "3"] in [cells(line) for line in outcome.out]
-    assert outcome.out[-2:] == [
+    assert outcome.out[-3:] == [
         f"cache      pets/{path.name}: 6 rows of 8 features (unit norm), 2 classes, "
         "logit scale 100",
+        "understood labels as class numbers from 0, 2 of 2 classes have rows",
         "ignored    split (unknown arrays)",
     ]
     assert read_cache(path / "art.h5").ids == ("0", "2", "4")

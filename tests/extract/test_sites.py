@@ -192,7 +192,7 @@ def test_class_names_that_are_none_are_refused(text: str, expected: str) -> None
         ("--manifest a.csv --split test", "--split: only applies to datasets on the hub"),
         ("--dataset pets --column path=a", "--column path=a: only applies to lists of images"),
         ("--dataset pets --split test", "photo is not divided into splits; leave out --split"),
-        ("--dataset pets --client a/b", "'a/b' cannot name a file"),
+        ("--dataset pets --client ..", "'..' has no letter, digit or symbol; rename it"),
         ("--dataset pets --class-names @nowhere.txt", "nowhere.txt: No such file"),
         (
             "--manifest nowhere.csv",

@@ -262,7 +262,7 @@ def test_what_is_not_in_a_table_is_refused_with_what_there_is(
         (rows(labels=(0, None)), "has None in its column 'label'"),
         (rows(labels=(0, 2)), "has 2 in its column 'label'"),
         (rows(("Art", "art")), "two of its domains, Art, art, would become one client"),
-        (rows(("a:b",)), "domain 'a:b' cannot name a file"),
+        (rows(("-",)), "domain '-' has no letter, digit or symbol"),
     ],
 )
 def test_rows_without_a_class_or_a_client_of_their_own_are_refused(

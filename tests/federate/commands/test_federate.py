@@ -406,8 +406,8 @@ def help_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 @pytest.mark.parametrize(
     "fragment",
     [
-        "--target DOMAIN Domain to leave out, all (each in turn) or none. [default: all with two "
-        "or more domains, else none]",
+        "--target DOMAIN Domain to leave out, all (each in turn) or none. For a domain called all "
+        "or none, domain:NAME. [default: all with two or more domains, else none]",
         "--feature-norm raw|NORM L2 norm that image features are rescaled to. [default: raw]",
         "--alpha NUMBER Concentration of the draw: small is uneven (Hsu et al. 2019). [default: "
         "dirichlet: 0.5]",
