@@ -119,14 +119,14 @@ def file_name(name: str) -> str:
 
 
 def path_for(folder: Path, name: str, suffix: str = "") -> Path:
-    """Return the path in `folder` of what belongs to a client.
+    """Return the path in `folder` of what belongs to a client: a file if it has a suffix.
 
     Earlier versions used names such as `übung` as they are; such a file or folder is still found.
     """
     safe = file_name(name)
     if safe != nfc(name) and folder.is_dir():
         for path in folder.iterdir():
-            if nfc(path.name) == f"{nfc(name)}{suffix}":
+            if nfc(path.name) == f"{nfc(name)}{suffix}" and path.is_file() == bool(suffix):
                 return path
     return folder / f"{safe}{suffix}"
 

@@ -10,6 +10,7 @@ from ...cache import FedclipError
 from ...cache.common.fields import suggest
 from ...cache.common.files import client_name, slug
 from ...cache.common.progress import Progress, no_progress
+from ...cache.common.text import nfc
 from .. import hub
 from .base import ImageDataset, gather
 from .books import Books
@@ -125,7 +126,7 @@ def locate_table(
     """
     snapshot = hub.look_up(hub.Repository(place.repository, hub.DATASET, revision))
     return LocatedTable(
-        name=name or known or slug(place.repository.split("/")[-1].lower()),
+        name=nfc(name or known or slug(place.repository.split("/")[-1].lower())),
         known=known,
         snapshot=snapshot,
         place=place,

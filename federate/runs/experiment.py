@@ -226,7 +226,7 @@ def find_run(runs_dir: Path, name: str) -> Path:
     Raises:
         FedclipError: it does not exist, or is one target's part of a run.
     """
-    path = Path(name) if RunFolder(Path(name)).begun else runs_dir / name
+    path = Path(name) if RunFolder(Path(name)).begun else runs_dir / nfc(name)
     if not RunFolder(path).begun:
         raise FedclipError(
             f"run {name!r} is neither a run's folder nor the name of one in {runs_dir}; pass the "

@@ -1,6 +1,8 @@
 """Lists of images, CSV or Parquet: taken as they are written, or refused with the line."""
 
+import logging
 import os
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -107,6 +109,72 @@ def test_paths_are_relative_to_the_folder_named_else_the_list_s_else_the_data_fo
     assert open_list(file, place).name == "scans"
     assert open_list(file, tmp_path, dataset="lists").name == "lists"
     assert open_list(file, place, name="mine").name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("labels", "class_names", "classes", "understood"),
+    [
+        (("cat", "dog"), ("cat", "dog"), ("cat", "dog"), None),
+        (("0", "1"), ("cat", "dog"), ("cat", "dog"), "class numbers from 0"),
+        (("0.0", "1.0"), ("cat", "dog"), ("cat", "dog"), "class numbers from 0"),
+        (("0.0", "1.0"), (), ("0", "1"), "integers"),
+        (
+            ("Cat", "dog"),
+            ("cat", "dog"),
+            ("cat", "dog"),
+            "class names in another spelling ('Cat' as 'cat')",
+        ),
+    ],
+)
+def test_labels_are_what_they_plainly_are_and_one_line_says_what(
+    place: Path,
+    write: Write,
+    caplog: pytest.LogCaptureFixture,
+    labels: tuple[str, str],
+    class_names: tuple[str, ...],
+    classes: tuple[str, str],
+    understood: str | None,
+) -> None:
+    number = {"cat": labels[0], "big dog": labels[1]}
+    file = write(place, [{**row, "label": number[row["label"]]} for row in ROWS])
+    with caplog.at_level(logging.INFO, "fedclip"):
+        dataset = open_list(file, Path("/nowhere"), class_names=class_names)
+    assert dataset.class_names == classes
+    assert summary(dataset)["clinic"] == [("b/1.png", classes[0]), ("b/2.png", classes[1])]
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ([] if understood is None else [f"labels     read as {understood}"])
+
+
+def test_numbers_in_a_table_with_gaps_are_integers(place: Path) -> None:
+    file = place / "scans.parquet"
+    paths, owners = ([row[name] for row in ROWS] for name in ("path", "client"))
+    pq.write_table(pa.table({"path": paths, "label": [0.0, 1.0] * 2, "client": owners}), file)
+    assert open_list(file, Path("/nowhere")).class_names == ("0", "1")
+
+
+def test_labels_that_count_from_1_are_refused(place: Path, write: Write) -> None:
+    file = write(place, [{**row, "label": str(1 + number % 2)} for number, row in enumerate(ROWS)])
+    with pytest.raises(FedclipError) as error:
+        open_list(file, Path("/nowhere"), class_names=("cat", "dog"))
+    assert str(error.value) == (
+        f"{file}: has the label '2', which is neither one of the 2 classes nor the number of one, "
+        "from 0; the labels seem to count from 1, so subtract 1 from each"
+    )
+
+
+@pytest.mark.parametrize(("on_disk", "listed"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_path_is_found_whichever_way_its_accents_are_written(
+    tmp_path: Path, write: Write, on_disk: str, listed: str
+) -> None:
+    name = "caf\u00e9/1.png"
+    image = tmp_path / unicodedata.normalize(on_disk, name)
+    image.parent.mkdir()
+    image.touch()
+    path, label = (unicodedata.normalize(listed, each) for each in (name, "caf\u00e9"))
+    file = write(tmp_path, [{"path": path, "label": label, "client": "U\u0308bung"}])
+    dataset = open_list(file, Path("/nowhere"), class_names=("caf\u00e9",))
+    assert summary(dataset) == {"\u00fcbung": [(name, "caf\u00e9")]}
+    assert dataset.clients[0].images[0].source.read() == b""
 
 
 @pytest.mark.parametrize("path", ["../lists/a/1.png", "a/../../x.png", "/etc/hosts", "a/.."])
