@@ -206,6 +206,27 @@ def test_columns_split_and_names_are_as_the_user_and_the_card_say(
     assert labels(dataset) == {"art": ["dog", "cat"], "photo": ["dog", "cat"]}
 
 
+def test_names_in_a_table_are_composed_and_in_any_script(
+    hub: Hub, image_table: Table, tmp_path: Path
+) -> None:
+    made = rows(("U\u0308bung", "\u00dcbung", "Real World (old)"), ("caf\u00e9", "cafe\u0301"))
+    hub.repo("owner/words", {"a.parquet": image_table(made)})
+    dataset = ask(tmp_path, "hf:owner/words", class_names=("caf\u00e9",))
+    assert dataset.class_names == ("caf\u00e9",)
+    sizes = {client.name: len(client.images) for client in dataset.clients}
+    assert sizes == {"\u00fcbung": 4, "Real World (old)": 2}
+
+
+def test_numbers_that_a_table_has_as_floats_are_integers(
+    hub: Hub, image_table: Table, tmp_path: Path
+) -> None:
+    made = rows((0.0, 1.0), (0.0, 1.0))
+    hub.repo("owner/floats", {"a.parquet": image_table(made, metadata=False)})
+    dataset = ask(tmp_path, "hf:owner/floats", class_names=("cat", "dog"))
+    assert labels(dataset) == {"0": ["cat", "dog"], "1": ["cat", "dog"]}
+    assert "numbers without names" in refusal(tmp_path, "hf:owner/floats")
+
+
 def test_words_as_labels_need_no_names_and_a_number_s_name_may_be_given(
     hub: Hub, image_table: Table, tmp_path: Path
 ) -> None:
