@@ -345,7 +345,8 @@ def _plain(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def _whole(array: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Return which floats are integers; from 2**53 on a float may stand for several."""
     values = array.astype(np.float64)
-    return np.isfinite(values) & (np.rint(values) == values) & (np.abs(values) < 2**53)
+    whole = np.isfinite(values) & (np.rint(values) == values) & (np.abs(values) < 2**53)
+    return np.asarray(whole, np.bool_)
 
 
 def _strings(arrays: dict[str, npt.NDArray[Any]], name: str, length: int) -> tuple[str, ...] | None:

@@ -68,7 +68,8 @@ class CacheFolder:
     def read_manifest(self) -> dict[str, Any]:
         """Read the manifest, which is optional: return {} if it is missing or invalid."""
         try:
-            manifest = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
+            text = (self.path / MANIFEST).read_text(encoding="utf-8")
+            manifest: dict[str, Any] = json.loads(text)
         except (OSError, ValueError, RecursionError):
             return {}
         if not _is_manifest(manifest):
