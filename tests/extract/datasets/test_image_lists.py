@@ -5,6 +5,7 @@ import os
 import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +17,7 @@ from fedclip.extract.datasets.base import FileSource, ImageDataset
 from fedclip.extract.datasets.books import Books
 from fedclip.extract.datasets.image_lists import open_list
 
+Form = Literal["NFC", "NFD"]
 Write = Callable[[Path, Sequence[dict[str, str]]], Path]
 
 ROWS = [
@@ -164,7 +166,7 @@ def test_labels_that_count_from_1_are_refused(place: Path, write: Write) -> None
 
 @pytest.mark.parametrize(("on_disk", "listed"), [("NFC", "NFD"), ("NFD", "NFC")])
 def test_a_path_is_found_whichever_way_its_accents_are_written(
-    tmp_path: Path, write: Write, on_disk: str, listed: str
+    tmp_path: Path, write: Write, on_disk: Form, listed: Form
 ) -> None:
     name = "caf\u00e9/1.png"
     image = tmp_path / unicodedata.normalize(on_disk, name)
