@@ -1,5 +1,6 @@
 """Clients of one's own: two sites extract apart, bring their files together and federate."""
 
+import csv
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -143,12 +144,12 @@ def test_known_data_sets_are_listed_with_where_they_are(
     make_images: MakeImages, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = make_images("data/VLCS", ("CALTECH", "LABELME", "PASCAL", "SUN"), images=1)
-    assert run(["datasets", "--data-dir", str(tmp_path / "data")]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    (vlcs,) = [line for line in lines if line.strip().startswith("vlcs")]
-    assert vlcs.split()[-1] == str(root)
-    (demo,) = [line for line in lines if line.strip().startswith("demo")]
-    assert " ".join(demo.split()) == ("demo cartoon, neon, photo, sketch 10 1200 drawn here MIT -")
+    assert run(["datasets", "--data-dir", str(tmp_path / "data"), "--format", "csv"]) == 0
+    rows = {row["dataset"]: row for row in csv.DictReader(capsys.readouterr().out.splitlines())}
+    assert rows["vlcs"]["here"] == str(root)
+    assert list(rows["demo"].values()) == [
+        *("demo", "cartoon, neon, photo, sketch", "10", "1200", "drawn here", "MIT", ""),
+    ]
 
 
 def test_a_site_s_folder_is_laid_out_by_class(make_images: MakeImages, tmp_path: Path) -> None:
