@@ -31,7 +31,7 @@ from .cache.common.options import (
     given,
     with_options,
 )
-from .cache.common.text import counted, inflected
+from .cache.common.streams import open_streams
 from .extract.commands import datasets, extract
 from .extract.options import DataOptions, ModelOptions
 from .federate.commands.ablate import ablate
@@ -64,8 +64,13 @@ _NOT_OF_FULL_MODELS = frozenset({"adapter", "feature_norm", "prompts", "partitio
 # What a full model can be federated with.
 FULL_STRATEGIES = ("fedavg", "fedprox")
 
-# Errors of a disk that is full, or of a user's quota that is.
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+# What to do about errors of the system, by their number.
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "; free some space and run this again"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "; check its permissions"),
+    errno.EFBIG: "; raise the limit on the size of files (ulimit -f) and run this again",
+    errno.EROFS: "; choose a place that can be written",
+}
 
 # The base class of typer's usage errors; newer versions of typer bring their own click.
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
@@ -166,7 +171,13 @@ class TableOptions(WeightsOptions):
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 bad input, 130 interrupted."""
-    sys.exit(run(sys.argv[1:]))
+    open_streams()
+    code = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        code = complain(_explain(error) or "")
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -193,8 +204,7 @@ def _explain(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        remedy = "; free some space and run this again" if error.errno in _FULL else ""
-        return f"{where}{error.strerror or error}{remedy}"
+        return f"{where}{error.strerror or error}{_REMEDIES.get(error.errno or 0, '')}"
     if isinstance(error, _USAGE_ERROR):
         command = error.ctx.command_path if error.ctx else "fedclip"
         message = error.format_message().removeprefix("Invalid value: ")

@@ -214,10 +214,10 @@ def cache_import(
     domain (N,), which makes one client per domain.
     """
     from . import import_npz
-    from .common.progress import show_progress
+    from .common.files import check_writable
 
-    with show_progress():
-        imported = import_npz(file, caches.cache_dir, name)
+    check_writable(caches.cache_dir, f"--cache-dir {caches.cache_dir}")
+    imported = import_npz(file, caches.cache_dir, name)
     first = imported.clients[0]
     output = Output("table")
     rows = [(cache.client, len(cache.labels)) for cache in imported.clients]

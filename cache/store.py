@@ -5,7 +5,6 @@ client, whose true name is inside. ``manifest.json`` beside them records how the
 reading the files does not need it.
 """
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -16,8 +15,7 @@ from typing import Any, TextIO
 
 from .common.errors import BusyError, CacheError
 from .common.fields import listed, suggest
-from .common.files import TEMPORARY_PREFIX, path_for, write_json
-from .common.text import nfc
+from .common.files import TEMPORARY_PREFIX, lock, write_json
 from .compatibility import check_compatible
 from .parts import find_parts, remove_parts
 from .reader import read_cache
@@ -188,8 +186,8 @@ def writing(folder: CacheFolder) -> Iterator[None]:
     """
     folder.path.mkdir(parents=True, exist_ok=True)
     path = folder.path / LOCK
-    with path.open("w") as lock:
-        if not _locked(lock, path):
+    with path.open("w") as file:
+        if not _locked(file, path):
             raise BusyError(
                 f"{folder.path}: another extraction is writing this cache; wait until it is done"
             )
@@ -202,12 +200,14 @@ def writing(folder: CacheFolder) -> Iterator[None]:
             _remove_empty(folder)
 
 
-def _locked(lock: TextIO, path: Path) -> bool:
+def _locked(file: TextIO, path: Path) -> bool:
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # The previous holder may have removed the file after it was opened here.
-        return path.stat().st_ino == os.fstat(lock.fileno()).st_ino
-    except (BlockingIOError, FileNotFoundError):
+        return (
+            lock(file.fileno(), path.parent)
+            and path.stat().st_ino == os.fstat(file.fileno()).st_ino
+        )
+    except FileNotFoundError:
         return False
 
 

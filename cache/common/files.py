@@ -1,38 +1,36 @@
-"""Files that are either whole or absent, and names that are safe as file names."""
+"""Files that are either whole or absent, and names that are safe as file names.
 
-import hashlib
+Sites keep their data on file systems of many kinds. What one of them lacks, such as locks or the
+fsync of a folder, is done without; what cannot be written is refused.
+"""
+
+import errno
+import fcntl
 import json
+import logging
 import os
 import re
 import shutil
-import unicodedata
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import groupby
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from .errors import FedclipError
 from .text import nfc
 
+logger = logging.getLogger(__name__)
+
 TEMPORARY_PREFIX = ".tmp-"
 MAX_NAME_BYTES = 200
 MAX_SLUG_BYTES = 100
 _SAFE_NAME = re.compile(r"[^\W_][\w.+-]*")
 
-# Clients' names are stored whole, whatever their length, up to this.
-MAX_CLIENT_BYTES = 1024
-
-# Names that are files' names as they are, on any system. The mark before the hash is not among
-# their characters, so that no such name equals the safe form of another.
-_SIMPLE_NAME = re.compile(r"[a-z0-9]([a-z0-9_.+-]*[a-z0-9_+-])?")
-_MARK = "~"
-_HASH_DIGITS = 16
-_READABLE = 40
-
-# Names of devices on Windows, with or without a suffix, and the suffixes of files in a run.
-_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
-_RUN_SUFFIXES = (".json", ".jsonl", ".safetensors")
+# How NFS, SMB and FUSE answer a request that they do not know, as opposed to one that failed.
+_UNSUPPORTED = frozenset(
+    {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
+)
 
 
 def check_name(name: str, what: str) -> str:
@@ -140,13 +138,84 @@ def slug(text: str) -> str:
     return name.encode()[:MAX_SLUG_BYTES].decode(errors="ignore")
 
 
-def sync_folder(folder: Path) -> None:
-    """Fsync `folder`, so that the names in it survive a power failure."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync(handle: int) -> None:
+    """Fsync a file or a folder, where the file system can."""
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Fsync `folder`, so that the names in it survive a power failure."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # files can be made in a folder that cannot be read
+        return
+    try:
+        sync(handle)
     finally:
         os.close(handle)
+
+
+def lock(handle: int, path: Path) -> bool:
+    """Lock an open file or folder until it is closed; return whether nobody else holds the lock.
+
+    On a file system without locks this warns, once, and returns True.
+
+    Args:
+        handle: Its descriptor.
+        path: What is written under this lock, for the warning.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        _warn_of_no_locks(path, os.fstat(handle).st_dev, error.strerror)
+    return True
+
+
+_without_locks: set[int] = set()
+
+
+def _warn_of_no_locks(path: Path, device: int, reason: str) -> None:
+    if device not in _without_locks:
+        _without_locks.add(device)
+        logger.warning(
+            "%s: its file system has no locks (%s); make sure that no other process writes here",
+            path,
+            reason,
+        )
+
+
+def check_writable(folder: Path, setting: str) -> None:
+    """Refuse a folder in which no file can be made, before the work whose result goes there.
+
+    Args:
+        folder: The folder, which may not exist yet; it is not made.
+        setting: The option that chooses it, with its value.
+
+    Raises:
+        FedclipError: the folder cannot be made, or no file in it.
+    """
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    probe = folder / f"{TEMPORARY_PREFIX}{os.getpid()}-probe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise FedclipError(
+            f"{setting}: cannot be written ({error.strerror}); choose another place"
+        ) from None
+    finally:
+        for each in missing:
+            with suppress(OSError):  # another process has put something into it
+                each.rmdir()
 
 
 @contextmanager
@@ -154,7 +223,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path`.
 
     The content is fsynced before the rename, so that `path` is always the whole old file or
-    the whole new one, even after a crash or with a full disk.
+    the whole new one, even after a crash or with a full disk. Its mode follows the umask,
+    whatever wrote the content.
 
     Raises:
         OSError: the file cannot be written; the error names `path`.
@@ -162,13 +232,23 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
     try:
         with _naming(path, temporary):
+            mode = _mode_of_new_file(temporary)
             yield temporary
             with temporary.open("r+b") as file:
-                os.fsync(file.fileno())
+                if stat.S_IMODE(os.fstat(file.fileno()).st_mode) != mode:
+                    os.fchmod(file.fileno(), mode)
+                sync(file.fileno())
             temporary.replace(path)
             sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _mode_of_new_file(path: Path) -> int:
+    """Make an empty file and return its mode: what the umask, or the folder's ACL, asks for."""
+    path.unlink(missing_ok=True)  # left by a killed process with our id
+    path.touch(exist_ok=False)
+    return stat.S_IMODE(path.stat().st_mode)
 
 
 @contextmanager

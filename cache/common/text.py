@@ -1,9 +1,6 @@
 """Texts from data: which are one name, which a cache can store, how they are shown and counted."""
 
-import re
-import unicodedata
-from collections import defaultdict
-from collections.abc import Iterable
+import sys
 from pathlib import Path
 
 from .errors import FedclipError
@@ -67,6 +64,11 @@ def check_utf8(path: Path | str) -> None:
     Raises:
         FedclipError: the path is not UTF-8, or contains a NUL.
     """
+    if flaw(str(path)) and sys.getfilesystemencoding() != "utf-8":
+        raise FedclipError(
+            f"{str(path)!r}: this name cannot be read with the locale's encoding, "
+            f"{sys.getfilesystemencoding()}; set PYTHONUTF8=1"
+        )
     if flaw(str(path)):
         raise FedclipError(f"{str(path)!r}: this name is not UTF-8; rename it")
 

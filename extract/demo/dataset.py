@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ...cache.common.files import replacing_folder
+from ...cache.common.files import check_writable, replacing_folder
 from ...cache.common.progress import Progress, no_progress
 from ...cache.common.text import counted
 from .draw import STYLES, draw_picture
@@ -26,8 +26,9 @@ def draw_dataset(
     """Draw `images` pictures of each thing in each style into `folder`, whole or not at all.
 
     Raises:
-        FedclipError: the folder is not empty.
+        FedclipError: the folder is not empty, or cannot be written.
     """
+    check_writable(folder.parent, f"--data-dir {folder.parent}")
     total, done = len(STYLES) * len(THINGS) * images, 0
     with replacing_folder(folder) as temporary:
         logger.info(

@@ -21,6 +21,7 @@ from ...cache import (
     read_cache,
 )
 from ...cache.common.device import resolve_device
+from ...cache.common.files import check_writable
 from ...cache.common.progress import Progress, no_progress
 from ...cache.common.text import counted
 from ...cache.key import differing_facts
@@ -122,6 +123,7 @@ def encode_missing(
             is writing the cache, or no image of a client can be decoded (with
             `strict`, if any image cannot).
     """
+    check_writable(request.cache_dir, f"--cache-dir {request.cache_dir}")
     fetch_encoder(request.encoder, progress)
     job = _Job.of(request, dataset, ranks, progress)
     with writing(job.folder):

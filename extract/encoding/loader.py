@@ -1,13 +1,18 @@
 """Decodes images to batches of pixels, in worker processes or threads."""
 
+import errno
+import logging
+import multiprocessing
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from ...cache import FedclipError
 from ...cache.schema import content_digest
@@ -15,8 +20,12 @@ from ..datasets.base import Source
 from ..datasets.formats import foreign_format
 from ..encoders.transforms import Decoder
 
+logger = logging.getLogger(__name__)
+
 # Seconds that reading a batch of images may take; a stuck worker would otherwise hang forever.
 PATIENCE = 600
+
+_ROOM = "free /dev/shm, or give the container more (docker run --shm-size 8g)"
 
 # Parts of torch's messages when it runs out of memory but raises a plain RuntimeError.
 _NO_MEMORY = (
@@ -52,16 +61,33 @@ class PixelBatch:
         digests: Content hash of each image, at most B.
         problems: Why an image is not usable, or an empty string; as many as `digests`.
         unread: Whether an image's bytes could not be read; as many as `digests`.
+        piped: Whether a worker process sent it through a pipe, for lack of shared memory.
     """
 
     pixels: Tensor
     digests: tuple[bytes, ...]
     problems: tuple[str, ...]
     unread: tuple[bool, ...]
+    piped: bool = False
+
+    def __reduce__(self) -> tuple[Callable[..., "PixelBatch"], tuple[object, ...]]:
+        # Pickling a tensor moves it to shared memory; an array goes through the pipe.
+        pixels = self.pixels if self.pixels.is_shared() else self.pixels.numpy()
+        return _received, (pixels, self.digests, self.problems, self.unread)
 
     def pin_memory(self) -> "PixelBatch":
         """Copy the pixels to pinned memory, from which a GPU can copy while it computes."""
         return replace(self, pixels=self.pixels.pin_memory())
+
+
+def _received(
+    pixels: Tensor | npt.NDArray[np.float32],
+    digests: tuple[bytes, ...],
+    problems: tuple[str, ...],
+    unread: tuple[bool, ...],
+) -> PixelBatch:
+    piped = not isinstance(pixels, Tensor)
+    return PixelBatch(torch.as_tensor(pixels), digests, problems, unread, piped)
 
 
 class _Images(Dataset[Decoded]):
@@ -121,6 +147,8 @@ class _Collate:
 
     def __call__(self, images: Sequence[Decoded]) -> PixelBatch:
         pixels = torch.zeros(self.batch_size, *images[0].pixels.shape)
+        if get_worker_info() is not None:
+            pixels = _shared(pixels)
         for row, image in zip(pixels, images, strict=False):
             row.copy_(image.pixels)
         return PixelBatch(
@@ -129,6 +157,14 @@ class _Collate:
             tuple(image.problem for image in images),
             tuple(image.unread for image in images),
         )
+
+
+def _shared(pixels: Tensor) -> Tensor:
+    """Move pixels to shared memory, unless it is full; containers often have only 64 MB."""
+    try:
+        return pixels.share_memory_()
+    except RuntimeError:
+        return pixels
 
 
 def _ignore_interrupts(_worker: int) -> None:
@@ -157,6 +193,11 @@ def load_batches(
     one core would delay the encoder's threads on all of them.
     """
     images, collate = _Images(sources, decode, shape), _Collate(batch_size)
+    if workers and not _has_room_for_queues(workers):
+        logger.warning(
+            "shared memory is full, so threads decode the images in place of processes; %s", _ROOM
+        )
+        workers = 0
     if not workers:
         batches = _decoded_by_threads(images, collate)
         return (batch.pin_memory() for batch in batches) if pinned else batches
@@ -172,6 +213,17 @@ def load_batches(
     return _explained(iter(loader))
 
 
+def _has_room_for_queues(workers: int) -> bool:
+    """Return whether the locks of a DataLoader's queues, a page each, fit into shared memory."""
+    try:
+        _ = [multiprocessing.Queue() for _ in range(workers + 2)]
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return False
+    return True
+
+
 def _decoded_by_threads(images: _Images, collate: _Collate) -> Iterator[PixelBatch]:
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -183,8 +235,16 @@ def _decoded_by_threads(images: _Images, collate: _Collate) -> Iterator[PixelBat
 
 
 def _explained(batches: Iterator[PixelBatch]) -> Iterator[PixelBatch]:
+    warned = False
     try:
-        yield from batches
+        for batch in batches:
+            if batch.piped and not warned:
+                warned = True
+                logger.warning(
+                    "shared memory is full, so images come through a pipe, which is slower; %s",
+                    _ROOM,
+                )
+            yield batch
     except RuntimeError as error:
         # DataLoader raises this if a worker was killed, for example for lack of memory, or
         # cannot pass on its batch, for lack of shared memory.

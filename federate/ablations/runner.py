@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ...cache import FedclipError
-from ...cache.common.files import replacing
+from ...cache.common.files import check_writable, replacing
 from ...cache.common.progress import Progress, first_of, no_progress
 from ...cache.common.text import counted, inflected
 from ..data.federation import FeaturePool
 from ..runs.experiment import Experiment
-from ..runs.folder import RunFolder
+from ..runs.folder import RUNS_DIR, RunFolder
 from ..runs.results import FIGURES, Result
 from ..runs.runner import Saving, Trial, result_on_disk, unfinished
 from ..simulation import Callback, Run, simulate
@@ -91,6 +91,9 @@ def run_ablation(
 
     Returns:
         Whether all were done; False after an interrupt.
+
+    Raises:
+        FedclipError: runs are left to do, and cannot be written.
     """
     for entry in entries:
         try:
@@ -98,6 +101,8 @@ def run_ablation(
         except FedclipError as error:
             entry.error = str(error)
     todo = [entry for entry in entries if entry.status == "not started"]
+    for runs_dir in {entry.experiment.runs_dir for entry in todo}:
+        check_writable(runs_dir, f"{RUNS_DIR} {runs_dir}")
     if len(todo) < len(entries):
         done = len(entries) - len(todo)
         runs = counted(len(entries), "run")

@@ -122,11 +122,13 @@ def ablate(
         _check_table(grid_options.table, save.runs_dir)
 
     from ...cache.common.device import resolve_device
+    from ...cache.common.files import check_writable
     from ...cache.common.progress import show_progress
     from ..ablations.runner import Entry, failures, own_name, run_ablation, write_csv
     from ..ablations.summary import summarize
     from ..report.terminal import ablation_table
     from ..runs.experiment import Experiment, choose_targets
+    from ..runs.folder import RUNS_DIR
 
     device = resolve_device(compute.device)
     cached = functools.cache(lambda name: load(name, caches.cache_dir))
@@ -160,6 +162,8 @@ def ablate(
             f"           ({combinations.count} combinations, some of which are the same run)"
         )
     table = grid_options.table or save.runs_dir / f"{own_name(runs)}.csv"
+    place = f"--csv {table}" if grid_options.table else f"{RUNS_DIR} {save.runs_dir}"
+    check_writable(table.parent, place)
     table.parent.mkdir(parents=True, exist_ok=True)
     with show_progress() as progress:
         done = run_ablation(runs, progress, save.save_every)

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from ..server import Best, Round, ServerState
 from ..simulation import RunState
 from ..strategies.base import SERVER
 from ..training.tasks import Parameters
+
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 STRATEGY = "strategy"
 BEST = "best"
@@ -70,13 +74,31 @@ def write_state(path: Path, state: RunState) -> None:
         "parts": sorted(parts),
         "best": round_line(best.round) if best else None,
     }
-    # Copied, as parts may share tensors, which safetensors refuses.
+    write_tensors(path, tensors, json.dumps(facts, allow_nan=False))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: str) -> None:
+    """Write tensors as safetensors, with `facts` as the one metadata entry.
+
+    Several entries would be written in random order.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    # Copied, as some may share memory, which safetensors refuses.
     copies = {
         name: tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
     }
     with replacing(path) as temporary:
-        save_file(copies, temporary, metadata={"fedclip": json.dumps(facts, allow_nan=False)})
+        try:
+            save_file(copies, temporary, metadata={"fedclip": facts})
+        except SafetensorError as error:
+            # Its message ends like "File too large (os error 27)".
+            number = _OS_ERROR.search(str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
 
 
 def read_state(path: Path, like: RunState) -> RunState:

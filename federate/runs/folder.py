@@ -1,6 +1,5 @@
 """A run on disk: config, a line per round, the state, the result, the best parameters."""
 
-import fcntl
 import json
 import os
 import shutil
@@ -9,16 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
-
 from ...cache import FedclipError
-from ...cache.common.files import TEMPORARY_PREFIX, replacing, write_json
+from ...cache.common.files import TEMPORARY_PREFIX, lock, replacing, sync, write_json
 from ...cache.key import canonical_json
 from ..server import Round
 from ..simulation import RunState
 from ..training.tasks import Parameters
-from .checkpoint import read_state, round_line, write_state
+from .checkpoint import read_state, round_line, write_state, write_tensors
 from .results import OVER, Result, finite_or_null, read_result
 
 CONFIG = "config.json"
@@ -26,6 +22,9 @@ ROUNDS = "rounds.jsonl"
 RESULT = "result.json"
 PERSONAL = "personal.safetensors"
 STATE = "state.safetensors"
+
+# The option that chooses where runs are kept.
+RUNS_DIR = "--runs-dir"
 
 
 class RunFolder:
@@ -77,13 +76,10 @@ class RunFolder:
         """
         handle = os.open(self.path, os.O_RDONLY)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            raise FedclipError(
-                f"{self.path}: another process is working on this run; wait until it is done"
-            ) from None
-        try:
+            if not lock(handle, self.path):
+                raise FedclipError(
+                    f"{self.path}: another process is working on this run; wait until it is done"
+                )
             yield
         finally:
             os.close(handle)
@@ -137,7 +133,7 @@ class RunFolder:
     def save_state(self, state: RunState) -> None:
         """Save a state, once the rounds that led to it are safe."""
         with (self.path / ROUNDS).open("a", encoding="utf-8") as file:
-            os.fsync(file.fileno())
+            sync(file.fileno())
         write_state(self.path / STATE, state)
 
     def read_state(self, like: RunState) -> RunState | None:
@@ -171,14 +167,7 @@ class RunFolder:
 
     def write_parameters(self, name: str, parameters: Parameters, facts: Mapping[str, Any]) -> None:
         """Write parameters as safetensors, with `facts` as JSON in the one metadata entry."""
-        # Copied, as clients may share tensors, which safetensors refuses.
-        copies = {
-            name: tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
-            for name, tensor in parameters.items()
-        }
-        with replacing(self.path / name) as temporary:
-            # Several entries of metadata would be written in random order.
-            save_file(copies, temporary, metadata={"fedclip": canonical_json(dict(facts))})
+        write_tensors(self.path / name, parameters, canonical_json(dict(facts)))
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -6,15 +6,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
 
-from ...cache.common.files import path_for
+from ...cache.common.files import check_writable
 from ...cache.common.progress import Progress, first_of, no_progress
 from ...cache.common.text import counted, inflected
 from ..data.federation import FeaturePool
 from ..server import Round
 from ..simulation import Callback, Run, simulate
 from .cost import forecast
-from .experiment import Experiment, show_target
-from .folder import PERSONAL, RunFolder
+from .experiment import ALL, NONE, Experiment
+from .folder import PERSONAL, RUNS_DIR, RunFolder
 from .results import Result, RunResult, Status, result_of, summary_of
 
 logger = logging.getLogger(__name__)
@@ -295,6 +295,8 @@ def run_experiment(
     norm, model = experiment.settings.feature_norm, experiment.model
     pool = FeaturePool(experiment.clients, norm, experiment.device, in_place=True, model=model)
     trial = Trial(experiment, pool, resume=resume)
+    if unfinished(experiment):
+        check_writable(experiment.runs_dir, f"{RUNS_DIR} {experiment.runs_dir}")
     dropped = [
         f"client {name} got only {counted(rows, 'row')} and is left out"
         for name, rows in sorted(trial.dropped.items())
