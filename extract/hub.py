@@ -21,7 +21,7 @@ from rich.filesize import decimal
 
 from ..cache import FedclipError
 from ..cache.common.errors import first_line
-from ..cache.common.files import replacing
+from ..cache.common.files import check_writable, replacing
 from ..cache.common.progress import Progress, no_progress
 from ..cache.common.text import counted
 from ..cache.key import file_sha256
@@ -264,9 +264,10 @@ def remember(snapshot: Snapshot) -> None:
 
 
 def _transfer(snapshot: Snapshot, paths: Sequence[str], progress: Progress) -> None:
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, hf_hub_download
 
     repository = snapshot.repository
+    check_writable(repository.storage.parent, f"HF_HOME {constants.HF_HOME}")
     blobs = repository.storage / "blobs"
     blobs.mkdir(parents=True, exist_ok=True)
     wanted = {path: file for path in paths if (file := snapshot.files[path]) is not None}

@@ -24,11 +24,14 @@ from torch import Tensor, nn
 from ...cache import FedclipError
 from ...cache.common.errors import first_line
 from ...cache.common.fields import suggest
-from ...cache.key import EncoderFacts, canonical_json, file_sha256
+from ...cache.key import EncoderFacts, canonical_json
 from .base import Launched, Launcher, Vectors, inference
+from .checkpoint import Checkpoint, load_weights, read_checkpoint
 from .spec import HF_HUB, LOCAL_DIR, RANDOM, EncoderName, is_file
 from .transforms import Decoder, make_decoder
 from .weights import fetch_encoder
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["OpenClipEncoder", "fetch_encoder", "load_encoder"]
 
@@ -52,6 +55,9 @@ PUBLISHED_TEMPLATES: Mapping[str, Sequence[Callable[[str], str]]] = {
     "openai7": open_clip.SIMPLE_IMAGENET_TEMPLATES,
     "openai80": open_clip.OPENAI_IMAGENET_TEMPLATES,
 }
+
+# What the names of open_clip's architectures with QuickGELU end with.
+QUICK_GELU = "-quickgelu"
 
 # Size of every batch of prompts; small, since most datasets have few classes.
 TEXT_BATCH = 16
@@ -152,10 +158,17 @@ def load_encoder(name: EncoderName, device: torch.device) -> OpenClipEncoder:
     tag = _tag_config(name)
     with quiet(), torch.random.fork_rng(devices=[]):
         weights = _weights_file(name, tag)
+        checkpoint = _read(name, weights) if weights else None
+        quick_gelu = bool(tag.get("quick_gelu") or (checkpoint and checkpoint.quick_gelu))
         torch.manual_seed(0)  # makes random weights reproducible
-        model = _build(name, weights, quick_gelu=bool(tag.get("quick_gelu")))
+        model = _build(name, tag, quick_gelu=quick_gelu)
+        resized = _load(name, model, checkpoint) if checkpoint else []
         tokenizer = _tokenizer(name.model, config)
-    if tag.get("quick_gelu"):
+    if checkpoint is not None:
+        _log_weights(
+            name, checkpoint, resized, plain=not config.get("quick_gelu"), tagged=bool(tag)
+        )
+    if quick_gelu:
         config["quick_gelu"] = True
         _check_quick_gelu(name, model)
     decode, preprocessing = _preprocess(name, model)
@@ -163,8 +176,8 @@ def load_encoder(name: EncoderName, device: torch.device) -> OpenClipEncoder:
     facts = EncoderFacts(
         shared={
             "library": "open_clip",
-            "weights_sha256": file_sha256(weights) if weights else _tensors_sha256(model),
-            "random_weights": weights is None,
+            "weights_sha256": checkpoint.sha256 if checkpoint else _tensors_sha256(model),
+            "random_weights": checkpoint is None,
             "architecture": config,
             "precision": name.precision,
             **({"compiled": True} if name.compiled else {}),
@@ -304,28 +317,79 @@ def _weights_in_folder(folder: Path) -> Path:
     return files[0]
 
 
-def _build(name: EncoderName, weights: Path | None, *, quick_gelu: bool) -> nn.Module:
-    # We load a folder's weights ourselves, so that the hashed file is the loaded one.
-    ours = weights is not None and name.model.startswith(LOCAL_DIR)
-    theirs = weights is not None and not ours
-    try:
+def _read(name: EncoderName, weights: Path) -> Checkpoint:
+    with _faults_of(name, weights):
+        return read_checkpoint(weights)
+
+
+def _build(name: EncoderName, tag: Mapping[str, Any], *, quick_gelu: bool) -> nn.Module:
+    """Build a network with random weights; a tag also sets how images are preprocessed."""
+    with _faults_of(name, None):
         model: nn.Module = open_clip.create_model(
             name.model,
-            pretrained=name.pretrained if theirs else None,
+            pretrained=name.pretrained if tag else None,
             precision=name.precision,
             force_quick_gelu=quick_gelu,
-            load_weights=theirs,
-            require_pretrained=theirs,
+            load_weights=False,  # we load them ourselves, so that the hashed file is the loaded one
             pretrained_text=False,
         )
-        if ours:
-            open_clip.load_checkpoint(model, str(weights), weights_only=True)
-    except Exception as error:
-        raise FedclipError(
-            f"{weights or name.model}: cannot be loaded as weights of {name.model} "
-            f"({first_line(error)}); pass safetensors or a plain state_dict of this architecture"
-        ) from None
     return model
+
+
+def _load(name: EncoderName, model: nn.Module, checkpoint: Checkpoint) -> list[str]:
+    with _faults_of(name, checkpoint.path):
+        return load_weights(model, checkpoint)
+
+
+@contextmanager
+def _faults_of(name: EncoderName, weights: Path | None) -> Iterator[None]:
+    """Put whatever is wrong with weights, or with a config, into one line."""
+    try:
+        yield
+    except Exception as error:
+        reason = f"it {error}" if isinstance(error, FedclipError) else first_line(error)
+        raise FedclipError(
+            f"{weights or name.model}: cannot be loaded as weights of {name.model} ({reason}); "
+            "pass safetensors or a plain state_dict of this architecture"
+        ) from None
+
+
+def _log_weights(
+    name: EncoderName, checkpoint: Checkpoint, resized: Sequence[str], *, plain: bool, tagged: bool
+) -> None:
+    """Say what the weights do not say themselves.
+
+    Args:
+        name: The encoder as the user names it.
+        checkpoint: Its weights.
+        resized: Position embeddings that were resized.
+        plain: Whether the architecture has GELU, unless the weights ask for QuickGELU.
+        tagged: Whether open_clip knows the weights by their tag.
+
+    Raises:
+        FedclipError: the weights are known to need GELU, and the architecture has QuickGELU.
+    """
+    path, quick_gelu = checkpoint.path, checkpoint.quick_gelu
+    if resized:
+        logger.warning(
+            "%s: is for images or texts of another size than %s takes; %s was resized",
+            *(path, name.model, " and ".join(resized)),
+        )
+    if tagged:
+        return
+    if quick_gelu is False and not plain:
+        raise FedclipError(
+            f"{path}: these weights were trained with GELU, and {name.model} has QuickGELU; pass "
+            f"--model {name.model.removesuffix(QUICK_GELU)}"
+        )
+    if quick_gelu and plain:
+        logger.info("weights    %s: trained with QuickGELU, which is used", path.name)
+    elif quick_gelu is None and plain and name.model + QUICK_GELU in open_clip.list_models():
+        logger.warning(
+            "%s: nothing in it tells whether it was trained with GELU, which is used, or with "
+            "QuickGELU, as OpenAI's weights were; for QuickGELU pass --model %s",
+            *(path, name.model + QUICK_GELU),
+        )
 
 
 def _tokenizer(model: str, config: Mapping[str, Any]) -> Callable[[list[str]], Tensor]:

@@ -14,13 +14,12 @@ import open_clip
 import torch
 from open_clip.transform import PreprocessCfg
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import AlexNet_Weights, alexnet
 
 from ...cache import FedclipError
 from ...cache.common.errors import first_line
-from ...cache.key import file_sha256
+from ..encoders.checkpoint import Checkpoint, check_finite, read_checkpoint
 from ..encoders.openclip import OpenClipEncoder, open_clip_decoder
 from ..encoders.spec import RANDOM
 from ..encoders.transforms import Decoder, PillowDecoder, Transform
@@ -94,9 +93,10 @@ def alexnet_backbone(weights: str, classes: int) -> Backbone:
     if weights == IMAGENET:
         state = _download()
     elif weights != RANDOM:
-        state = _load(Path(weights))
-        facts["weights"] = Path(weights).name
-        facts["weights_sha256"] = file_sha256(Path(weights))
+        checkpoint = _load(Path(weights))
+        state = checkpoint.tensors
+        facts["weights"] = checkpoint.path.name
+        facts["weights_sha256"] = checkpoint.sha256
     network = _Alexnet(state, classes)
     try:
         network(0)
@@ -152,20 +152,21 @@ def _download() -> dict[str, Tensor]:
     return state
 
 
-def _load(path: Path) -> dict[str, Tensor]:
+def _load(path: Path) -> Checkpoint:
     if not path.is_file():
         raise FedclipError(
             f"--alexnet-weights {path}: file not found; pass a file, {IMAGENET} or {RANDOM}"
         )
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
+        checkpoint = read_checkpoint(path)
+        check_finite(checkpoint.tensors)
     except Exception as error:
+        reason = f"it {error}" if isinstance(error, FedclipError) else first_line(error)
         raise FedclipError(
-            f"{path}: cannot be loaded ({first_line(error)}); pass safetensors or a plain "
-            "state_dict of torchvision's AlexNet"
+            f"{path}: cannot be loaded ({reason}); pass safetensors or a plain state_dict of "
+            "torchvision's AlexNet"
         ) from None
+    return checkpoint
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,234 @@
+"""Files of weights as they are found: read safely, unwrapped and checked, then loaded.
+
+Trainers wrap what they save: in a dictionary beside the optimizer's state, and in prefixes of
+every name. What is left after unwrapping must be the weights of the model, all of them finite.
+"""
+
+import re
+import zipfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ...cache import FedclipError
+from ...cache.key import file_sha256
+
+Tensors = dict[str, Tensor]
+
+# What OpenAI's archives have beside the weights. Whatever has them was trained with QuickGELU.
+OPENAI_ENTRIES = frozenset({"input_resolution", "context_length", "vocab_size"})
+
+# Where trainers put the weights in a checkpoint, the likeliest first.
+_PLACES = ("state_dict", "model_state_dict", "model", "module", "net", "weights")
+
+# What data parallelism, torch.compile and Lightning put before every name.
+_PREFIXES = ("module.", "_orig_mod.", "model.")
+
+_NUMPY = (".npz", ".npy")
+
+# The whole hash of a file as a folder in a URL, or its beginning at the end of the name.
+_DIGEST = re.compile(r"/([0-9a-f]{64})/|-([0-9a-f]{8})\.pth?$")
+
+_SHOWN = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A file of weights, read and unwrapped.
+
+    Attributes:
+        path: The file.
+        sha256: Its hash, 64 hex digits.
+        tensors: Its tensors by name; empty for NumPy's files, which open_clip reads.
+        published: open_clip's configs of the tags under which this very file was published.
+    """
+
+    path: Path
+    sha256: str
+    tensors: Tensors
+    published: Sequence[Mapping[str, Any]]
+
+    @property
+    def quick_gelu(self) -> bool | None:
+        """Whether the weights were trained with QuickGELU; None if that cannot be told."""
+        if self.published:
+            return any(tag.get("quick_gelu") for tag in self.published)
+        return True if OPENAI_ENTRIES & self.tensors.keys() else None
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read the weights in a file, without what they are wrapped in.
+
+    Args:
+        path: Safetensors, what `torch.save` wrote, or a big_vision archive of NumPy. A
+            TorchScript archive is a program, so it is read only if OpenAI published it.
+
+    Raises:
+        FedclipError: it contains something else than weights; the message follows "it".
+        Exception: it cannot be read; the types are those of torch and safetensors.
+    """
+    sha256 = file_sha256(path)
+    published = _published(sha256)
+    content: Any
+    if path.suffix in _NUMPY:
+        return Checkpoint(path, sha256, {}, published)
+    if path.suffix == ".safetensors":
+        content = load_file(path)
+    elif _is_torchscript(path):
+        if sha256 not in _digests().values():
+            raise FedclipError(
+                "is a TorchScript archive, which is a program, and not one that OpenAI published; "
+                "if you trust it, save the state_dict() of torch.jit.load(FILE) with torch.save"
+            )
+        content = torch.jit.load(path, map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
+    else:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    return Checkpoint(path, sha256, _without_prefixes(_tensors_in(content)), published)
+
+
+def _digests() -> dict[tuple[str, str], str]:
+    """Return the SHA-256, or how it begins, of the files that open_clip's tags have a URL of."""
+    tags = [(model, tag) for model, tag in open_clip.list_pretrained()]
+    urls = {each: open_clip.get_pretrained_url(*each) for each in tags}
+    found = {each: _DIGEST.search(url) for each, url in urls.items()}
+    return {each: match[1] or match[2] for each, match in found.items() if match}
+
+
+def _published(sha256: str) -> list[Mapping[str, Any]]:
+    """List the configs of the tags whose file has this hash."""
+    return [
+        open_clip.get_pretrained_cfg(*each)
+        for each, digest in _digests().items()
+        if sha256.startswith(digest)
+    ]
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _tensors_in(content: Any) -> Tensors:
+    """Unwrap the weights in a checkpoint.
+
+    Raises:
+        FedclipError: there are none.
+    """
+    while isinstance(content, Mapping):
+        place = next((name for name in _PLACES if isinstance(content.get(name), Mapping)), None)
+        if place is None:
+            break
+        content = content[place]
+    if not isinstance(content, Mapping):
+        raise FedclipError(f"contains a {type(content).__name__}, and no tensors by name")
+    if not content:
+        raise FedclipError("is empty")
+    others = [name for name, value in content.items() if not isinstance(value, Tensor)]
+    if others:
+        raise FedclipError(f"has no tensor as {_some(others)}")
+    return {str(name): tensor for name, tensor in content.items()}
+
+
+def _without_prefixes(tensors: Tensors) -> Tensors:
+    """Remove what wrappers of modules put before every name, in any order."""
+    # A part of the model can be compiled too: `visual._orig_mod.conv1.weight`.
+    tensors = {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
+    while prefix := _common_prefix(tensors):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _common_prefix(names: Collection[str]) -> str | None:
+    return next((each for each in _PREFIXES if all(name.startswith(each) for name in names)), None)
+
+
+def load_weights(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
+    """Load a file's weights into a model of open_clip, which converts those of other projects.
+
+    Args:
+        model: The model.
+        checkpoint: All weights of the model, and nothing else but OpenAI's entries.
+
+    Returns:
+        Names of the position embeddings that open_clip resized, as the model's images or texts
+        have another size.
+
+    Raises:
+        FedclipError: weights are missing, unknown or not finite; the message follows "it".
+        Exception: they do not fit; the types are those of torch and open_clip.
+    """
+    own = model.state_dict()
+    weights = {
+        name: tensor for name, tensor in checkpoint.tensors.items() if name not in OPENAI_ENTRIES
+    }
+    resized = [
+        name
+        for name, tensor in weights.items()
+        if name.endswith("positional_embedding") and name in own and len(tensor) != len(own[name])
+    ]
+    with _in_place_of_file(weights):
+        wrong = open_clip.load_checkpoint(model, str(checkpoint.path), strict=False)
+    if wrong:  # not after loading NumPy's files, which open_clip checks
+        _check_names(own.keys(), {*wrong.missing_keys}, wrong.unexpected_keys)
+    check_finite(model.state_dict())
+    return resized
+
+
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse weights of a training that diverged.
+
+    Raises:
+        FedclipError: a value is NaN or infinite; the message follows "it".
+    """
+    bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise FedclipError(f"has NaN or Inf in {_some(bad)}")
+
+
+@contextmanager
+def _in_place_of_file(tensors: Tensors) -> Iterator[None]:
+    """Make open_clip take `tensors` where it would read a file, which it does less carefully."""
+    factory = open_clip.factory
+    read = factory.load_state_dict
+    factory.load_state_dict = lambda *_, **__: dict(tensors)
+    try:
+        yield
+    finally:
+        factory.load_state_dict = read
+
+
+def _check_names(own: Collection[str], missing: Collection[str], others: Sequence[str]) -> None:
+    """Refuse weights that are incomplete, or of something else.
+
+    Raises:
+        FedclipError: names are missing or unknown.
+    """
+    towers: dict[str, list[str]] = {"image": [], "text": []}
+    for name in own:
+        if not name.startswith("logit_"):
+            towers["image" if name.startswith("visual.") else "text"].append(name)
+    lost = [tower for tower, names in towers.items() if missing and {*names} <= {*missing}]
+    if len(lost) == len(towers):
+        raise FedclipError(f"has none of the model's tensors, only {_some(others)}")
+    if lost:
+        raise FedclipError(f"has no {lost[0]} tower ({_some(towers[lost[0]])} and so on)")
+    if missing:
+        raise FedclipError(f"has no {_some(sorted(missing))}")
+    if others:
+        raise FedclipError(f"has {_some(others)}, which the architecture lacks")
+
+
+def _some(names: Sequence[object]) -> str:
+    """Name the first few, and count the others."""
+    shown = ", ".join(map(str, names[:_SHOWN]))
+    more = len(names) - _SHOWN
+    return f"{shown} and {more} more" if more > 0 else shown
