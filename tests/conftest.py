@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 settings.register_profile("fedclip", deadline=None, derandomize=True)
 settings.load_profile("fedclip")
 
+# Seconds that only a hang takes, however slow the machine is. No test has another limit.
+HANGS = 1800
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 MakeFeatures = Callable[..., FeatureCache]
@@ -33,6 +37,7 @@ MakeImages = Callable[..., Path]
 Fedclip = Callable[..., subprocess.CompletedProcess[str]]
 Records = Callable[[Path], dict[str, Any]]
 Refusal = Callable[..., str]
+WaitUntil = Callable[[Callable[[], bool]], None]
 
 # A whole CLIP in miniature: 32x32 images, 16 features, the real tokenizer.
 TINY_CONFIG = {
@@ -176,12 +181,31 @@ def fedclip(tmp_path: Path) -> Fedclip:
             env={**environment, "HF_HUB_OFFLINE": "1", **options.pop("env", {})},
             capture_output=True,
             text=True,
-            timeout=1800,
+            timeout=HANGS,
             check=False,
             **options,
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def hangs() -> int:
+    """Give the seconds after which a process hangs."""
+    return HANGS
+
+
+@pytest.fixture(scope="session")
+def wait_until() -> WaitUntil:
+    """Give a function that waits until a condition holds."""
+
+    def wait(condition: Callable[[], bool]) -> None:
+        end = time.monotonic() + HANGS
+        while not condition():
+            assert time.monotonic() < end, "hangs"
+            time.sleep(0.002)
+
+    return wait
 
 
 @pytest.fixture

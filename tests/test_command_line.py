@@ -152,11 +152,11 @@ def test_the_shell_completes_what_may_follow(
     assert complete(capsys, monkeypatch, "fedclip cache diff pa") == ["pacs/rn50"]
 
 
-def test_the_shell_s_script_is_printed() -> None:
+def test_the_shell_s_script_is_printed(hangs: int) -> None:
     # Typer finds out which shell started the command.
     command = f"{shlex.quote(sys.executable)} -m fedclip --show-completion; exit $?"
     done = subprocess.run(
-        ["bash", "-c", command], capture_output=True, text=True, check=False, timeout=1800
+        ["bash", "-c", command], capture_output=True, text=True, check=False, timeout=hangs
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "_FEDCLIP_COMPLETE=complete_bash" in done.stdout

@@ -300,7 +300,7 @@ def test_a_name_that_cannot_be_kept_leaves_the_old_file_alone(
 
 
 def test_a_disk_that_is_full_at_any_byte_is_an_error_that_leaves_the_old_file_alone(
-    make_features: MakeFeatures, path: Path, tmp_path: Path
+    make_features: MakeFeatures, path: Path, tmp_path: Path, hangs: int
 ) -> None:
     before = path.read_bytes()
     source = tmp_path / "elsewhere" / "source.h5"
@@ -325,7 +325,7 @@ for limit in limits:
 assert refused == len(limits) > 150, refused
 """
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=hangs
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     assert path.read_bytes() == before

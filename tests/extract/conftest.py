@@ -194,7 +194,7 @@ class Hub:
                     self.wfile.write(content[begin : hub.stall_at])
                     self.wfile.flush()
                     hub.stalled.set()
-                    hub.go_on.wait(60)
+                    hub.go_on.wait()
                     self.close_connection = True
                 elif hub.drops:
                     self.wfile.write(content[begin : begin + hub.drops.pop(0)])

@@ -353,6 +353,7 @@ def test_ctrl_c_ends_at_once_without_a_traceback_and_keeps_what_was_encoded(
     tiny_clip: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    hangs: int,
 ) -> None:
     many = make_images(domains=("photo",), classes=("cat",), images=1) / "photo" / "cat"
     pixels = np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), dtype=np.uint8)
@@ -377,7 +378,7 @@ def test_ctrl_c_ends_at_once_without_a_traceback_and_keeps_what_was_encoded(
             if line.startswith("photo: ") and "photo: 0/" not in line:
                 break  # it tells every few seconds
         os.killpg(process.pid, signal.SIGINT)
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=hangs)
     finally:
         process.kill()
     assert process.returncode == 130

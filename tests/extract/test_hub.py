@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -19,6 +18,7 @@ from fedclip.cache import CacheFolder, FeatureCache, find_caches, load_cache
 from fedclip.cli import run
 
 Fedclip = Callable[..., subprocess.CompletedProcess[str]]
+WaitUntil = Callable[[Callable[[], bool]], None]
 Table = Callable[..., bytes]
 Hub = Any  # the class of this name beside this file
 
@@ -189,7 +189,12 @@ def test_a_cache_made_of_these_rows_needs_them_no_longer(
 
 
 def test_a_download_whose_process_is_killed_keeps_the_files_that_had_arrived(
-    machine: Fedclip, hub: Hub, image_table: Table, tiny_clip: Path, tmp_path: Path
+    machine: Fedclip,
+    hub: Hub,
+    image_table: Table,
+    tiny_clip: Path,
+    tmp_path: Path,
+    wait_until: WaitUntil,
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 256, 12_000_000, dtype=np.uint8).tobytes()
     files = office_home(image_table, rows())
@@ -207,7 +212,9 @@ def test_a_download_whose_process_is_killed_keeps_the_files_that_had_arrived(
         stderr=subprocess.DEVNULL,
     )
     try:
-        wait_for(lambda: any((tmp_path / "home").rglob("*.incomplete")) and stalled(hub, tmp_path))
+        wait_until(
+            lambda: any((tmp_path / "home").rglob("*.incomplete")) and stalled(hub, tmp_path)
+        )
     finally:
         process.kill()
         process.wait()
@@ -226,13 +233,6 @@ def stalled(hub: Hub, place: Path) -> bool:
     """Tell whether the client has written all that it was given."""
     partial = max((place / "home").rglob("*.incomplete"), key=lambda path: path.stat().st_size)
     return bool(hub.stalled.is_set() and partial.stat().st_size >= 10 * 1024 * 1024)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 1800  # which only a hang reaches
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

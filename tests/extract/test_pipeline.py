@@ -244,7 +244,7 @@ sys.exit(code)
 
 
 def test_a_second_run_encodes_nothing_loads_neither_torch_nor_open_clip(
-    run: Extract, make_images: MakeImages, tiny_clip: Path, tmp_path: Path
+    run: Extract, make_images: MakeImages, tiny_clip: Path, tmp_path: Path, hangs: int
 ) -> None:
     root = make_images()
     before = file_bytes(run(root))
@@ -254,7 +254,7 @@ def test_a_second_run_encodes_nothing_loads_neither_torch_nor_open_clip(
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=hangs,
         check=False,
     )
     assert again.returncode == 0, again.stderr

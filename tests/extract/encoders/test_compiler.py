@@ -44,8 +44,8 @@ assert is_compile_supported("cpu") is torch._dynamo.utils.is_compile_supported("
 
 
 @pytest.mark.parametrize("code", [UNUSED, USED], ids=["not used", "used at once"])
-def test_the_compiler_is_imported_when_it_is_used(code: str) -> None:
+def test_the_compiler_is_imported_when_it_is_used(code: str, hangs: int) -> None:
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=hangs
     )
     assert (result.returncode, result.stderr) == (0, "")

@@ -168,10 +168,12 @@ for resizer in ("pillow", "torchvision"):
 
 
 @pytest.mark.slow  # each process loads torch anew; that decoders survive pickling is tested above
-def test_worker_processes_that_are_not_forked_decode_the_same_bits(tmp_path: Path) -> None:
+def test_worker_processes_that_are_not_forked_decode_the_same_bits(
+    tmp_path: Path, hangs: int
+) -> None:
     paths = [tmp_path / f"{index}.png" for index in range(3)]
     for index, path in enumerate(paths):
         path.write_bytes(saved(smooth((300 + index, 260)), "png"))
     command = [sys.executable, "-c", FORKSERVER, *map(str, paths)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=hangs)
     assert result.returncode == 0, result.stderr

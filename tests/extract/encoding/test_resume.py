@@ -165,7 +165,13 @@ print(json.dumps({"same": same, "killed": killed, "midway": midway}))
 )
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_whenever_it_is_killed_the_next_run_ends_with_the_same_bytes(
-    make_images: MakeImages, tiny_clip: Path, tmp_path: Path, ranks: int, trials: int, midway: int
+    make_images: MakeImages,
+    tiny_clip: Path,
+    tmp_path: Path,
+    ranks: int,
+    trials: int,
+    midway: int,
+    hangs: int,
 ) -> None:
     root = make_images(images=60)
     arguments = (root, f"{LOCAL_DIR}{tiny_clip}", tmp_path, trials, ranks)
@@ -174,7 +180,7 @@ def test_whenever_it_is_killed_the_next_run_ends_with_the_same_bytes(
         capture_output=True,
         text=True,
         check=False,
-        timeout=1800,
+        timeout=hangs,
     )
     assert result.returncode == 0, result.stderr
     counts = json.loads(result.stdout)
@@ -185,7 +191,7 @@ def test_whenever_it_is_killed_the_next_run_ends_with_the_same_bytes(
 
 @pytest.mark.parametrize("other", ["images", "weights"])
 def test_a_rank_that_has_other_images_or_weights_than_the_first_is_refused(
-    make_images: MakeImages, tiny_clip: Path, tmp_path: Path, other: str
+    make_images: MakeImages, tiny_clip: Path, tmp_path: Path, other: str, hangs: int
 ) -> None:
     roots, models = [make_images("pets")] * 2, [f"{LOCAL_DIR}{tiny_clip}"] * 2
     if other == "images":
@@ -205,7 +211,7 @@ def test_a_rank_that_has_other_images_or_weights_than_the_first_is_refused(
         )
 
     with launch(0) as first, launch(1) as second:
-        _, errors = second.communicate(timeout=1800)
+        _, errors = second.communicate(timeout=hangs)
         first.kill()  # as a launcher would
     assert second.returncode == 2
     (line,) = [line for line in errors.splitlines() if line]
@@ -230,7 +236,7 @@ def processes_with(mark: str) -> list[int]:
 @pytest.mark.slow  # the real launcher; what it starts is tested above
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks processes up in /proc")
 def test_under_torchrun_too(
-    fedclip: Fedclip, make_images: MakeImages, tiny_clip: Path, tmp_path: Path
+    fedclip: Fedclip, make_images: MakeImages, tiny_clip: Path, tmp_path: Path, hangs: int
 ) -> None:
     root = make_images(images=300)
     (root / "photo" / "cat" / "00.png").write_bytes(b"")
@@ -257,7 +263,7 @@ def test_under_torchrun_too(
     assert first.returncode == -signal.SIGKILL
     assert not list(tmp_path.glob("shared/*/*/*.h5"))
     with launch() as second:
-        output, errors = second.communicate(timeout=1800)
+        output, errors = second.communicate(timeout=hangs)
     assert second.returncode == 0, errors
     assert "2 ranks" in errors
     assert "encoded images)" in errors
