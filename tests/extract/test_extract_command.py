@@ -141,6 +141,7 @@ def test_a_disk_without_room_is_one_line_that_names_the_file(
     @contextmanager
     def replacing_on_full_disk(path: Path) -> Iterator[Path]:
         with replacing(path) as temporary:
+            temporary.unlink()
             temporary.symlink_to("/dev/full")
             yield temporary
 

@@ -1,6 +1,10 @@
 """Files are whole or absent, and names are safe."""
 
+import errno
+import fcntl
 import os
+import re
+import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +18,8 @@ from fedclip.cache import FedclipError
 from fedclip.cache.common.files import (
     TEMPORARY_PREFIX,
     check_name,
+    check_writable,
+    lock,
     replacing,
     replacing_folder,
     slug,
@@ -41,6 +47,7 @@ def stop_writing_folder(path: Path, error: type[BaseException]) -> None:
 
 def write_on_full_disk(path: Path) -> None:
     with replacing(path) as temporary:
+        temporary.unlink()
         temporary.symlink_to("/dev/full")
         temporary.write_bytes(b"new")
 
@@ -182,6 +189,91 @@ def test_what_a_killed_process_of_the_same_number_left_is_in_nobodys_way(tmp_pat
     assert names_in(tmp_path) == ["file", "folder"]
     assert names_in(tmp_path / "folder") == ["file"]
     assert (tmp_path / "file").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077, 0o002])
+def test_a_file_s_mode_follows_the_umask_whatever_wrote_its_content(
+    tmp_path: Path, mask: int
+) -> None:
+    def private(path: str, flags: int) -> int:
+        return os.open(path, flags, 0o600)
+
+    before = os.umask(mask)
+    try:
+        for name in ("new", "old", "old"):
+            with replacing(tmp_path / name) as temporary:
+                temporary.unlink()
+                with open(temporary, "w", opener=private) as file:
+                    file.write("content")
+    finally:
+        os.umask(before)
+    for name in ("new", "old"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o666 & ~mask
+
+
+@pytest.fixture
+def fails(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, str, int], None]:
+    """Give a function that makes a function of the system fail with an error number."""
+
+    def fail(module: Any, name: str, number: int) -> None:
+        def function(*_: Any) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(module, name, function)
+
+    return fail
+
+
+Fails = Callable[[Any, str, int], None]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_is_replaced_where_nothing_can_be_synced(
+    tmp_path: Path, fails: Fails, number: int
+) -> None:
+    fails(os, "fsync", number)
+    write_json(tmp_path / "file", 1)
+    with replacing_folder(tmp_path / "folder") as temporary:
+        (temporary / "file").touch()
+    assert names_in(tmp_path) == ["file", "folder"]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+def test_a_sync_that_fails_leaves_the_old_file(tmp_path: Path, fails: Fails, number: int) -> None:
+    write_json(tmp_path / "file", "old")
+    fails(os, "fsync", number)
+    with pytest.raises(OSError, match=re.escape(os.strerror(number))) as caught:
+        write_json(tmp_path / "file", "new")
+    assert caught.value.filename == str(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == '"old"\n'
+
+
+def test_a_lock_that_another_holds_is_not_given(tmp_path: Path) -> None:
+    with (tmp_path / "lock").open("w") as one, (tmp_path / "lock").open("w") as other:
+        assert lock(one.fileno(), tmp_path)
+        assert not lock(other.fileno(), tmp_path)
+        one.close()
+        assert lock(other.fileno(), tmp_path)
+
+
+def test_a_lock_that_fails_otherwise_is_an_error(tmp_path: Path, fails: Fails) -> None:
+    fails(fcntl, "flock", errno.EIO)
+    with (tmp_path / "lock").open("w") as file, pytest.raises(OSError, match="Input/output"):
+        lock(file.fileno(), tmp_path)
+
+
+def test_a_place_that_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:
+    check_writable(tmp_path, "--runs-dir x")
+    check_writable(tmp_path / "not" / "there" / "yet", "--runs-dir x")
+    assert names_in(tmp_path) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(FedclipError) as caught:
+        check_writable(tmp_path / "file" / "below", f"--runs-dir {tmp_path / 'file' / 'below'}")
+    assert str(caught.value) == (
+        f"--runs-dir {tmp_path}/file/below: cannot be written (Not a directory); choose another "
+        "place"
+    )
+    assert names_in(tmp_path) == ["file"]
 
 
 def test_json_for_people_is_sorted_and_readable() -> None:
