@@ -31,6 +31,8 @@ _PLACES = ("state_dict", "model_state_dict", "model", "module", "net", "weights"
 # What data parallelism, torch.compile and Lightning put before every name.
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 
+_DEEPEST = 4  # a pickle can contain itself
+
 _NUMPY = (".npz", ".npy")
 
 # The whole hash of a file as a folder in a URL, or its beginning at the end of the name.
@@ -60,7 +62,7 @@ class Checkpoint:
         """Whether the weights were trained with QuickGELU; None if that cannot be told."""
         if self.published:
             return any(tag.get("quick_gelu") for tag in self.published)
-        return True if OPENAI_ENTRIES & self.tensors.keys() else None
+        return True if self.tensors.keys() >= OPENAI_ENTRIES else None
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -123,11 +125,10 @@ def _tensors_in(content: Any) -> Tensors:
     Raises:
         FedclipError: there are none.
     """
-    while isinstance(content, Mapping):
-        place = next((name for name in _PLACES if isinstance(content.get(name), Mapping)), None)
-        if place is None:
-            break
-        content = content[place]
+    for _ in range(_DEEPEST):
+        if isinstance(content, Mapping):
+            inner = (content[place] for place in _PLACES if place in content)
+            content = next((each for each in inner if isinstance(each, Mapping)), content)
     if not isinstance(content, Mapping):
         raise FedclipError(f"contains a {type(content).__name__}, and no tensors by name")
     if not content:

@@ -188,6 +188,20 @@ def test_a_cache_made_of_these_rows_needs_them_no_longer(
     assert {entry["hub"]["commit"] for entry in manifest(tmp_path)["clients"].values()} == {commit}
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no /proc")
+def test_a_home_that_cannot_be_written_is_one_line_that_names_it(
+    machine: Fedclip, hub: Hub, image_table: Table, tiny_clip: Path
+) -> None:
+    hub.repo("flwrlabs/office-home", office_home(image_table, rows()))
+    command = ("extract", "--dataset", "office-home", "--model", f"local-dir:{tiny_clip}")
+    result = machine(*command, env={"HF_HOME": "/proc/hf"})
+    assert (result.returncode, result.stderr) == (
+        2,
+        "error: HF_HOME /proc/hf: cannot be written (No such file or directory); choose another "
+        "place\n",
+    )
+
+
 def test_a_download_whose_process_is_killed_keeps_the_files_that_had_arrived(
     machine: Fedclip,
     hub: Hub,

@@ -300,6 +300,14 @@ def test_weights_with_a_fault_are_refused_by_name(
 
 
 @pytest.mark.usefixtures("toys")
+def test_a_checkpoint_that_contains_itself_is_refused(tmp_path: Path) -> None:
+    endless: dict[str, Any] = {}
+    endless["state_dict"] = endless
+    torch.save(endless, path := tmp_path / "endless.pt")
+    assert "(it has no tensor as state_dict)" in refusal(path)
+
+
+@pytest.mark.usefixtures("toys")
 def test_nan_in_half_precision_is_found_in_safetensors_too(
     tmp_path: Path, weights: dict[str, Tensor]
 ) -> None:
