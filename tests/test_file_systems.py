@@ -71,8 +71,9 @@ def failing(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("failing")
     (folder / "failing.c").write_text(PRELOADED)
     library = folder / "failing.so"
-    command = [compiler, "-shared", "-fPIC", "-o", library, folder / "failing.c", "-ldl"]
-    subprocess.run(command, check=True)
+    subprocess.run(
+        [compiler, "-shared", "-fPIC", "-o", library, folder / "failing.c", "-ldl"], check=True
+    )
     return library
 
 

@@ -175,7 +175,7 @@ def lock(handle: int, path: Path) -> bool:
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise
-        _warn_of_no_locks(path, os.fstat(handle).st_dev, error.strerror)
+        _warn_of_no_locks(path, os.fstat(handle).st_dev, str(error.strerror))
     return True
 
 

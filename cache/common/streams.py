@@ -3,7 +3,7 @@
 import io
 import os
 import sys
-from typing import TextIO
+from typing import Any, TextIO
 
 
 def open_streams() -> None:
@@ -45,7 +45,7 @@ class _Outlet(io.FileIO):
         super().__init__(descriptor, "w", closefd=False)
         self._shown = shown
 
-    def write(self, content: "bytes | memoryview") -> int:  # type: ignore[override]
+    def write(self, content: Any, /) -> int:
         """Write bytes, and return how many."""
         try:
             return super().write(content)

@@ -6,6 +6,7 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -72,7 +73,8 @@ class PixelBatch:
 
     def __reduce__(self) -> tuple[Callable[..., "PixelBatch"], tuple[object, ...]]:
         # Pickling a tensor moves it to shared memory; an array goes through the pipe.
-        pixels = self.pixels if self.pixels.is_shared() else self.pixels.numpy()
+        shared = self.pixels.is_shared()  # type: ignore[no-untyped-call]
+        pixels = self.pixels if shared else self.pixels.numpy()
         return _received, (pixels, self.digests, self.problems, self.unread)
 
     def pin_memory(self) -> "PixelBatch":
@@ -161,10 +163,9 @@ class _Collate:
 
 def _shared(pixels: Tensor) -> Tensor:
     """Move pixels to shared memory, unless it is full; containers often have only 64 MB."""
-    try:
-        return pixels.share_memory_()
-    except RuntimeError:
-        return pixels
+    with suppress(RuntimeError):
+        pixels.share_memory_()  # type: ignore[no-untyped-call]
+    return pixels
 
 
 def _ignore_interrupts(_worker: int) -> None:
