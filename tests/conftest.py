@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +202,10 @@ def wait_until() -> WaitUntil:
 
     def wait(condition: Callable[[], bool]) -> None:
         end = time.monotonic() + HANGS
-        while not condition():
+        while True:
+            with suppress(FileNotFoundError):  # a folder can go while it is listed
+                if condition():
+                    return
             assert time.monotonic() < end, "hangs"
             time.sleep(0.002)
 
