@@ -32,6 +32,7 @@ from .cache.common.options import (
     with_options,
 )
 from .cache.common.streams import open_streams
+from .cache.common.text import counted, inflected
 from .extract.commands import datasets, extract
 from .extract.options import DataOptions, ModelOptions
 from .federate.commands.ablate import ablate

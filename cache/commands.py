@@ -215,9 +215,11 @@ def cache_import(
     """
     from . import import_npz
     from .common.files import check_writable
+    from .common.progress import show_progress
 
     check_writable(caches.cache_dir, f"--cache-dir {caches.cache_dir}")
-    imported = import_npz(file, caches.cache_dir, name)
+    with show_progress():
+        imported = import_npz(file, caches.cache_dir, name)
     first = imported.clients[0]
     output = Output("table")
     rows = [(cache.client, len(cache.labels)) for cache in imported.clients]

@@ -15,7 +15,8 @@ from typing import Any, TextIO
 
 from .common.errors import BusyError, CacheError
 from .common.fields import listed, suggest
-from .common.files import TEMPORARY_PREFIX, lock, write_json
+from .common.files import TEMPORARY_PREFIX, lock, path_for, write_json
+from .common.text import nfc
 from .compatibility import check_compatible
 from .parts import find_parts, remove_parts
 from .reader import read_cache

@@ -6,14 +6,17 @@ fsync of a folder, is done without; what cannot be written is refused.
 
 import errno
 import fcntl
+import hashlib
 import json
 import logging
 import os
 import re
 import shutil
 import stat
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,20 @@ _SAFE_NAME = re.compile(r"[^\W_][\w.+-]*")
 _UNSUPPORTED = frozenset(
     {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 )
+
+# Clients' names are stored whole, whatever their length, up to this.
+MAX_CLIENT_BYTES = 1024
+
+# Names that are files' names as they are, on any system. The mark before the hash is not among
+# their characters, so that no such name equals the safe form of another.
+_SIMPLE_NAME = re.compile(r"[a-z0-9]([a-z0-9_.+-]*[a-z0-9_+-])?")
+_MARK = "~"
+_HASH_DIGITS = 16
+_READABLE = 40
+
+# Names of devices on Windows, with or without a suffix, and the suffixes of files in a run.
+_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
+_RUN_SUFFIXES = (".json", ".jsonl", ".safetensors")
 
 
 def check_name(name: str, what: str) -> str:

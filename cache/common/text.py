@@ -1,6 +1,10 @@
 """Texts from data: which are one name, which a cache can store, how they are shown and counted."""
 
+import re
 import sys
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 from .errors import FedclipError

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
 
-from ...cache.common.files import check_writable
+from ...cache.common.files import check_writable, path_for
 from ...cache.common.progress import Progress, first_of, no_progress
 from ...cache.common.text import counted, inflected
 from ..data.federation import FeaturePool
 from ..server import Round
 from ..simulation import Callback, Run, simulate
 from .cost import forecast
-from .experiment import ALL, NONE, Experiment
+from .experiment import Experiment, show_target
 from .folder import PERSONAL, RUNS_DIR, RunFolder
 from .results import Result, RunResult, Status, result_of, summary_of
 
