@@ -18,7 +18,7 @@ import typer
 from . import __version__
 from .cache.commands import app as cache_app
 from .cache.common.console import FAILED, INTERRUPTED, Output, complain
-from .cache.common.fields import Option, option, options_of, suggest
+from .cache.common.fields import Option, listed, option, options_of, suggest
 from .cache.common.options import (
     Also,
     CacheOptions,
@@ -34,7 +34,7 @@ from .cache.common.options import (
 from .cache.common.streams import open_streams
 from .cache.common.text import counted, inflected
 from .extract.commands import datasets, extract
-from .extract.options import DataOptions, ModelOptions
+from .extract.options import DataOptions, ModelOptions, check_architecture
 from .federate.commands.ablate import ablate
 from .federate.commands.federate import adapters, carry_out, federate, strategies
 from .federate.commands.options import (
@@ -48,6 +48,7 @@ from .federate.commands.options import (
     settings_of,
 )
 from .federate.data.partition import PARTITIONS
+from .federate.runs.find import choose_targets
 from .federate.settings import Methods, Settings
 from .federate.strategies import STRATEGIES
 
@@ -150,6 +151,9 @@ class CostOptions(DeviceOptions):
     rounds: int = option(200, least=1, help="Rounds of a training.")
     clients: int = option(3, least=1, help="Clients that train in a round.")
 
+    def __post_init__(self) -> None:
+        check_architecture(self.model)
+
 
 @dataclass(frozen=True)
 class TableOptions(WeightsOptions):
@@ -208,12 +212,20 @@ def _explain(error: Exception) -> str | None:
         return f"{where}{error.strerror or error}{_REMEDIES.get(error.errno or 0, '')}"
     if isinstance(error, _USAGE_ERROR):
         command = error.ctx.command_path if error.ctx else "fedclip"
-        message = error.format_message().removeprefix("Invalid value: ")
-        if hasattr(error, "possibilities") and (unknown := getattr(error, "option_name", None)):
-            known = error.possibilities or ()
-            message = f"unknown option {unknown}{suggest(unknown, known)}"
-        return f"{message} (see {command} --help)"
+        return f"{_usage(error)} (see {command} --help)"
     return None
+
+
+def _usage(error: Any) -> str:
+    """Word an error of typer's as ours are: what, and what is wrong with it."""
+    name = getattr(error, "option_name", None)
+    if name and hasattr(error, "possibilities"):
+        return f"unknown option {name}{suggest(name, error.possibilities or ())}"
+    if name:
+        return f"{name}: {error.message.removeprefix(f'Option {name!r} ').rstrip('.')}"
+    if hasattr(error, "param_type") and error.param:
+        return f"{error.param.get_error_hint().strip(chr(39))}: is missing"
+    return str(error.format_message().removeprefix("Invalid value: "))
 
 
 @app.callback(invoke_without_command=True)
@@ -234,10 +246,18 @@ def _baseline_settings(arguments: Sequence[str]) -> list[Option]:
         known |= options_of(partition).keys()
     kept = {*known, *options_of(Settings), *options_of(Methods)} - _NOT_OF_FULL_MODELS
     return [
-        replace(each, choices=FULL_STRATEGIES, closed=True) if each.name == "strategy" else each
+        replace(each, choices=FULL_STRATEGIES, closed=True, parse=_full_strategy)
+        if each.name == "strategy"
+        else each
         for each in all_settings(arguments)
         if each.name in kept
     ]
+
+
+def _full_strategy(name: str) -> str:
+    if name in {*STRATEGIES} - {*FULL_STRATEGIES}:
+        raise ValueError(f"works with adapters only; full models take {listed(FULL_STRATEGIES)}")
+    return name
 
 
 @app.command(cls=Command)
@@ -277,11 +297,11 @@ def baseline(
     if run.resume is not None:
         experiment = resumed(context, run.resume, run.runs_dir, caches.cache_dir, make_model)
     elif backbone.dataset is None:
-        raise typer.BadParameter("Missing option '--dataset'")
+        raise typer.BadParameter("--dataset: is missing")
     else:
         from .cache.common.device import resolve_device
         from .extract.finetune.source import Origin, check_backbone
-        from .federate.runs.experiment import Experiment, choose_targets
+        from .federate.runs.experiment import Experiment
 
         if backbone.backbone != "alexnet" and "alexnet_weights" in given(context):
             raise typer.BadParameter(
@@ -331,7 +351,7 @@ def cost(measured: CostOptions, form: FormatOptions) -> None:
     from .extract.finetune.backbones import clip_backbone
     from .federate.models.full import FullClip, FullModel
     from .federate.report.terminal import cost_table
-    from .federate.runs.cost import drawn_cache, measure_cost, multiply_adds
+    from .federate.runs.cost import ClientCost, drawn_cache, multiply_adds
 
     model, classes, samples = measured.model, measured.classes, measured.samples
     settings = settings_of({"adapter": measured.adapter, "strategy": "local"})
@@ -340,6 +360,8 @@ def cost(measured: CostOptions, form: FormatOptions) -> None:
             f"--adapter {measured.adapter}: has nothing to train or send; choose one that does"
         )
     where = resolve_device(measured.device)
+    output = Output(form.format)
+    output.note(f"model      {model} with random weights; counting, then timing on {where}")
     encoder = load_encoder(EncoderName.of(model, RANDOM), torch.device("cpu"))
     backbone = clip_backbone(encoder)
     image = torch.zeros(1, *encoder.pixel_shape)
@@ -356,23 +378,30 @@ def cost(measured: CostOptions, form: FormatOptions) -> None:
         zero_shot=False,
     )
     cache = drawn_cache(width, classes, settings.batch_size)
-    costs = []
+    models: tuple[Model, ...] = (settings.adapter, full)
     with show_progress() as progress:
-        for done, each in enumerate((settings.adapter, full)):
-            progress("measuring", done, 2, "models", each.title)
-            costs.append(measure_cost(cache, settings, samples, where, each))
-        progress("measuring", 2, 2, "models")
+        progress("counting", 0, len(models), "models")
+        client = [ClientCost(cache, settings, samples, where, each) for each in models]
+        counts = []
+        for each, named in zip(client, models, strict=True):
+            counts.append(each.count())
+            progress("counting", len(counts), len(models), "models", named.title)
+    if counts[0].parameters:
+        times = counts[1].parameters / counts[0].parameters
+        output.note(f"counted    {counts[1].parameters:,} / {counts[0].parameters:,} = {times:.0f}")
+    with show_progress() as progress:
+        progress("timing", 0, len(models), "models")
+        costs = []
+        for each, count, named in zip(client, counts, models, strict=True):
+            costs.append(each.time(count))
+            progress("timing", len(costs), len(models), "models", named.title)
     small, large = costs
-    output = Output(form.format)
     messages = measured.rounds * measured.clients * 2
     output.table(cost_table(small, large, encoding, samples, messages))
     output.note(
         f"training   {counted(measured.rounds, 'round')} of {counted(measured.clients, 'client')}, "
         f"both ways; minibatches of {settings.batch_size}, {classes} classes, timed on {where}"
     )
-    if small.parameters:
-        times = large.parameters / small.parameters
-        output.note(f"counted    {large.parameters:,} / {small.parameters:,} = {times:.0f}")
     if (model, measured.adapter) == ("ViT-B-32", "attention"):
         output.note("paper      1.5e8 / 5.3e5 = 283, rounded before the division (Lu et al. 2023)")
 
@@ -398,14 +427,9 @@ def paper(
     one is not repeated, and a killed or interrupted one is resumed.
     """
     from .cache import FedclipError
-    from .cache.common.device import resolve_device
-    from .cache.common.progress import show_progress
-    from .extract.encoders.prompts import DEFAULT_TEMPLATE
-    from .extract.finetune.source import Origin, check_backbone
+    from .extract.datasets.find import find_dataset
+    from .extract.request import DatasetRequest
     from .federate.report.paper import METHODS, PUBLISHED, choose_methods, paper_table
-    from .federate.runs.experiment import Experiment, choose_targets
-    from .federate.runs.results import RunResult
-    from .federate.runs.runner import run_experiment
 
     if dataset not in PUBLISHED:
         raise FedclipError(f"the paper has no table {dataset!r}{suggest(dataset, PUBLISHED)}")
@@ -416,6 +440,16 @@ def paper(
     }
     for name in sorted(given(context) & {name for name, used in useful.items() if not used}):
         raise typer.BadParameter(f"{flag(name)}: has no effect on the methods that are chosen")
+    find_dataset(DatasetRequest(dataset=dataset, data_dir=images.data_dir))
+
+    from .cache.common.device import resolve_device
+    from .cache.common.progress import show_progress
+    from .extract.encoders.prompts import DEFAULT_TEMPLATE
+    from .extract.finetune.source import Origin, check_backbone
+    from .federate.runs.experiment import Experiment
+    from .federate.runs.results import RunResult
+    from .federate.runs.runner import run_experiment
+
     for backbone in filter(None, {METHODS[row].backbone for row in rows}):
         check_backbone(backbone, table.alexnet_weights)
     encoder, folder, clients = _extracted(

@@ -20,7 +20,8 @@ from fedclip.extract.encoders.prompts import DEFAULT_TEMPLATE
 from fedclip.extract.encoders.spec import DEMO_MODEL, EncoderName
 from fedclip.extract.pipeline import extract
 from fedclip.extract.request import Request
-from fedclip.federate.runs.experiment import Experiment, choose_targets
+from fedclip.federate.runs.experiment import Experiment
+from fedclip.federate.runs.find import choose_targets
 from fedclip.federate.runs.runner import run_experiment
 from fedclip.federate.settings import Settings
 

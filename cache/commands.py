@@ -9,11 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from .common.console import Output, complain
-from .common.options import CacheOptions, Command, FormatOptions, with_options
+from .common.options import CacheOptions, Command, FormatOptions, Group, with_options
 from .common.tables import Cell, Column, Table
 from .common.text import counted
 
-app = typer.Typer(help="List, show, compare, verify, remove and import caches of features.")
+app = typer.Typer(
+    cls=Group, help="List, show, compare, verify, remove and import caches of features."
+)
 
 
 def complete_cache(ctx: typer.Context, incomplete: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Makes the pictures of the docs: ``uv run python docs/pictures.py RUN`` after ``fedclip demo``."""
+"""Makes the pictures of the docs: ``python docs/pictures.py RUN`` after ``fedclip demo``."""
 
 import json
 import re

@@ -57,7 +57,7 @@ def extract(
     from .request import Request
 
     if data.dataset is None and data.listed is None:
-        context.fail("Missing option '--dataset' (or '--manifest').")
+        context.fail("--dataset: is missing; set it or --manifest")
     request = Request(
         dataset=data.dataset,
         encoder=EncoderName.of(

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..cache.common.fields import option, options_of
+from ..cache import FedclipError
+from ..cache.common.fields import option, options_of, suggest
 from ..cache.common.options import CacheOptions, DeviceOptions
 from .datasets.registry import HF, KNOWN, Columns, HubDataset
 from .encoders.prompts import DEFAULT_TEMPLATE, TEMPLATE_SETS
@@ -18,6 +19,21 @@ def architectures() -> Sequence[str]:
     if spec is None or spec.origin is None:
         return ()
     return sorted(file.stem for file in Path(spec.origin).parent.glob("model_configs/*.json"))
+
+
+def check_architecture(model: str) -> None:
+    """Find a misspelled architecture before a library is imported.
+
+    Raises:
+        FedclipError: `model` is neither an architecture nor names its place, as in
+            ``hf-hub:OWNER/NAME``.
+    """
+    known = architectures()
+    if known and ":" not in model and model.replace("/", "-") not in known:
+        raise FedclipError(
+            f"unknown model {model!r}{suggest(model, known)} "
+            "(python -c 'import open_clip; print(open_clip.list_models())' lists all)"
+        )
 
 
 @dataclass(frozen=True)
@@ -160,6 +176,10 @@ class ModelOptions:
         shown=f"{DEFAULT_PRETRAINED}, or the weights of the folder or repository",
         help=f"A pretrained tag, a checkpoint file, or {RANDOM}.",
     )
+
+    def __post_init__(self) -> None:
+        if self.model is not None:
+            check_architecture(self.model)
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ class Registry(Generic[T]):
         found = _import(place, self.kind)
         if not (isinstance(found, type) and issubclass(found, self._base)):
             raise FedclipError(
-                f"--{self.kind} {name}: is not a subclass of {self._base.__module__}."
+                f"--{self.kind} {name}: is not a subclass of fedclip.federate.extend."
                 f"{self._base.__qualname__}; see docs/extend.md"
             )
         if isabstract(found):
@@ -118,7 +118,16 @@ class Registry(Generic[T]):
                 raise FedclipError(f"--{self.kind} {name}: needs {each.flag}")
         values = {key: options[key] for key in known if key in options}
         paths = {key for key, value in values.items() if Path in known[key].kinds and value}
-        return kind(**{key: Path(v) if key in paths else v for key, v in values.items()})
+        values = {key: Path(v) if key in paths else v for key, v in values.items()}
+        try:
+            return kind(**values)
+        except FedclipError:
+            raise
+        except Exception as error:  # a user's class may raise anything
+            if not self.is_outside(name):
+                raise
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise FedclipError(f"--{self.kind} {name}: failed with {reason}") from error
 
     def classes(self) -> dict[str, type[T]]:
         """Return every class by name; installed ones that cannot be imported are left out."""

@@ -46,9 +46,10 @@ _FIRST_OPTIONS: Mapping[str, Any] = {
     "alpha": 0.5,
 }
 
+# Hashes of sources, as to_json names them.
+SOURCES = frozenset({"adapter_source", "strategy_source", "loss_source", "partition_source"})
 # Names of options that no method may have: they mean something else, or stand in config.json.
-_SOURCES = frozenset({"adapter_source", "strategy_source", "loss_source", "partition_source"})
-_RESERVED = _SOURCES | {"preset", "cache", "target", "seeds", "help", "grid", "table", "vary"}
+_RESERVED = SOURCES | {"preset", "cache", "target", "seeds", "help", "grid", "table", "vary"}
 
 # In place of templates: every template that the cache has.
 ALL_PROMPTS = "all"
@@ -104,6 +105,21 @@ def _norm(text: str) -> float | None:
         raise ValueError("must be raw or a number") from None
 
 
+def _participation(text: str) -> int | float:
+    """Read a share, such as 30% or 0.3, or a number of clients, such as 20clients or 20."""
+    try:
+        if text.endswith(("client", "clients")):
+            return int(text.removesuffix("s").removesuffix("client"))
+        if text.endswith("%"):
+            return float(text.removesuffix("%")) / 100
+        value = float(text)
+    except ValueError:
+        raise ValueError("must be a share such as 30%, or a number such as 20clients") from None
+    if value == 1:
+        raise ValueError("may mean one client or all of them; write 1client or 100%")
+    return int(text) if text.isdecimal() else value
+
+
 @dataclass(frozen=True)
 class Settings(TrainingSettings):
     """Everything that shapes a run's numbers, apart from the cache and the target.
@@ -119,7 +135,11 @@ class Settings(TrainingSettings):
         1.0,
         above=0,
         panel="Federation",
-        help="Clients that train in a round: a share such as 0.1, or a number such as 20.",
+        metavar="SHARE|NUMBER",
+        shown="100%",
+        parse=_participation,
+        help="Clients that train in a round: a share such as 10% or 0.1, or a number such as "
+        "20clients or 20.",
     )
     eval_every: int = option(
         1,
@@ -161,8 +181,8 @@ class Settings(TrainingSettings):
         super().__post_init__()
         if isinstance(self.participation, float) and self.participation > 1:
             raise FedclipError(
-                f"--participation {self.participation}: a share must be at most 1.0; pass a number "
-                "of clients without a decimal point"
+                f"--participation {self.participation}: a share must be at most 1.0, or 100%; "
+                "write a number of clients as 20clients"
             )
         self._check_methods()
 
@@ -310,7 +330,7 @@ class Settings(TrainingSettings):
         given = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in values.items()
-            if name not in _SOURCES and (name, value) != ("partition", None)
+            if name not in SOURCES and (name, value) != ("partition", None)
         }
         for kind, registry in REGISTRIES.items():  # before a line of a method is run
             name = str(given.get(kind) or "")

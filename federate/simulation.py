@@ -5,7 +5,7 @@
 
 import math
 import time
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -97,6 +97,7 @@ class Run:
         model: What is trained; by default the settings' adapter.
         engine: What trains the clients.
         callbacks: Called besides those of `simulate`.
+        keep_own: Whether to keep the participants' own models of the best round.
 
     Attributes:
         state: After the last round; set it to continue from another one.
@@ -110,12 +111,15 @@ class Run:
         model: Model | None = None,
         engine: str = AUTO,
         callbacks: Sequence[Callback] = (),
+        *,
+        keep_own: bool = True,
     ) -> None:
         self.federation = federation
         self.settings = settings
         self.model = model or settings.adapter
         self.engine = engine
         self.callbacks = callbacks
+        self._keep_own = keep_own
         self.last: Round | None = None
         trainers = (federation.together,) if settings.strategy.pooled else federation.participants
         self._trainers = {client.name: client for client in trainers}
@@ -195,7 +199,7 @@ class Run:
         seconds += time.perf_counter() - start
         current, after = server.close(pending, seconds, test, own)
         best_own = before.best_own
-        if pending.better:
+        if pending.better and self._keep_own:
             best_own = {each.name: model for each, model in self.own_models(pending, clients)}
         for callback in self.callbacks:
             callback.on_round(self, current)
@@ -283,6 +287,7 @@ def simulate(
     runs: Iterable[Run],
     callbacks: Sequence[Callback] = (),
     tasks_at_once: int = TASKS_AT_ONCE,
+    on_error: Callable[[Run, FedclipError], None] | None = None,
 ) -> bool:
     """Do runs side by side until all are over.
 
@@ -294,6 +299,7 @@ def simulate(
         runs: In the order in which they are started.
         callbacks: Of all runs, besides each run's own.
         tasks_at_once: Bounds the memory; 1 does one run after the other.
+        on_error: Takes a run that cannot go on, and the others do; None to raise its error.
 
     Returns:
         Whether all were done; False after an interrupt.
@@ -315,7 +321,12 @@ def simulate(
             for run in flying:
                 alike.setdefault(run.architecture, []).append(run)
             for together in alike.values():
-                step(together)
+                if on_error is None:
+                    step(together)
+                    continue
+                for run, error in _step_apart(together).items():
+                    flying.remove(run)
+                    on_error(run, error)
             for each in callbacks:
                 each.on_step(flying)
             _end_those_over(flying, callbacks)
@@ -331,6 +342,22 @@ def _end_those_over(flying: list[Run], callbacks: Sequence[Callback]) -> None:
         for each in (*run.callbacks, *callbacks):
             each.on_end(run, interrupted=False)
         flying.remove(run)
+
+
+def _step_apart(runs: Sequence[Run]) -> dict[Run, FedclipError]:
+    """Do one round of each run, and return those that cannot go on."""
+    before = {run: run.number for run in runs}
+    try:
+        step(runs)
+    except FedclipError as error:
+        if len(runs) == 1:
+            return {runs[0]: error}
+        failed: dict[Run, FedclipError] = {}
+        for run in runs:
+            if run.number == before[run]:
+                failed |= _step_apart([run])
+        return failed
+    return {}
 
 
 def step(runs: Sequence[Run]) -> list[Round]:

@@ -42,6 +42,23 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert not imported_by(*arguments) & heavy
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("federate --cache pats", "federate --target phto", "federate --resume mine"),
+        *("federate --adapter atention", "federate --lr 0,001", "ablate --set lr=1e-3,abc"),
+        *("ablate strategie", "ablate --rounds 3", "baseline --strategy ditto --dataset demo"),
+        *("extract --dataset pacz", "extract --dataset demo --model ViT-B-23"),
+        *("cost --model ViT-B-23", "paper pasc"),
+    ],
+)
+def test_a_mistake_is_found_before_torch_is_imported(
+    command: str, make_cache: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(make_cache({"photo": 5}).parent)
+    assert "torch" not in imported_by(*command.split())
+
+
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--version"]) == 0
     assert capsys.readouterr().out == f"fedclip {fedclip.__version__}\n"
@@ -62,11 +79,25 @@ def test_no_command_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["fly"], "No such command 'fly'"),
-        (["extract"], "Missing option '--dataset'"),
-        (["cache", "show"], "Missing argument 'NAME'"),
-        (["cache", "fly"], "No such command 'fly'"),
+        (["fly"], "unknown command 'fly'"),
+        (["fedrate"], "unknown command 'fedrate'; did you mean federate?"),
+        (["extract"], "--dataset: is missing; set it or --manifest"),
+        (["baseline"], "--dataset: is missing"),
+        (["cache", "show"], "NAME: is missing"),
+        (["cache", "import", "x.npz"], "--name: is missing"),
+        (["cache", "shw"], "unknown command 'shw'; did you mean show?"),
+        (["federate", "more", "and more"], "more: unexpected argument"),
+        (["federate", "--rounds"], "--rounds: requires an argument"),
+        (["federate", "--overwrite=yes"], "--overwrite: does not take a value"),
         (["federate", "--rounds", "many"], "--rounds many: must be a whole number"),
+        (["federate", "--lr", "0,001"], "--lr 0,001: must be a number"),
+        (["adapters", "--classes", "5.5"], "--classes 5.5: must be a whole number"),
+        (["adapters", "--embed-dim", "0"], "--embed-dim 0: must be at least 1 and at most 16384"),
+        (
+            ["baseline", "--strategy", "ditto"],
+            "--strategy ditto: works with adapters only; full models take fedavg or fedprox",
+        ),
+        (["baseline", "--strategy", "gossip"], "--strategy gossip: unknown strategy"),
         (["extract", "--datset", "x"], "unknown option --datset; did you mean --dataset?"),
     ],
 )
@@ -139,6 +170,10 @@ def test_the_shell_completes_what_may_follow(
     make_cache({"photo": 5}, "pacs/rn50")
     for line, words in (
         ("fedclip cache ve", ["verify"]),
+        (f"fedclip federate --cache-dir {caches} --cache pa", ["pacs/rn50"]),
+        (f"fedclip ablate --cache-dir {caches} --cache ", ["pacs/rn50", "pets/vit"]),
+        ("fedclip ablate st", ["strategies"]),
+        ("fedclip federate --keep s", ["shared"]),
         (f"fedclip cache show --cache-dir {caches} ", ["pacs/rn50", "pets/vit"]),
         (f"fedclip cache rm --cache-dir {caches} pe", ["pets/vit"]),
         ("fedclip extract --dataset off", ["office-home"]),

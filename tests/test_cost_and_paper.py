@@ -14,7 +14,7 @@ from fedclip.cli import run
 from fedclip.federate.models.adapters import NoAdapter
 from fedclip.federate.report.paper import METHODS, PUBLISHED, paper_table
 from fedclip.federate.runs import runner
-from fedclip.federate.runs.cost import drawn_cache, measure_cost, multiply_adds
+from fedclip.federate.runs.cost import ClientCost, drawn_cache, multiply_adds
 from fedclip.federate.runs.results import RunResult
 from fedclip.federate.settings import Settings
 
@@ -65,6 +65,21 @@ def test_cost_of_vit_b_32_is_288_from_counts_and_283_in_the_paper(
     assert figures(printed, "multiply-adds to encode")[0] == "4,408,811,520"
 
 
+def test_cost_says_what_it_does_before_each_step(
+    tiny_clip: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--model", f"local-dir:{tiny_clip}", "--samples", "40", "--classes", "3"]
+    assert run(["cost", *arguments]) == 0
+    captured = capfd.readouterr()
+    steps = [line.split(",")[0] for line in captured.err.splitlines() if " models" in line]
+    assert (steps[0], steps[-1]) == ("counting: 0/2 models", "timing: 2/2 models")
+    assert steps.index("counting: 2/2 models") < steps.index("timing: 0/2 models")
+    first, second, *_ = captured.out.splitlines()
+    assert first.startswith(f"model      local-dir:{tiny_clip} with random weights; counting, then")
+    assert second.startswith("counted    ")
+    assert captured.out.index("counted") < captured.out.index("seconds a local epoch")
+
+
 def test_multiply_adds_of_a_layer_forward_and_back() -> None:
     layer, image = nn.Linear(5, 7), torch.zeros(3, 5)
     assert multiply_adds(lambda: layer(image)) == 3 * 5 * 7
@@ -73,7 +88,8 @@ def test_multiply_adds_of_a_layer_forward_and_back() -> None:
 
 def test_an_adapter_without_parameters_costs_nothing_to_send() -> None:
     cache = drawn_cache(8, classes=3, rows=32)
-    cost = measure_cost(cache, Settings(adapter=NoAdapter()), 40, torch.device("cpu"))
+    settings = Settings(adapter=NoAdapter())
+    cost = ClientCost(cache, settings, 40, torch.device("cpu")).count()
     assert (cost.parameters, cost.message) == (0, 0)
     assert cost.inference == 8 * 3
 
@@ -179,7 +195,9 @@ def test_what_is_missing_is_said_in_a_line_before_anything_is_done(
     line = refusal(*paper, "--rounds", "1")
     assert "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth" in line
     assert "--alexnet-weights FILE" in line
-    assert "download it to there" in refusal(*["paper", "vlcs", *paper[2:]], "--methods", "fedclip")
+    # Images are looked for before the weights.
+    for methods in ([], ["--methods", "fedclip"]):
+        assert "download it to there" in refusal("paper", "vlcs", *paper[2:], *methods)
     assert "alexnet-fedavg" in refusal(*paper, "--methods", "best")
     assert "office-home" in refusal("paper", "domainnet")
     for option in (["--mu", "0.1"], ["--alexnet-weights", "random"]):

@@ -12,7 +12,7 @@ import pytest
 from fedclip.cache import CacheFolder, FeatureCache, find_caches, load_cache, write_cache
 from fedclip.cache.common.files import file_name
 from fedclip.cli import run
-from fedclip.federate.runs.experiment import choose_targets
+from fedclip.federate.runs.find import choose_targets
 from fedclip.federate.runs.folder import RunFolder
 from fedclip.federate.server import Round
 

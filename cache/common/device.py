@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 import torch
 
 from .errors import FedclipError
+from .fields import listed
 
 
 def resolve_device(device: str, local_rank: int = 0) -> torch.device:
@@ -19,15 +20,22 @@ def resolve_device(device: str, local_rank: int = 0) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and local_rank:
         device = f"cuda:{local_rank % max(1, torch.cuda.device_count())}"
+    problem = "unknown device"
     try:
         resolved = torch.device(device)
+        problem = "cannot be used here"
         torch.zeros(1, device=resolved).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).split("\n")[0].rstrip(".")
-        raise FedclipError(
-            f"--device {device}: cannot be used here ({reason}); use auto, cpu or cuda"
-        ) from None
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise FedclipError(f"--device {device}: {problem}; choose {listed(usable())}") from None
     return resolved
+
+
+def usable() -> list[str]:
+    """List the devices of this machine, as `resolve_device` takes them."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    several = [f"cuda:{index}" for index in range(gpus)] if gpus > 1 else []
+    apple = ["mps"] if torch.backends.mps.is_available() else []
+    return ["auto", "cpu", *(["cuda"] if gpus else []), *several, *apple]
 
 
 def repeatable_cudnn() -> AbstractContextManager[None]:

@@ -49,6 +49,7 @@ def option(
     envvar: str = "",
     parse: Callable[[str], Any] | None = None,
     shown: str = "",
+    complete: Callable[[Any, str], list[str]] | None = None,
 ) -> Any:
     """Declare a dataclass field as a setting. Floats must be finite.
 
@@ -70,6 +71,8 @@ def option(
         parse: Reads the value from text in place of the field's type; raises a ValueError whose
             message states what is expected.
         shown: Text to show as the default in the help.
+        complete: Completes a word in the shell, from the command's context and the word's
+            beginning; by default from the choices.
     """
     facts = {
         "help": help,
@@ -86,6 +89,7 @@ def option(
         "envvar": envvar,
         "parse": parse,
         "shown": shown,
+        "complete": complete,
     }
     field: Any = dataclasses.field  # its overloads do not take MISSING
     return field(default=default, metadata={_FACTS: facts})
@@ -122,6 +126,7 @@ class Option:
     envvar: str = ""
     parse: Callable[[str], Any] | None = None
     shown: str = ""
+    complete: Callable[[Any, str], list[str]] | None = None
 
     @property
     def flag(self) -> str:

@@ -25,7 +25,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from .errors import FedclipError
-from .fields import Option, flag, option, options_of
+from .fields import Option, flag, option, options_of, suggest
 from .tables import WRITERS
 
 __all__ = [
@@ -215,6 +215,12 @@ def _read(each: Option, value: Any) -> Any:
 class Group(TyperGroup):
     """A group of commands that answers --help without loading pydantic."""
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that the first argument names."""
+        if self.get_command(ctx, args[0]) is None and not ctx.resilient_parsing:
+            ctx.fail(f"unknown command {args[0]!r}{suggest(args[0], self.list_commands(ctx))}")
+        return super().resolve_command(ctx, args)
+
     def get_params(self, ctx: Any) -> list[Any]:
         """List the parameters; flags default to False, since a None would load pydantic."""
         parameters: list[Any] = super().get_params(ctx)
@@ -243,7 +249,11 @@ class Command(TyperCommand):
             ctx.meta[_EXPANDED] = _expand(self._groups, ())
             if not ctx.resilient_parsing:  # true during shell completion
                 ctx.fail(str(error))
-        return super().parse_args(ctx, args)
+        ctx.allow_extra_args = True
+        rest: list[str] = super().parse_args(ctx, args)
+        if rest and not ctx.resilient_parsing:
+            ctx.fail(f"{rest[0]}: unexpected argument")
+        return rest
 
     def get_params(self, ctx: Any) -> list[Any]:
         """List the parameters: Typer's own, the options made from dataclasses, --help."""
@@ -325,7 +335,7 @@ def _parameter(each: Option) -> inspect.Parameter:
         metavar="" if kind is bool else metavar,
         envvar=each.envvar or None,
         show_default=bool(default),
-        autocompletion=_completer(each) if each.choices else None,
+        autocompletion=each.complete or (_completer(each) if each.choices else None),
         rich_help_panel=each.panel or None,
     )
     return inspect.Parameter(

@@ -61,9 +61,8 @@ def parse_class_names(text: str | None) -> tuple[str, ...]:
     """Parse class names: ``a,b,c`` or ``@file`` with one per line; none if `text` is None.
 
     Raises:
-        FedclipError: the list is empty, a file is not UTF-8, a name occurs twice, or a name is a
-            text that a cache cannot store.
-        OSError: a file cannot be read.
+        FedclipError: the list is empty, a file cannot be read or is not UTF-8, a name occurs
+            twice, or a name is a text that a cache cannot store.
     """
     if text is None:
         return ()
@@ -72,6 +71,10 @@ def parse_class_names(text: str | None) -> tuple[str, ...]:
             parts = Path(text[1:]).read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError:
             raise FedclipError(f"--class-names {text}: is not UTF-8; save it as UTF-8") from None
+        except OSError as error:
+            raise FedclipError(
+                f"--class-names {text}: cannot be read ({error.strerror}); pass A,B,C or @FILE"
+            ) from None
     else:
         parts = text.split(",")
     names = tuple(nfc(name.strip()) for name in parts if name.strip())

@@ -4,21 +4,22 @@ import csv
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from ...cache import FedclipError
 from ...cache.common.files import check_writable, replacing
 from ...cache.common.progress import Progress, first_of, no_progress
 from ...cache.common.text import counted, inflected
-from ..data.federation import FeaturePool
+from ..data.federation import MIN_ROWS, FeaturePool
 from ..runs.experiment import Experiment
 from ..runs.folder import RUNS_DIR, RunFolder
-from ..runs.results import FIGURES, Result
-from ..runs.runner import Saving, Trial, result_on_disk, unfinished
+from ..runs.results import FIGURES, Result, RunResult
+from ..runs.runner import Saving, Trial, places_of, result_on_disk, unfinished
 from ..simulation import Callback, Run, simulate
 from .grid import show
 
@@ -112,8 +113,16 @@ def run_ablation(
         runs, were = counted(len(todo), "run"), inflected(started, "was", "were")
         logger.info("resuming %d of %s that %s started before", started, runs, were)
     trials: dict[Entry, Trial] = {}
+    owners: WeakKeyDictionary[Run, Entry] = WeakKeyDictionary()  # a run is freed when it is over
+
+    def record(run: Run, error: FedclipError) -> None:
+        entry = owners[run]
+        entry.error = str(error)
+        trials[entry].release()
+
+    callbacks = [_Counted(todo, progress), Saving(save_every)]
     try:
-        done = simulate(_openings(todo, trials), [_Counted(todo, progress), Saving(save_every)])
+        done = simulate(_openings(todo, trials, owners), callbacks, on_error=record)
     finally:
         for trial in trials.values():
             trial.release()
@@ -121,7 +130,9 @@ def run_ablation(
     return done
 
 
-def _openings(todo: Sequence[Entry], trials: dict[Entry, Trial]) -> Iterator[Run]:
+def _openings(
+    todo: Sequence[Entry], trials: dict[Entry, Trial], owners: MutableMapping[Run, Entry]
+) -> Iterator[Run]:
     """Begin or resume each entry's runs as they are asked for; `trials` has those in flight."""
     wanted = {_pool_of(entry) for entry in todo}
     norms = Counter(cache for cache, _ in wanted)
@@ -136,7 +147,11 @@ def _openings(todo: Sequence[Entry], trials: dict[Entry, Trial]) -> Iterator[Run
                     experiment.clients, norm, experiment.device, in_place=norms[cache] == 1
                 )
             trials[entry] = Trial(experiment, pools[own], resume=True)
-            yield from trials[entry].runs()
+            for run in trials[entry].runs():
+                owners[run] = entry
+                yield run
+                if entry.error is not None:
+                    break
         except FedclipError as error:
             entry.error = str(error)
 
@@ -172,6 +187,32 @@ def failures(entries: Sequence[Entry]) -> list[str]:
     return first_of(lines, lambda more: f"and {counted(more, 'more run')} failed")
 
 
+def clients_of(experiment: Experiment) -> tuple[set[str], set[str]]:
+    """Read who took part in the runs of an experiment, and who had too few rows to."""
+    participants: set[str] = set()
+    dropped: set[str] = set()
+    for place in places_of(experiment):
+        result = place.read_result()
+        if isinstance(result, RunResult):
+            participants |= result.domains.keys() - {result.target}
+            dropped |= result.dropped.keys()
+    return participants, dropped
+
+
+def describe_left_out(entries: Sequence[Entry]) -> str:
+    """Describe how many clients had too few rows to take part; empty if none had."""
+    counts = [tuple(map(len, clients_of(entry.experiment))) for entry in entries if entry.result]
+    shares = {(dropped, took_part + dropped) for took_part, dropped in counts}
+    most = max(shares, default=(0, 0))
+    if not most[0]:
+        return ""
+    several = "" if len(shares) == 1 else "up to "
+    return (
+        f"left out   {several}{most[0]} of {most[1]} clients, with fewer than {MIN_ROWS} rows; the "
+        "CSV file counts them for each run"
+    )
+
+
 def write_csv(path: Path, entries: Sequence[Entry], names: Sequence[str]) -> None:
     """Write a CSV file with a line per run, in the order of the grid and without timings.
 
@@ -183,8 +224,11 @@ def write_csv(path: Path, entries: Sequence[Entry], names: Sequence[str]) -> Non
     figures = [f"{kind}{figure}" for figure in FIGURES for kind in ("zero_shot_", "")]
     table = StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerow([_FIRST_COLUMN, *names, "status", *figures, "error"])
+    writer.writerow(
+        [_FIRST_COLUMN, *names, "status", *figures, "error", "clients", "clients_left_out"]
+    )
     for entry in entries:
+        counts = [len(names) for names in clients_of(entry.experiment)]
         writer.writerow(
             [
                 entry.experiment.folder.name,
@@ -192,6 +236,7 @@ def write_csv(path: Path, entries: Sequence[Entry], names: Sequence[str]) -> Non
                 entry.status,
                 *(getattr(entry.result, figure, None) for figure in figures),
                 entry.error,
+                *(counts if entry.result else [None, None]),
             ]
         )
     with replacing(path) as temporary:

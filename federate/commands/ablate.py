@@ -23,12 +23,15 @@ from ...cache.common.options import (
 )
 from ...cache.common.text import counted
 from ..ablations.grids import NAMES as GRIDS
+from ..runs.find import choose_targets
 from .options import (
     ComputeOptions,
     DataOptions,
+    KeepOptions,
     PresetOptions,
     SaveOptions,
     all_settings,
+    cache_line,
     load,
     settings_of,
 )
@@ -70,6 +73,11 @@ def _settings(arguments: Sequence[str]) -> list[Option]:
     return all_settings(named)
 
 
+def _complete_grid(incomplete: str) -> list[str]:
+    names = [*GRIDS, *map(str, sorted(Path().glob("*.toml")))]
+    return [name for name in names if name.startswith(incomplete)]
+
+
 @with_options(
     examples=[
         "fedclip ablate --set lr=5e-5,1e-4,5e-4 --seeds 3",
@@ -84,6 +92,7 @@ def ablate(
     compute: ComputeOptions,
     grid_options: GridOptions,
     save: SaveOptions,
+    kept: KeepOptions,
     caches: CacheOptions,
     form: FormatOptions,
     grid: Annotated[
@@ -93,6 +102,7 @@ def ablate(
             help="TOML file with lists of values for options, by their names (docs/formats.md has "
             f"an example), or a grid of the package: {', '.join(GRIDS)}.",
             show_default=False,
+            autocompletion=_complete_grid,
         ),
     ] = None,
 ) -> None:
@@ -117,6 +127,10 @@ def ablate(
         options,
         lambda name, value: _parse(options[name], value),
     )
+    if not combinations.axes:
+        raise typer.BadParameter(
+            "nothing varies; pass --set NAME=VALUE,VALUE, --seeds N or a GRID, or use federate"
+        )
     _confirm(combinations.count, yes=grid_options.yes)
     if grid_options.table is not None:
         _check_table(grid_options.table, save.runs_dir)
@@ -124,10 +138,19 @@ def ablate(
     from ...cache.common.device import resolve_device
     from ...cache.common.files import check_writable
     from ...cache.common.progress import show_progress
-    from ..ablations.runner import Entry, failures, own_name, run_ablation, write_csv
+    from ..ablations.existing import describe_existing
+    from ..ablations.runner import (
+        Entry,
+        describe_left_out,
+        failures,
+        own_name,
+        run_ablation,
+        write_csv,
+    )
     from ..ablations.summary import summarize
     from ..report.terminal import ablation_table
-    from ..runs.experiment import Experiment, choose_targets
+    from ..runs.disk import Disk, disk_of
+    from ..runs.experiment import Experiment
     from ..runs.folder import RUNS_DIR
 
     device = resolve_device(compute.device)
@@ -149,18 +172,24 @@ def ablate(
             device=device,
             runs_dir=save.runs_dir,
             engine=compute.engine,
+            keep=kept.keep,
         )
         entries.setdefault(experiment.folder, Entry(values, experiment))
     runs = list(entries.values())
     names = ", ".join(dict.fromkeys(entry.experiment.cache.name for entry in runs))
     latest = "cache" not in {*combinations.names, *combinations.fixed}
     output = Output(form.format)
-    output.note(f"cache      {names}{' (the one extracted last)' if latest else ''}")
+    output.note(cache_line(names, caches.cache_dir, latest=latest))
     output.note(f"ablation   {counted(len(runs), 'run')}: {combinations.describe()}")
     if len(runs) < combinations.count:
         output.note(
             f"           ({combinations.count} combinations, some of which are the same run)"
         )
+    varied = {options[label].name for label in combinations.names}
+    disk = Disk(sum(disk_of(entry.experiment).left for entry in runs), 0)
+    for line in (describe_existing(runs, varied, save.runs_dir), disk.describe()):
+        if line:
+            output.note(line)
     table = grid_options.table or save.runs_dir / f"{own_name(runs)}.csv"
     place = f"--csv {table}" if grid_options.table else f"{RUNS_DIR} {save.runs_dir}"
     check_writable(table.parent, place)
@@ -170,6 +199,8 @@ def ablate(
     write_csv(table, runs, combinations.names)
     output.table(ablation_table(summarize(runs, combinations.names)))
     output.note(f"runs       {table}")
+    if left_out := describe_left_out(runs):
+        output.note(left_out)
     for line in failures(runs):
         complain(line)
     if not done:
@@ -182,7 +213,10 @@ def _varied(options: dict[str, Option]) -> dict[str, Option]:
     """List the options that shape a run by the names that a grid has for them."""
     others = {
         name
-        for group in (ComputeOptions, GridOptions, SaveOptions, CacheOptions, FormatOptions)
+        for group in (
+            *(ComputeOptions, GridOptions, SaveOptions),
+            *(KeepOptions, CacheOptions, FormatOptions),
+        )
         for name in options_of(group)
     }
     varied = {name: each for name, each in options.items() if name not in others}

@@ -5,20 +5,24 @@ from __future__ import annotations
 import inspect
 import shlex
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import typer
 
 from ...cache.common.console import FAILED, INTERRUPTED, Output, complain
-from ...cache.common.fields import options_of
+from ...cache.common.fields import option, options_of
 from ...cache.common.options import CacheOptions, FormatOptions, with_options
 from ...cache.common.tables import Column, Table, thousands
+from ..runs.find import choose_targets
 from ..strategies import STRATEGIES
 from .options import (
     ComputeOptions,
     DataOptions,
     Given,
+    KeepOptions,
     RunOptions,
+    cache_line,
     load,
     resumed,
     settings_of,
@@ -42,6 +46,7 @@ def federate(
     chosen: Given,
     compute: ComputeOptions,
     run: RunOptions,
+    kept: KeepOptions,
     caches: CacheOptions,
     form: FormatOptions,
 ) -> None:
@@ -51,9 +56,10 @@ def federate(
     else:
         settings = settings_of(chosen)
         folder, clients = load(data.cache, caches.cache_dir)
+        targets = choose_targets(clients, data.target)
 
         from ...cache.common.device import resolve_device
-        from ..runs.experiment import Experiment, choose_targets
+        from ..runs.experiment import Experiment
 
         experiment = Experiment(
             cache=folder,
@@ -61,18 +67,18 @@ def federate(
             settings=settings,
             model=settings.adapter,
             preset=str(chosen.get("preset", "paper")),
-            targets=choose_targets(clients, data.target),
+            targets=targets,
             device=resolve_device(compute.device),
             runs_dir=run.runs_dir,
             name=run.name,
             overwrite=run.overwrite,
             engine=compute.engine,
+            keep=kept.keep,
         )
 
     latest = data.cache is None and run.resume is None
     output = Output(form.format)
-    which = " (the one extracted last)" if latest else ""
-    output.note(f"cache      {experiment.cache.name}{which}")
+    output.note(cache_line(experiment.cache.name, caches.cache_dir, latest=latest))
     carry_out(experiment, output, resume=run.resume is not None, save_every=run.save_every)
 
 
@@ -86,10 +92,12 @@ def carry_out(
     """
     from ...cache.common.progress import show_progress
     from ..report.terminal import describe_settings
+    from ..runs.disk import disk_of
     from ..runs.runner import run_experiment
 
-    for line in describe_settings(experiment):
-        output.note(line)
+    for line in (*describe_settings(experiment), disk_of(experiment).describe()):
+        if line:
+            output.note(line)
     with show_progress() as progress:
         outcome = run_experiment(experiment, progress, resume=resume, save_every=save_every)
     if outcome.results:
@@ -116,19 +124,23 @@ def _print_results(results: Sequence[RunResult], experiment: Experiment, output:
     output.note(f"run        {experiment.folder}")
 
 
+@dataclass(frozen=True)
+class SizeOptions:
+    """What adapters are counted for."""
+
+    embed_dim: int = option(512, least=1, most=16384, help="Width of the features.")
+    classes: int = option(65, least=1, most=100_000, help="Number of classes.")
+
+
 @with_options(examples=["fedclip adapters", "fedclip adapters --embed-dim 768 --classes 10"])
-def adapters(
-    form: FormatOptions,
-    embed_dim: Annotated[int, typer.Option(min=1, max=16384, help="Width of the features.")] = 512,
-    classes: Annotated[int, typer.Option(min=1, max=100_000, help="Number of classes.")] = 65,
-) -> None:
+def adapters(form: FormatOptions, sizes: SizeOptions) -> None:
     """List the adapters, their trainable parameters and options."""
     from ..models.adapters import ADAPTERS, describe_adapters
 
     classes_by_name = ADAPTERS.classes()
     rows = [
         (name, what, size, _options(classes_by_name[name]))
-        for name, size, what in describe_adapters(embed_dim, classes)
+        for name, size, what in describe_adapters(sizes.embed_dim, sizes.classes)
     ]
     columns = [
         Column("name"),

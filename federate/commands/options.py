@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
+from ...cache.commands import complete_cache
 from ...cache.common.fields import Option, option
 from ...cache.common.options import Also, Chosen, DeviceOptions, flag, given
 from ..settings import PAPER, PRESETS, REGISTRIES, Settings, method_options, settings_options
@@ -45,6 +46,7 @@ class DataOptions(TargetOptions):
         None,
         metavar="CACHE",
         shown="the one extracted last",
+        complete=complete_cache,
         help="Cache as 'fedclip cache ls' names it, or its dataset.",
     )
 
@@ -81,6 +83,20 @@ class SaveOptions(RunsDir):
         least=1,
         shown="as often as takes 1 % of the time",
         help="Rounds between two saves of a run's state.",
+    )
+
+
+@dataclass(frozen=True)
+class KeepOptions:
+    """What is left of a run."""
+
+    PANEL: ClassVar[str] = "Output"
+
+    keep: str = option(
+        "personal",
+        choices=("personal", "shared", "none"),
+        help="Parameters that a finished run leaves: the server's and each participant's own, "
+        "if the strategy makes any (personal), the server's only (shared), or none.",
     )
 
 
@@ -151,6 +167,17 @@ def settings_of(values: Mapping[str, Any]) -> Settings:
     return Settings.preset(values.get("preset", PAPER), chosen)
 
 
+def cache_line(name: str, cache_dir: Path, *, latest: bool) -> str:
+    """Name the cache in use, and say if it was chosen as the latest of several."""
+    from ...cache import find_caches
+
+    if not latest:
+        return f"cache      {name}"
+    count = len(find_caches(cache_dir))
+    others = f" of {count} in {cache_dir}; choose with --cache" if count > 1 else ""
+    return f"cache      {name} (the one extracted last{others})"
+
+
 def load(cache: str | None, cache_dir: Path) -> tuple[CacheFolder, list[FeatureCache]]:
     """Load the named cache, or the one extracted last."""
     from ...cache import latest_cache, load_cache, resolve_cache
@@ -167,7 +194,7 @@ def resumed(
     make_model: MakeModel | None = None,
 ) -> Experiment:
     """Load a run as it was started, so no option may differ."""
-    from ..runs.experiment import find_run, load_experiment
+    from ..runs.find import find_run
 
     named = given(context)
     for name in sorted(named - _WITH_RESUME):
@@ -176,4 +203,7 @@ def resumed(
             f"leave out {flag(name)}"
         )
     path = find_run(runs_dir, run)
+
+    from ..runs.experiment import load_experiment
+
     return load_experiment(path, cache_dir if "cache_dir" in named else None, make_model)

@@ -4,14 +4,19 @@ Lu et al. 2023 (arXiv:2302.13485). A column is the domain left out, a figure the
 accuracy over all domains: the participants' test parts and the whole of the one left out.
 """
 
+from __future__ import annotations
+
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ...cache import FedclipError
 from ...cache.common.fields import suggest
 from ...cache.common.tables import Cell, Column, Compound, Show, Spread, Table, percent, points
-from ..runs.results import RunResult
+
+if TYPE_CHECKING:
+    from ..runs.results import RunResult
 
 MEAN = "mean"
 

@@ -12,7 +12,8 @@ from ..ablations.grid import show
 from ..ablations.summary import Summary
 from ..models.full import describe_backbone
 from ..runs.cost import Cost
-from ..runs.experiment import Experiment, show_target
+from ..runs.experiment import Experiment
+from ..runs.find import show_target
 from ..runs.results import FIGURES, ByClient, Result, RunResult, summary_of
 from ..settings import Settings
 from ..training.evaluate import mean

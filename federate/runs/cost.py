@@ -101,8 +101,8 @@ def forecast(run: Run, runs: int) -> str:
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What a model costs.
+class Counts:
+    """What a model costs on any machine.
 
     Attributes:
         parameters: Trainable ones.
@@ -110,13 +110,22 @@ class Cost:
         inference: Multiply-adds of classifying one sample more, class texts not counted.
         training: Multiply-adds of training on a sample, forward and backward, in a full
             minibatch and with the texts of all classes.
-        epoch: Seconds that a client's local epoch takes on this machine.
     """
 
     parameters: int
     message: int
     inference: int
     training: int
+
+
+@dataclass(frozen=True)
+class Cost(Counts):
+    """What a model costs here.
+
+    Attributes:
+        epoch: Seconds that a client's local epoch takes on this machine.
+    """
+
     epoch: float
 
 
@@ -146,14 +155,8 @@ def drawn_cache(embed_dim: int, classes: int, rows: int) -> FeatureCache:
     )
 
 
-def measure_cost(
-    cache: FeatureCache,
-    settings: Settings,
-    samples: int,
-    device: torch.device,
-    model: Model | None = None,
-) -> Cost:
-    """Count and measure what a client's round costs.
+class ClientCost:
+    """What a client's round costs with a model.
 
     Args:
         cache: Whose rows are trained on, again and again if they are few; two at least.
@@ -162,34 +165,52 @@ def measure_cost(
         device: Where it is trained.
         model: What is trained; by default the settings' adapter.
     """
-    model = model or settings.adapter
-    (domain,) = FeaturePool([cache], None, device, model=model).domains
-    train = Samples(domain, torch.arange(samples, device=device) % len(cache.labels))
-    text = torch.from_numpy(class_texts(cache, settings.prompts)).to(device)
-    network = model.make(text, seed_of(model.kind, settings.seed)).to(device)
-    classes, start = model.texts(text), copy_parameters(network)
-    task = LocalTask(
-        domain.name, model, train, text, cache.logit_scale, settings.training, 1, start
-    )
 
-    def classify(rows: int) -> Tensor:
-        inputs, _ = train[:rows]
-        return network.logits(inputs, classes, cache.logit_scale)
+    def __init__(
+        self,
+        cache: FeatureCache,
+        settings: Settings,
+        samples: int,
+        device: torch.device,
+        model: Model | None = None,
+    ) -> None:
+        model = model or settings.adapter
+        (domain,) = FeaturePool([cache], None, device, model=model).domains
+        train = Samples(domain, torch.arange(samples, device=device) % len(cache.labels))
+        text = torch.from_numpy(class_texts(cache, settings.prompts)).to(device)
+        self._network = model.make(text, seed_of(model.kind, settings.seed)).to(device)
+        start = copy_parameters(self._network)
+        self._task = LocalTask(
+            domain.name, model, train, text, cache.logit_scale, settings.training, 1, start
+        )
+        self._loss = settings.loss
 
-    def learn() -> None:
-        inputs, labels = train[: settings.batch_size]
-        loss = network.loss(inputs, classes, labels, cache.logit_scale, settings.loss)
-        if loss.requires_grad:
-            torch.autograd.backward(loss)
+    def count(self) -> Counts:
+        """Count parameters, bytes and multiply-adds."""
+        task, network, batch = self._task, self._network, self._task.settings.batch_size
+        classes = task.model.texts(task.text)
 
-    learned = min(samples, settings.batch_size)
-    return Cost(
-        parameters=trainable_parameters(network),
-        message=size_of(start),
-        inference=multiply_adds(lambda: classify(2)) - multiply_adds(lambda: classify(1)),
-        training=multiply_adds(learn) // learned,
-        epoch=measure_pace(network, task).step * task.steps,
-    )
+        def classify(rows: int) -> Tensor:
+            inputs, _ = task.samples[:rows]
+            return network.logits(inputs, classes, task.logit_scale)
+
+        def learn() -> None:
+            inputs, labels = task.samples[:batch]
+            loss = network.loss(inputs, classes, labels, task.logit_scale, self._loss)
+            if loss.requires_grad:
+                torch.autograd.backward(loss)
+
+        return Counts(
+            parameters=trainable_parameters(network),
+            message=size_of(task.start),
+            inference=multiply_adds(lambda: classify(2)) - multiply_adds(lambda: classify(1)),
+            training=multiply_adds(learn) // min(len(task.samples), batch),
+        )
+
+    def time(self, counts: Counts) -> Cost:
+        """Add the seconds that a local epoch takes on this machine."""
+        epoch = measure_pace(self._network, self._task).step * self._task.steps
+        return Cost(**vars(counts), epoch=epoch)
 
 
 def multiply_adds(work: Callable[[], object]) -> int:

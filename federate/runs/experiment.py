@@ -14,21 +14,19 @@ import torch
 from ... import __version__
 from ...cache import CacheFolder, FeatureCache, FedclipError, load_cache, resolve_cache
 from ...cache.common.device import resolve_device
-from ...cache.common.fields import options_of, suggest
-from ...cache.common.files import check_name, client_name
-from ...cache.common.text import match_names, nfc
+from ...cache.common.fields import options_of
+from ...cache.common.files import check_name
 from ...cache.key import canonical_json
 from ..data.federation import chosen_templates, class_texts
 from ..models.base import Model
 from ..settings import Settings
 from ..training.engine import AUTO, choose_engine
+from .find import ALL, choose_targets, show_target
 from .folder import RunFolder
 
-ALL = "all"
-NONE = "none"
-
-# Prefix of `--target` for a domain whose name is one of the words above.
-DOMAIN = "domain:"
+# Which parameters a run leaves: the server's and the participants' own, the server's, or none.
+KEEP = ("personal", "shared", "none")
+KEEP_ALL, KEEP_SHARED, _ = KEEP
 
 # Version of the facts in the metadata of saved parameters.
 FACTS_VERSION = 2
@@ -50,6 +48,7 @@ class Experiment:
         name: The run's folder; None for a name made of the cache, settings and seed.
         overwrite: Whether a run of that name may be replaced.
         engine: What trains the clients; the numbers depend on it only by rounding.
+        keep: One of `KEEP`: which parameters are left when the run is over.
     """
 
     cache: CacheFolder
@@ -63,6 +62,7 @@ class Experiment:
     name: str | None = None
     overwrite: bool = False
     engine: str = AUTO
+    keep: str = KEEP_ALL
 
     @property
     def folder(self) -> Path:
@@ -130,6 +130,7 @@ class Experiment:
             "target": target,
             "device": str(self.device),
             "engine": self._engine_in_use,
+            "keep": self.keep,
             "seed": self.settings.seed,
         }
 
@@ -176,65 +177,10 @@ class Experiment:
         }
 
 
-def choose_targets(clients: Sequence[FeatureCache], target: str | None) -> tuple[str | None, ...]:
-    """Turn the value of `--target` into the domains to leave out, one run each.
-
-    By default every domain in turn if there are two or more, else none. A domain is named as in
-    the cache or as its folder, such as `Real World` for real_world; `domain:all` is the domain
-    called all.
-
-    Raises:
-        FedclipError: the domain is unknown.
-    """
-    domains = [cache.client for cache in clients]
-    if target is None:
-        target = ALL if len(domains) > 1 else NONE
-    if target == NONE:
-        return (None,)
-    if target == ALL:
-        return tuple(domains)
-    for spelled in (target, target.removeprefix(DOMAIN)):
-        found = _find_domain(spelled, domains)
-        if found is not None:
-            return (found,)
-    choices = [*map(show_target, domains), ALL, NONE]
-    raise FedclipError(f"--target {target}: unknown domain{suggest(target, choices)}")
-
-
-def show_target(target: str | None) -> str:
-    """Spell a target as `--target` takes it."""
-    if target is None:
-        return NONE
-    return f"{DOMAIN}{target}" if target in (ALL, NONE) else target
-
-
-def _find_domain(name: str, domains: Sequence[str]) -> str | None:
-    """Find a domain by its name, the name of its folder, or another spelling of these."""
-    if nfc(name) in domains:
-        return nfc(name)
-    try:
-        if client_name(name) in domains:
-            return client_name(name)
-    except FedclipError:
-        return None
-    return match_names([name], domains).get(name)
-
-
-def find_run(runs_dir: Path, name: str) -> Path:
-    """Find the run's folder that `name` means: a path, or a name below `runs_dir`.
-
-    Raises:
-        FedclipError: it does not exist, or is one target's part of a run.
-    """
-    path = Path(name) if RunFolder(Path(name)).begun else runs_dir / nfc(name)
-    if not RunFolder(path).begun:
-        raise FedclipError(
-            f"run {name!r} is neither a run's folder nor the name of one in {runs_dir}; pass the "
-            "folder with its config.json"
-        )
-    if RunFolder(path.resolve().parent).begun:
-        raise FedclipError(f"{path}: is one target's part of a run; resume {path.resolve().parent}")
-    return path
+def kept_by(config: Mapping[str, Any]) -> str:
+    """Return the `keep` that a run was started with, which holds when it is resumed."""
+    keep = config.get("keep")
+    return keep if keep in KEEP else KEEP_ALL
 
 
 # Makes a full model from its origin, the clients and the settings, on a device.
@@ -264,7 +210,7 @@ def load_experiment(
     try:
         settings = Settings.from_json(config["settings"])
         preset, device = str(config["preset"]), str(config["device"])
-        engine = str(config["engine"])
+        engine, keep = str(config["engine"]), kept_by(config)
         folder = CacheFolder(Path(config["cache"]["folder"]))
         name, target = str(config["cache"]["name"]), str(config["target"])
         origin = dict(model["origin"]) if model else {}
@@ -294,6 +240,7 @@ def load_experiment(
         runs_dir=path.parent,
         name=path.name,
         engine=engine,
+        keep=keep,
     )
     _check_cache(experiment, config)
     _check_model(experiment, config)

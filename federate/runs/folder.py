@@ -15,9 +15,9 @@ from ..server import Round
 from ..simulation import RunState
 from ..training.tasks import Parameters
 from .checkpoint import read_state, round_line, write_state, write_tensors
+from .find import CONFIG, is_run
 from .results import OVER, Result, finite_or_null, read_result
 
-CONFIG = "config.json"
 ROUNDS = "rounds.jsonl"
 RESULT = "result.json"
 PERSONAL = "personal.safetensors"
@@ -36,7 +36,7 @@ class RunFolder:
     @property
     def begun(self) -> bool:
         """Whether there is a run in it."""
-        return (self.path / CONFIG).is_file()
+        return is_run(self.path)
 
     def begin(self, config: Mapping[str, Any], *, overwrite: bool = False) -> None:
         """Make the folder, with every setting of the run and nothing else in it.

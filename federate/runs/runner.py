@@ -4,16 +4,18 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import NamedTuple
 
 from ...cache.common.files import check_writable, path_for
 from ...cache.common.progress import Progress, first_of, no_progress
-from ...cache.common.text import counted, inflected
-from ..data.federation import FeaturePool
+from ...cache.common.text import counted
+from ..data.federation import MIN_ROWS, FeaturePool
 from ..server import Round
 from ..simulation import Callback, Run, simulate
 from .cost import forecast
-from .experiment import Experiment, show_target
+from .experiment import KEEP_ALL, KEEP_SHARED, Experiment, kept_by
+from .find import show_target
 from .folder import PERSONAL, RUNS_DIR, RunFolder
 from .results import Result, RunResult, Status, result_of, summary_of
 
@@ -50,6 +52,12 @@ class Trial:
         self._claim = ExitStack()
 
     @property
+    def clients(self) -> set[str]:
+        """Names of all clients, those that were dropped too."""
+        names = {client.name for each in self.federations for client in each.participants}
+        return names | self.dropped.keys()
+
+    @property
     def dropped(self) -> dict[str, int]:
         """Clients that the partition left with too few rows: name and rows."""
         return {name: rows for each in self.federations for name, rows in each.dropped}
@@ -83,7 +91,9 @@ class Trial:
         """
         experiment, folder = self.experiment, self._folder
         if self._resume and folder.begun:
-            experiment.check_config(folder.read_config())
+            recorded = folder.read_config()
+            experiment.check_config(recorded)
+            self.experiment = experiment = replace(experiment, keep=kept_by(recorded))
         else:
             folder.begin(experiment.config(experiment.target), overwrite=experiment.overwrite)
         self._claim.enter_context(folder.claimed())
@@ -100,7 +110,8 @@ class Trial:
             else:
                 recorder = Recorder(self, place)
                 settings, engine = experiment.settings, experiment.engine
-                run = Run(federation, settings, experiment.model, engine, [recorder])
+                own = experiment.keep == KEEP_ALL
+                run = Run(federation, settings, experiment.model, engine, [recorder], keep_own=own)
                 recorder.restore(run)
                 yield run
 
@@ -163,13 +174,14 @@ class Recorder(Callback):
         self._trial.put(result)
 
     def _write_parameters(self, run: Run) -> None:
-        best, facts = run.state.server.best, self._trial.experiment.facts()
-        if best is None or not run.model.kept:
+        experiment, best = self._trial.experiment, run.state.server.best
+        if best is None or not run.model.kept or experiment.keep not in (KEEP_ALL, KEEP_SHARED):
             return
+        facts = experiment.facts()
         if run.settings.strategy.shared:
             name = f"{run.model.kind}.safetensors"
             self._folder.write_parameters(name, best.parameters, facts)
-        if run.settings.strategy.personalized:
+        if run.settings.strategy.personalized and experiment.keep == KEEP_ALL:
             own = {
                 f"{client}/{name}": tensor
                 for client, parameters in run.state.best_own.items()
@@ -191,12 +203,18 @@ def result_on_disk(experiment: Experiment) -> Result | None:
     return result
 
 
+def places_of(experiment: Experiment) -> list[RunFolder]:
+    """List the folders of an experiment's runs, one for each target."""
+    folder = experiment.folder
+    if len(experiment.targets) == 1:
+        return [RunFolder(folder)]
+    targets = [target for target in experiment.targets if target is not None]
+    return [RunFolder(path_for(folder, target)) for target in targets]
+
+
 def unfinished(experiment: Experiment) -> int:
     """Count the runs of an experiment that are not over."""
-    targets = [target for target in experiment.targets if target is not None]
-    below = [path_for(experiment.folder, target) for target in targets]
-    places = below if len(experiment.targets) > 1 else [experiment.folder]
-    return sum(RunFolder(place).result_if_over() is None for place in places)
+    return sum(place.result_if_over() is None for place in places_of(experiment))
 
 
 class Saving(Callback):
@@ -265,12 +283,6 @@ class _Shown(Callback):
             self._progress(f"target {target}", run.number, rounds, "rounds", self._validation)
 
 
-def _also_dropped(count: int) -> str:
-    clients = counted(count, "more client")
-    verb = inflected(count, "is", "are")
-    return f"{clients} got too few rows and {verb} left out; result.json lists them all"
-
-
 def run_experiment(
     experiment: Experiment,
     progress: Progress = no_progress,
@@ -301,8 +313,13 @@ def run_experiment(
         f"client {name} got only {counted(rows, 'row')} and is left out"
         for name, rows in sorted(trial.dropped.items())
     ]
-    for line in first_of(dropped, _also_dropped):
+    for line in first_of(dropped, lambda more: f"and {more} more"):
         logger.warning("%s", line)
+    if dropped:
+        logger.warning(
+            "%d of %d clients are left out, with fewer than %d rows; result.json lists them",
+            *(len(dropped), len(trial.clients), MIN_ROWS),
+        )
     shown = _Shown(experiment, progress)
     try:
         done = simulate(trial.runs(), [shown, Saving(save_every)], tasks_at_once=1)

@@ -371,7 +371,7 @@ def test_an_import_under_an_unsafe_name_is_one_line(
 
 
 def test_an_import_without_a_name_is_one_line(command: Run, archive: Path, tmp_path: Path) -> None:
-    assert "'--name'" in command("cache", "import", archive).complaint
+    assert "--name: is missing" in command("cache", "import", archive).complaint
     assert list(tmp_path.iterdir()) == [archive]
 
 

@@ -247,7 +247,7 @@ def test_a_published_set_of_templates_comes_behind_the_others(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ("", "Missing option '--dataset'"),
+        ("", "--dataset: is missing; set it or --manifest"),
         ("--dataset", "--dataset"),
         ("--dataset nowhere", "unknown dataset or folder 'nowhere'"),
         ("--dataset '~nobody-of-this-name/x'", "unknown dataset or folder"),
@@ -276,8 +276,12 @@ def test_a_published_set_of_templates_comes_behind_the_others(
             "--dataset pets --precision fp8",
             "--precision fp8: unknown precision; choose fp32, fp16 or bf16",
         ),
-        ("--dataset pets --device nonsense", "--device nonsense: cannot be used here"),
-        ("--dataset pets --device cuda:99", "--device cuda:99: cannot be used here"),
+        ("--dataset pets --device nonsense", "--device nonsense: unknown device"),
+        ("--dataset pets --device cuda:99", "--device cuda:99: cannot be used here; choose auto"),
+        (
+            "--dataset pets --class-names @no.txt",
+            "--class-names @no.txt: cannot be read (No such file or directory); pass A,B,C",
+        ),
         ("--dataset pets --device meta", "--device meta: cannot be used here"),
         ("--dataset pets --cache-dir a_file", "a_file"),
         ("--dataset pets --name ''", "--name '': is empty; pass a value or leave out --name"),

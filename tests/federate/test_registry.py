@@ -134,7 +134,10 @@ def test_a_method_takes_its_own_options_and_leaves_the_others() -> None:
         ),
         ("no_such_module:X", "--strategy no_such_module:X: cannot import no_such_module (ModuleNo"),
         ("math:Fed", "--strategy math:Fed: math has no class 'Fed'"),
-        ("math:sqrt", "--strategy math:sqrt: is not a subclass of fedclip.federate.strategies.ba"),
+        (
+            "math:sqrt",
+            "--strategy math:sqrt: is not a subclass of fedclip.federate.extend.Strategy; see docs",
+        ),
         ("pathlib:Path", "--strategy pathlib:Path: is not a subclass of"),
     ],
 )
@@ -164,6 +167,14 @@ def test_options_without_the_decorator_are_refused(user_module: str) -> None:
         "--strategy my_slow:Undecorated: declares options but is not a dataclass; put "
         "@dataclass(frozen=True) above the class"
     )
+
+
+def test_an_error_of_a_users_class_is_one_line(empty_folder: Path, refusal: Refusal) -> None:
+    source = SLOW + "\n    def __post_init__(self):\n        raise KeyError('pace')\n"
+    (empty_folder / "my_broken.py").write_text(source.replace("number = 3", ""))
+    line = refusal("federate", "--strategy", "my_broken:Plain")
+    assert "--strategy my_broken:Plain: failed with KeyError: 'pace'" in line
+    forget("my_broken")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from fedclip.cache import FedclipError
+from fedclip.cache.common.fields import options_of
 from fedclip.federate.models.losses import ClassLoss, ClipLoss
 from fedclip.federate.settings import Settings
 from fedclip.federate.strategies.fedprox import FedProx
@@ -72,6 +73,18 @@ def test_invalid_values_are_refused(change: dict[str, Any], complaint: str) -> N
 def test_the_class_itself_checks_its_values(change: dict[str, Any], complaint: str) -> None:
     with pytest.raises(FedclipError, match=complaint):
         Settings(**change)
+
+
+@pytest.mark.parametrize(
+    ("typed", "value"),
+    [
+        *(("30%", 0.3), ("0.3", 0.3), ("100%", 1.0), ("7 %", 0.07)),
+        *(("20clients", 20), ("20 clients", 20), ("20", 20), ("1client", 1), ("1clients", 1)),
+    ],
+)
+def test_participation_is_a_share_or_a_number(typed: str, value: float) -> None:
+    read = options_of(Settings)["participation"].read(typed)
+    assert (read, type(read)) == (value, type(value))
 
 
 def test_an_unknown_preset_is_refused() -> None:

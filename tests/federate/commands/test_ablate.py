@@ -6,7 +6,7 @@ import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,23 @@ Records = Callable[[Path], dict[str, Any]]
 pytestmark = pytest.mark.usefixtures("empty_folder")
 
 SHAPE = ["--clients", "3", "--alpha", "1", "--rounds", "3", "--preset", "tuned"]
+
+
+@pytest.fixture
+def own_module() -> Iterator[Callable[[str], str]]:
+    """Give a function that writes a user's module, in place of the one before, and its name."""
+
+    def forget() -> None:
+        sys.modules.pop("my_fragile", None)
+        sys.path_importer_cache.clear()
+
+    def write(source: str) -> str:
+        Path("my_fragile.py").write_text(source)
+        forget()
+        return "my_fragile"
+
+    yield write
+    forget()
 
 
 def table_of(capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
@@ -271,6 +288,126 @@ def test_a_run_that_fails_is_reported_and_the_others_continue(
     assert csv_rows() == rows
 
 
+# A strategy of a user's that fails in its second round, and an adapter.
+OWN = """
+from dataclasses import dataclass
+
+from torch import nn, ones
+
+from fedclip.federate.extend import Adapter, FedAvg, option
+
+
+class Fragile(FedAvg):
+    def aggregate(self, state, updates, cohort):
+        if "worn" in state:
+            raise ValueError("the mould broke")
+        return {**super().aggregate(state, updates, cohort), "worn": {"out": ones(1)}}
+
+
+@dataclass(frozen=True)
+class Narrow(Adapter):
+    rank: int = option(8, least=1, help="Width of the bottleneck.")
+
+    def layers(self, text):
+        width = text.shape[1]
+        return {"inner": nn.Sequential(nn.Linear(width, self.rank), nn.Linear(self.rank, width))}
+
+    def forward(self, layers, image, text):
+        return image + layers.inner(image), text
+"""
+
+
+def test_an_own_method_that_fails_leaves_the_other_runs_alone(
+    make_cache: MakeCache, capsys: pytest.CaptureFixture[str], own_module: Callable[[str], str]
+) -> None:
+    make_cache({"photo": 80})
+    name = f"{own_module(OWN)}:Fragile"
+    command = ["ablate", "--set", f"strategy={name},fedavg,fedprox", "--rounds", "4"]
+    assert run([*command, "--engine", "plain"]) == 1
+    captured = capsys.readouterr()
+    rows = csv_rows()
+    assert [row["status"] for row in rows] == ["failed", "finished", "finished"]
+    reason = f"--strategy {name}: failed with ValueError: the mould broke"
+    assert rows[0]["error"] == reason
+    errors = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+    assert errors == [f"error: runs/{rows[0]['run']} failed: {reason}"]
+    # The others are as they would be alone.
+    for row, strategy in zip(rows[1:], ("fedavg", "fedprox"), strict=True):
+        alone = ["federate", "--strategy", strategy, "--rounds", "4", "--engine", "plain"]
+        assert run([*alone, "--runs-dir", "alone"]) == 0
+        places = [Path(folder, row["run"], "adapter.safetensors") for folder in ("runs", "alone")]
+        assert places[0].read_bytes() == places[1].read_bytes()
+
+
+def test_an_own_method_that_has_changed_makes_new_runs(
+    make_cache: MakeCache, capsys: pytest.CaptureFixture[str], own_module: Callable[[str], str]
+) -> None:
+    make_cache({"photo": 40})
+    name = own_module(OWN)
+    command = ["ablate", "--adapter", f"{name}:Narrow", "--seeds", "2", "--rounds", "1"]
+    assert run(command) == 0
+    first = csv_rows()
+    assert run(command) == 0
+    assert "2 of 2 runs are done already" in capsys.readouterr().err
+    own_module(OWN.replace("option(8,", "option(64,"))
+    assert run([*command, "--csv", "second.csv"]) == 0
+    captured = capsys.readouterr()
+    assert "done already" not in captured.err
+    line = (
+        "existing   2 of these 2 runs exist with another source of the adapter; new ones are made"
+    )
+    assert line in captured.out
+    with Path("second.csv").open(newline="") as file:
+        second = list(csv.DictReader(file))
+    assert not {row["run"] for row in first} & {row["run"] for row in second}
+    sizes = {
+        json.loads(Path("runs", row["run"], "result.json").read_text())["trainable_parameters"]
+        for row in second
+    }
+    assert sizes == {8 * 64 + 64 + 64 * 8 + 8}
+
+
+def test_runs_that_differ_in_one_option_are_named_before_new_ones_are_made(
+    make_cache: MakeCache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_cache({"photo": 60})
+    command = ["ablate", "--set", "lr=1e-4,1e-3", "--seeds", "2", "--rounds", "2"]
+    assert run(command) == 0
+    assert run(command) == 0
+    assert "existing" not in capsys.readouterr().out
+    assert run([*command[:-1], "3"]) == 0
+    line = "existing   4 of these 4 runs exist with rounds 2 in place of 3; new ones are made\n"
+    assert line in capsys.readouterr().out
+    # What is varied on purpose is not named, and neither is what differs in two options.
+    assert run(["ablate", "--set", "lr=5e-4", *command[3:]]) == 0
+    assert run([*command[:-1], "4", "--clients", "2"]) == 0
+    assert "existing" not in capsys.readouterr().out
+
+
+def test_clients_that_are_left_out_are_counted(
+    make_cache: MakeCache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_cache({"art": 60, "photo": 60})
+    command = ["ablate", "--clients", "10", "--alpha", "0.3", "--rounds", "1", "--seeds", "2"]
+    for _ in range(2):  # also of runs that are done already
+        assert run(command) == 0
+        left_out = []
+        for row in csv_rows():
+            results = [
+                json.loads(path.read_text())
+                for path in Path("runs", row["run"]).glob("*/result.json")
+            ]
+            dropped = {name for result in results for name in result["dropped"]}
+            assert int(row["clients_left_out"]) == len(dropped) > 0
+            assert int(row["clients"]) == 20 - len(dropped)
+            left_out.append(len(dropped))
+        assert len(set(left_out)) == 2
+        line = f"left out   up to {max(left_out)} of 20 clients, with fewer than 5 rows"
+        assert line in capsys.readouterr().out
+    assert run(["ablate", "--rounds", "1", "--seeds", "2"]) == 0
+    assert "left out" not in capsys.readouterr().out
+
+
 def test_a_run_of_another_process_is_left_alone(
     make_cache: MakeCache, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -312,6 +449,8 @@ def test_a_great_many_runs_are_asked_about(
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
+        ([], "nothing varies; pass --set NAME=VALUE,VALUE, --seeds N or a GRID, or use federate"),
+        (["--rounds", "3"], "nothing varies; pass --set"),
         (["--set", "lrr=1"], "lrr: is not an option that varies; did you mean lr?"),
         (["--set", "lr="], "lr has an empty list"),
         (["--set", "lr"], "--set 'lr': must be NAME=VALUE,VALUE"),
@@ -338,7 +477,7 @@ def test_a_great_many_runs_are_asked_about(
         (["--lrr", "1"], "unknown option --lrr; did you mean --lr"),
         (["nowhere.toml"], "nowhere.toml: is neither a file nor a grid"),
         (["--cache", "none"], "unknown cache 'none'"),
-        (["--device", "abacus"], "--device abacus: "),
+        (["--device", "gpu"], "--device gpu: unknown device; choose auto"),
         (["--seeds", "100000"], "this grid has 100,000 runs; pass --yes to start them"),
     ],
 )
@@ -346,6 +485,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     make_cache: MakeCache, arguments: list[str], complaint: str, refusal: Refusal
 ) -> None:
     make_cache({"photo": 30})
+    if "nothing varies" not in complaint and not {"--set", "--seeds"} & {*arguments}:
+        arguments = [*arguments, "--seeds", "2"]
     assert complaint in refusal("ablate", *arguments)
     assert not Path("runs").exists()
 

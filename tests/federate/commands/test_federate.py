@@ -169,9 +169,9 @@ def test_participation_bounds_what_crosses_the_network(
 ) -> None:
     make_cache({"photo": 200})
     split = ["federate", "--clients", "10", "--alpha", "100", "--rounds", "2"]
-    assert run([*split, "--participation", "0.3", "--name", "share"]) == 0
+    assert run([*split, "--participation", "30%", "--name", "share"]) == 0
     assert "2 rounds of 30 % of the clients" in capsys.readouterr().out
-    assert run([*split, "--participation", "3", "--name", "number"]) == 0
+    assert run([*split, "--participation", "3clients", "--name", "number"]) == 0
     assert "2 rounds of 3 clients" in capsys.readouterr().out
     share, number = (lines(Path(f"runs/{name}/rounds.jsonl")) for name in ("share", "number"))
     for one, two in zip(share, number, strict=True):
@@ -217,7 +217,9 @@ def test_the_first_lines_say_which_cache_and_which_settings_are_in_force(
     os.utime(caches / "old/drawn/photo.h5", (1, 1))
     assert run(["federate", "--preset", "tuned", "--lr", "0.002", "--rounds", "1"]) == 0
     first, _, third, fourth, *_ = capsys.readouterr().out.splitlines()
-    assert first.split() == ["cache", "new/drawn", "(the", "one", "extracted", "last)"]
+    assert first == (
+        "cache      new/drawn (the one extracted last of 2 in caches; choose with --cache)"
+    )
     assert "preset tuned: lr 0.002, weight decay 0, loss class, batch size 32" in third
     assert "1 round, features raw, prompt 'a picture of a {}', seed 0" in fourth
 
@@ -313,14 +315,18 @@ def test_a_run_that_diverges_is_marked_failed(
         (["--lr", "fast"], "--lr fast: must be a number"),
         (["--preset", "best"], "--preset best: unknown preset; choose paper or tuned"),
         (["--loss", "mse"], "--loss mse: unknown loss; choose clip or class"),
-        (["--participation", "some"], "--participation some: must be a whole number or a number"),
+        (["--participation", "some"], "--participation some: must be a share such as 30%, or a"),
+        (["--participation", "1"], "--participation 1: may mean one client or all of them; write"),
+        (["--participation", "1.0"], "--participation 1.0: may mean one client or all of them"),
+        (["--participation", "150%"], "--participation 1.5: a share must be at most 1.0, or 100%"),
+        (["--participation", "0.5clients"], "--participation 0.5clients: must be a share such as"),
         (["--participation", "0"], "--participation 0: must be above 0"),
         (["--participation", "1.5"], "--participation 1.5: a share must be at most 1.0"),
         (["--participation", "nan"], "--participation nan: must be a finite number"),
         (["--eval-every", "0"], "--eval-every 0: must be at least 1"),
         (["--weighting", "age"], "--weighting age: unknown weighting; choose samples or uniform"),
         (["--prompt", "a {}"], "--prompt 'a {}': is not cached"),
-        (["--device", "abacus"], "--device abacus: "),
+        (["--device", "gpu"], "--device gpu: unknown device; choose auto"),
         (["--device", "cuda:99"], "--device cuda:99: "),
         (["--name", "../up"], "run '../up' cannot name a file"),
         (["--no-such-option"], "unknown option --no-such-option"),
@@ -361,8 +367,60 @@ def test_of_many_dropped_clients_the_first_are_named(
     dropped = read(Path("runs/few/result.json"))["dropped"]
     assert len(dropped) > 10
     warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
-    assert len(warnings) == 11
-    assert warnings[-1].startswith(f"warning: {len(dropped) - 10} more clients got too few rows")
+    assert len(warnings) == 12
+    assert warnings[-2:] == [
+        f"warning: and {len(dropped) - 10} more",
+        f"warning: {len(dropped)} of 60 clients are left out, with fewer than 5 rows; result.json "
+        "lists them",
+    ]
+
+
+def test_what_a_run_leaves_is_chosen(
+    make_cache: MakeCache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_cache({"photo": 60})
+    command = ["federate", "--strategy", "ditto", "--clients", "3", "--alpha", "100", "--rounds"]
+    kept = {
+        "personal": ["adapter.safetensors", "personal.safetensors"],
+        "shared": ["adapter.safetensors"],
+        "none": [],
+    }
+    figures = []
+    for keep, names in kept.items():
+        assert run([*command, "2", "--keep", keep, "--name", keep]) == 0
+        folder = Path("runs", keep)
+        assert sorted(path.name for path in folder.glob("*.safetensors")) == names
+        assert read(folder / "config.json")["keep"] == keep
+        figures.append({**read(folder / "result.json"), "seconds_per_round": None})
+    assert figures[0] == figures[1] == figures[2]
+    adapters = [Path("runs", keep, "adapter.safetensors") for keep in ("personal", "shared")]
+    assert adapters[0].read_bytes() == adapters[1].read_bytes()
+
+
+def test_what_personal_adapters_take_up_is_said_before(
+    make_cache: MakeCache,
+    make_features: MakeFeatures,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_cache([make_features("photo", 60, width=512)])
+    monkeypatch.setattr("fedclip.federate.runs.disk.WORTH_A_LINE", 1_000_000)
+    command = ["federate", "--strategy", "ditto", "--clients", "3", "--alpha", "100", "--rounds"]
+    assert run([*command, "1", "--name", "all"]) == 0
+    size = Path("runs/all/personal.safetensors").stat().st_size
+    assert f"{size / 1e6:.1f}" == "6.3"
+    assert (
+        "disk       up to 6.3 MB of participants' own adapters, which --keep shared leaves out, "
+        "and 12.6 MB of state until the run is over\n"
+    ) in capsys.readouterr().out
+    assert run([*command, "1", "--name", "less", "--keep", "shared"]) == 0
+    line = "disk       up to 6.3 MB of state until the run is over\n"
+    assert line in capsys.readouterr().out
+    ablate = ["ablate", *command[1:], "1", "--seeds", "2"]
+    assert run(ablate) == 0
+    assert "disk       up to 12.6 MB of participants' own adapters" in capsys.readouterr().out
+    assert run(["federate", "--rounds", "1"]) == 0
+    assert "disk  " not in capsys.readouterr().out
 
 
 def test_ctrl_c_keeps_what_was_recorded(
@@ -453,6 +511,7 @@ def test_help_has_a_short_name(capsys: pytest.CaptureFixture[str], command: str)
         (["--strategy", "fedporx"], "unknown strategy 'fedporx'; did you mean fedprox?"),
         (["--adapter", "atention"], "unknown adapter 'atention'; did you mean attention"),
         (["--preset", "tunde"], "--preset tunde: unknown preset; did you mean tuned?"),
+        (["--resume", "tiny-12345678-sed0"], "did you mean tiny-12345678-seed0?"),
         (["--cache", "tinny/drawn"], "unknown cache 'tinny/drawn' in caches; did you mean tiny/"),
         (["--target", "photos"], "--target photos: unknown domain; did you mean photo?"),
         (["--round", "3"], "unknown option --round; did you mean --rounds?"),
@@ -463,6 +522,8 @@ def test_a_misspelled_name_gets_a_suggestion(
     make_cache: MakeCache, refusal: Refusal, arguments: list[str], suggestion: str
 ) -> None:
     make_cache({"photo": 30})
+    Path("runs/tiny-12345678-seed0").mkdir(parents=True)
+    Path("runs/tiny-12345678-seed0/config.json").write_text("{}")
     assert suggestion in refusal("federate", *arguments)
 
 

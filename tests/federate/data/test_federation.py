@@ -16,7 +16,7 @@ from fedclip.federate.data.federation import (
     class_texts,
 )
 from fedclip.federate.data.partition import Dirichlet
-from fedclip.federate.runs.experiment import choose_targets
+from fedclip.federate.runs.find import choose_targets
 from fedclip.federate.settings import Settings
 
 MakeFeatures = Callable[..., FeatureCache]

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from fedclip.cache import FeatureCache, FedclipError
 from fedclip.cli import run
@@ -223,6 +224,41 @@ def test_a_finished_run_says_so_and_prints_its_table(
     assert "runs/mine: is finished" in captured.err
     assert captured.out.split("accuracy in %")[1] == table
     assert {path: path.stat().st_mtime_ns for path in Path("runs/mine").iterdir()} == before
+
+
+@pytest.mark.parametrize("keep", ["personal", "shared", "none"])
+@pytest.mark.parametrize("resume", ["federate", "ablate"])
+def test_a_resumed_run_leaves_what_it_was_started_to_leave(
+    make_cache: MakeCache,
+    monkeypatch: pytest.MonkeyPatch,
+    records: Records,
+    keep: str,
+    resume: str,
+) -> None:
+    make_cache({"photo": 90})
+    options = ["--strategy", "ditto", "--lr", "0.01", "--rounds", "4", "--keep", keep]
+    command = [*COMMAND, *options, "--save-every", "1"]
+    assert run([*command, "--runs-dir", "unbroken"]) == 0
+    save = RunFolder.save_state
+
+    def stop(folder: RunFolder, state: RunState) -> None:
+        save(folder, state)
+        if state.server.number == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save_state", stop)
+        assert run(command) == 130
+    (folder,) = Path("runs").iterdir()
+    with safe_open(folder / "state.safetensors", "pt") as state:
+        own = {name for name in state.keys() if name.startswith("best-own/")}  # noqa: SIM118
+    assert bool(own) == (keep == "personal")
+    if resume == "federate":
+        assert run(["federate", "--resume", str(folder)]) == 0
+    else:  # what it was started with holds, whatever the ablation leaves of new runs
+        sets = ["--set", "seed=0", "--keep", "personal"]
+        assert run(["ablate", *command[1:-4], *sets, "--csv", "table.csv"]) == 0
+    assert records(folder) == records(next(Path("unbroken").iterdir()))
 
 
 def interrupted(monkeypatch: pytest.MonkeyPatch) -> Path:
