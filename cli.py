@@ -8,16 +8,17 @@ from __future__ import annotations
 import errno
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from . import __version__
+from . import HUB_FILES, ImageClassifier, __version__, find_run, load_classifier
 from .cache.commands import app as cache_app
-from .cache.common.console import FAILED, INTERRUPTED, Output, complain
+from .cache.common.console import FAILED, INTERRUPTED, Output, complain, show_table
 from .cache.common.fields import Option, listed, option, options_of, suggest
 from .cache.common.options import (
     Also,
@@ -34,13 +35,24 @@ from .cache.common.options import (
 from .cache.common.streams import open_streams
 from .cache.common.text import counted, inflected
 from .extract.commands import datasets, extract
-from .extract.options import DataOptions, ModelOptions, check_architecture
+from .extract.options import (
+    DataOptions,
+    EncodingOptions,
+    ModelOptions,
+    RecordedOptions,
+    check_architecture,
+)
 from .federate.commands.ablate import ablate
 from .federate.commands.federate import adapters, carry_out, federate, strategies
 from .federate.commands.options import (
+    SUFFIXES,
+    ExportOptions,
+    LicenceOptions,
+    PredictionOptions,
     PresetOptions,
     RunOptions,
     RunsDir,
+    SavedOptions,
     SaveOptions,
     TargetOptions,
     all_settings,
@@ -56,9 +68,11 @@ if TYPE_CHECKING:
     import torch
 
     from .cache import CacheFolder, FeatureCache
+    from .extract.datasets.inputs import Image
     from .extract.encoders.spec import EncoderName
     from .federate.models.base import Model
     from .federate.models.full import FullModel
+    from .federate.report.predictions import Scored
 
 # Settings that have no effect on a full model, or that its command sets itself.
 _NOT_OF_FULL_MODELS = frozenset({"adapter", "feature_norm", "prompts", "partition"})
@@ -502,6 +516,265 @@ def paper(
     if any(each.status == "failed" for runs in results.values() for done in runs for each in done):
         complain("training diverged (NaN or Inf) in some of the runs")
         raise typer.Exit(FAILED)
+
+
+@app.command(cls=Command)
+@with_options(
+    examples=[
+        "fedclip predict --run scans photo.jpg --top-k 3",
+        "fedclip predict --run demo-e294e424-seed0 --target sketch data/demo",
+        "fedclip predict --run hf:OWNER/NAME - < paths.txt",
+    ]
+)
+def predict(
+    context: typer.Context,
+    saved: SavedOptions,
+    runs: RunsDir,
+    shown: PredictionOptions,
+    recorded: RecordedOptions,
+    encoding: EncodingOptions,
+    data: DataOptions,
+    caches: CacheOptions,
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="IMAGE|FOLDER|LIST|-",
+            help="Images, folders, .csv, .tsv or .parquet lists with a column path, datasets as "
+            "extract takes them, or - for paths on standard input.",
+        ),
+    ] = None,
+) -> None:
+    """Classify images with a trained adapter, zero-shot beside it.
+
+    Images in folders named like classes, or with a label in a list, are counted too: the accuracy
+    comes last, on all of them and on those that the run was tested on. Images that cannot be read
+    are reported and skipped, and the exit code is then 1.
+    """
+    if bool(images) == (shown.cache is not None):
+        context.fail("Pass images, or --cache, but not both.")
+
+    from .cache.common.progress import no_progress, show_progress
+    from .extract.datasets.inputs import STDIN, find_images, read_paths
+    from .federate.commands.options import load
+    from .federate.report.predictions import (
+        Tally,
+        accuracy_table,
+        make_writer,
+        predictions,
+        score_cache,
+    )
+
+    use = _classifier(context, saved, runs, recorded, caches, encoding.device)
+    out, tally, skipped = sys.stdout, Tally(use.classifier), 0
+    # Rows on a terminal show the progress, and bars would be drawn over them.
+    with show_progress() as bars:
+        progress = no_progress if out.isatty() else bars
+        batches: Iterable[tuple[Scored, Sequence[tuple[Image, str]]]]
+        if shown.cache is not None:
+            batches = (
+                (scored, ())
+                for scored in score_cache(use.classifier, load(shown.cache, caches.cache_dir)[1])
+            )
+        else:
+            found = (
+                read_paths()
+                if images == [STDIN]
+                else find_images(images or (), use.class_names, data.data_dir, progress)
+            )
+            batches = use.stream(found, encoding.batch_size, encoding.workers, progress)
+        write = make_writer(shown.format, out, use.class_names)
+        for scored, bad in batches:
+            for each in predictions(scored, use.class_names, shown.top_k):
+                write(each)
+            out.flush()
+            tally.add(scored)
+            for image, reason in bad:
+                complain(f"{image.name}: {reason}; skipped")
+            skipped += len(bad)
+    table = accuracy_table(tally)
+    if table is not None:
+        from rich.console import Console
+
+        # Standard output has rows only if it is for programs.
+        show_table(table, Console(stderr=shown.format != "table"))
+    if skipped:
+        complain(f"{skipped} images could not be read")
+        raise typer.Exit(FAILED)
+
+
+@app.command(cls=Command)
+@with_options(
+    examples=[
+        "fedclip export --run scans --with-encoder --out scans/model.onnx",
+        "fedclip export --run scans --to safetensors --out scans.safetensors",
+    ]
+)
+def export(
+    context: typer.Context,
+    saved: SavedOptions,
+    runs: RunsDir,
+    options: ExportOptions,
+    recorded: RecordedOptions,
+    caches: CacheOptions,
+) -> None:
+    """Export a trained adapter for other programs, with a model card beside it.
+
+    The file has the class texts and the names of the classes in it. What it computes is compared
+    with PyTorch before it is written.
+    """
+    from rich.filesize import decimal
+
+    from .federate.models.export import SAMPLES, export_program
+    from .federate.report.card import model_card, write_card
+    from .federate.report.snippets import snippet
+    from .federate.runs.saved import result_of_saved
+
+    if options.to == "safetensors" and options.with_encoder:
+        raise typer.BadParameter("--with-encoder: needs --to onnx or torch")
+    for name in ("fp16", "sample"):
+        if getattr(options, name) and not options.with_encoder:
+            raise typer.BadParameter(f"{flag(name)}: needs --with-encoder")
+    out = options.file
+    if out.is_dir() or out.suffix != SUFFIXES[options.to]:
+        raise typer.BadParameter(f"--out {out}: must be a file that ends in {SUFFIXES[options.to]}")
+    use = _classifier(context, saved, runs, recorded, caches, "cpu")
+    classifier = use.classifier
+    side = None
+    if options.with_encoder:
+        from .extract.finetune.image_side import image_side
+
+        side = image_side(use.encoder)
+    preprocessing = side.preprocessing if side else None
+    if options.to == "safetensors":
+        classifier.save(out)
+        print(f"wrote      {out}: {decimal(out.stat().st_size)}")
+    else:
+        facts = classifier.facts
+        metadata = {
+            "classes": facts["class_names"],
+            "prompts": facts["prompts"],
+            "encoder": facts["encoder"]["about"],
+            "key": facts["key"],
+            "preprocessing": preprocessing or "features of this encoder, raw",
+            "license": options.license or "unknown",
+            "fedclip": __version__,
+        }
+        written = export_program(
+            classifier,
+            options.to,
+            out,
+            metadata,
+            side.samples(options.sample, SAMPLES) if side else None,
+            (side.network, side.mean, side.std) if side else None,
+            half=options.fp16,
+        )
+        opset = f", opset {written.opset}" if written.opset else ""
+        print(f"wrote      {out}: {decimal(written.bytes)}{opset}")
+        print(
+            f"checked    {written.checked} inputs: probabilities differ by up to "
+            f"{written.difference:.1e} from PyTorch{' in float32' if options.fp16 else ''}"
+        )
+    width = classifier.texts.shape[1]
+    result = result_of_saved(find_run(saved.run, runs.runs_dir, saved.target))
+    code = snippet(options.to, out.name, width, preprocessing)
+    card = model_card(classifier.facts, result, out.stem, options.license, code)
+    if write_card(out.parent, card):
+        print(f"card       {out.parent / 'README.md'}")
+    else:
+        print(f"card       not written: {out.parent / 'README.md'} is somebody else's")
+    print(f"\n{snippet(options.to, out, width, preprocessing)}")
+
+
+@app.command(cls=Command)
+@with_options(examples=["fedclip push --run scans OWNER/NAME --private --license mit"])
+def push(
+    context: typer.Context,
+    saved: SavedOptions,
+    runs: RunsDir,
+    licence: LicenceOptions,
+    recorded: RecordedOptions,
+    caches: CacheOptions,
+    repository: Annotated[
+        str, typer.Argument(metavar="OWNER/NAME", help="Repository on the Hugging Face hub.")
+    ],
+    private: Annotated[bool, typer.Option("--private", help="Make a new one private.")] = False,
+) -> None:
+    """Upload an adapter, its result and a model card to the Hugging Face hub.
+
+    'fedclip predict --run hf:OWNER/NAME' then works on any machine. Names of domains and classes,
+    numbers of images, settings and accuracies are uploaded; images, features and paths are not.
+    """
+    from tempfile import TemporaryDirectory
+
+    from .cache.common.files import write_json
+    from .extract.hub import upload
+    from .federate.report.card import model_card, write_card
+    from .federate.report.snippets import snippet
+    from .federate.runs.saved import result_of_saved
+
+    use = _classifier(context, saved, runs, recorded, caches, "cpu")
+    result = result_of_saved(find_run(saved.run, runs.runs_dir, saved.target))
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        use.classifier.save(folder / HUB_FILES[0])
+        if result is not None:
+            write_json(folder / HUB_FILES[1], result.to_json())
+        title = repository.partition("/")[2]
+        code = snippet("safetensors", f"hf:{repository}", use.classifier.texts.shape[1])
+        card = model_card(use.classifier.facts, result, title, licence.license, code)
+        write_card(folder, card)
+        print("uploaded  ", upload(repository, folder, private=private))
+    print(f"use        fedclip predict --run hf:{repository} IMAGE")
+
+
+@app.command(cls=Command)
+@with_options(examples=["fedclip doctor"])
+def doctor(images: DataOptions, runs: RunsDir, caches: CacheOptions) -> None:
+    """Show what this machine has: versions, devices, folders, the hub, and what is missing."""
+    from rich.filesize import decimal
+
+    from .cache import find_caches
+    from .cache.common.machine import devices, folder_size, library_versions, missing_extras
+    from .extract.hub import hub_folder, reach
+
+    lines = [("fedclip", __version__), *library_versions().items()]
+    lines += [("device", each) for each in devices()]
+    folders: dict[str, tuple[Path, str, Sequence[object]]] = {
+        "data": (images.data_dir, "datasets", [*images.data_dir.glob("[!.]*/")]),
+        "caches": (caches.cache_dir, "caches", find_caches(caches.cache_dir)),
+        "runs": (runs.runs_dir, "runs", [*runs.runs_dir.glob("*/config.json")]),
+        "hub's files": (hub_folder(), "repositories", [*hub_folder().glob("*--*/")]),
+    }
+    for name, (place, what, found) in folders.items():
+        there = f"{len(found)} {what}, {decimal(folder_size(place))}"
+        lines.append((name, f"{place.absolute()}: {there if place.is_dir() else 'not there yet'}"))
+    lines.append(("hub", reach()))
+    missing = missing_extras()
+    lines += [("missing", each) for each in missing.values()] or [("missing", "nothing")]
+    width = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        print(f"{name:<{width}}  {value}")
+
+
+def _classifier(
+    context: typer.Context,
+    saved: SavedOptions,
+    runs: RunsDir,
+    recorded: RecordedOptions,
+    caches: CacheOptions,
+    device: str,
+) -> ImageClassifier:
+    """Load the adapter that a command's options name."""
+    return load_classifier(
+        saved.run,
+        target=saved.target,
+        client=saved.client,
+        runs_dir=runs.runs_dir,
+        cache_dir=caches.cache_dir if "cache_dir" in given(context) else None,
+        model=recorded.model,
+        pretrained=recorded.pretrained,
+        device=device,
+    )
 
 
 @app.command(cls=Command)

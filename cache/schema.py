@@ -70,6 +70,23 @@ def content_digest(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=DIGEST_SIZE).digest()
 
 
+def content_sha256(
+    client: str,
+    class_names: Sequence[str],
+    ids: Sequence[str],
+    labels: npt.NDArray[np.int32],
+    digests: bytes,
+) -> str:
+    """Hash what identifies a client's rows, in their order: SHA-256, 64 hex digits."""
+    digest = hashlib.sha256()
+    for names in ((client,), class_names, ids):
+        digest.update(f"{len(names)}\0".encode())
+        digest.update("\0".join(names).encode())
+    digest.update(labels.tobytes())
+    digest.update(digests)
+    return digest.hexdigest()
+
+
 def body_sha256(file: BufferedReader | BufferedRandom | FileIO) -> bytes:
     """Hash everything after the user block of an open cache file."""
     file.seek(BLOCK_SIZE)
@@ -169,13 +186,9 @@ class FeatureCache:
     @cached_property
     def content(self) -> str:
         """SHA-256, 64 hex digits, of the client's name, classes, ids, labels and images."""
-        digest = hashlib.sha256()
-        for names in ((self.client,), self.class_names, self.ids):
-            digest.update(f"{len(names)}\0".encode())
-            digest.update("\0".join(names).encode())
-        digest.update(self.labels.tobytes())
-        digest.update(self.digests.tobytes())
-        return digest.hexdigest()
+        return content_sha256(
+            self.client, self.class_names, self.ids, self.labels, self.digests.tobytes()
+        )
 
     def _check_shapes(self) -> None:
         kinds: dict[str, tuple[npt.NDArray[Any], type, int]] = {

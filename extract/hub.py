@@ -26,6 +26,7 @@ from ..cache.common.progress import Progress, no_progress
 from ..cache.common.text import counted
 from ..cache.key import file_sha256
 from .datasets.base import FileSource
+from .datasets.registry import HF
 
 logger = logging.getLogger(__name__)
 
@@ -263,6 +264,78 @@ def remember(snapshot: Snapshot) -> None:
         temporary.write_text(snapshot.commit)
 
 
+def fetch_files(name: str, names: Sequence[str], progress: Progress = no_progress) -> Path:
+    """Download those of some files that a model's repository has, and return their folder.
+
+    Args:
+        name: ``hf:OWNER/NAME``, or ``hf:OWNER/NAME@REVISION``.
+        names: The files; the first one must be there.
+        progress: Called with the bytes that have arrived.
+
+    Raises:
+        FedclipError: the repository does not exist, lacks the first file, or cannot be reached.
+    """
+    repository_id, _, revision = name.removeprefix(HF).partition("@")
+    repository = Repository(repository_id, MODEL, revision or MAIN)
+    snapshot = look_up(repository)
+    wanted = [each for each in names if each in snapshot.files]
+    if names[0] not in wanted:
+        raise FedclipError(f"{name}: has no {names[0]}; check the name")
+    folder = download(snapshot, wanted, progress)
+    remember(snapshot)
+    return folder
+
+
+def upload(name: str, folder: Path, *, private: bool = False) -> str:
+    """Upload a folder as a model's repository, which is created if necessary.
+
+    Args:
+        name: ``OWNER/NAME``.
+        folder: Its files.
+        private: Whether a new repository is private.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        FedclipError: the hub refuses it or cannot be reached.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi, constants, errors
+
+    repository = Repository(name, MODEL)
+    if constants.HF_HUB_OFFLINE:
+        raise FedclipError(f"{repository}: cannot be uploaded offline; unset HF_HUB_OFFLINE")
+    api = HfApi()
+    try:
+        api.create_repo(name, repo_type=MODEL, private=private, exist_ok=True)
+        with _quiet(), _without_bars():
+            api.create_commit(
+                name,
+                [
+                    CommitOperationAdd(path.relative_to(folder).as_posix(), path)
+                    for path in sorted(folder.rglob("*"))
+                    if path.is_file()
+                ],
+                repo_type=MODEL,
+                commit_message="Upload an adapter with fedclip",
+            )
+    except errors.HfHubHTTPError as error:
+        if error.response.status_code in (401, 403):
+            raise FedclipError(
+                f"{repository}: you may not write to it; log in with 'hf auth login' or set "
+                "HF_TOKEN, with a token that may write"
+            ) from None
+        raise FedclipError(f"{repository}: was not uploaded ({first_line(error)})") from None
+    except (FedclipError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # the client passes on errors of the libraries beneath
+        cause = first_line(error.__cause__ or error)
+        raise UnreachableError(
+            f"{repository}: was not uploaded to {constants.ENDPOINT} ({cause}); run again"
+        ) from None
+    return f"{constants.ENDPOINT}/{name}"
+
+
 def _transfer(snapshot: Snapshot, paths: Sequence[str], progress: Progress) -> None:
     from huggingface_hub import constants, hf_hub_download
 
@@ -373,6 +446,51 @@ def _page(repository: Repository) -> str:
 
     prefix = "datasets/" if repository.kind == DATASET else ""
     return f"{constants.ENDPOINT}/{prefix}{repository.id}"
+
+
+def hub_folder() -> Path:
+    """Return the folder in which the hub's client keeps what it downloads."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def reach(seconds: float = 5.0) -> str:
+    """Return whether the hub answers, in a few words.
+
+    Args:
+        seconds: How long to wait for it.
+    """
+    from huggingface_hub import constants, get_token
+    from huggingface_hub.utils import get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return f"{constants.ENDPOINT}: not asked, as HF_HUB_OFFLINE is set"
+    try:
+        get_session().get(f"{constants.ENDPOINT}/api/models?limit=1", timeout=seconds)
+    except Exception as error:  # the client passes on errors of the libraries beneath
+        return f"{constants.ENDPOINT}: cannot be reached ({first_line(error)})"
+    return (
+        f"{constants.ENDPOINT}: answers, {'a token is set' if get_token() else 'without a token'}"
+    )
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Hide the client's own progress bars."""
+    from huggingface_hub.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bars()
 
 
 @contextmanager

@@ -183,6 +183,26 @@ class ModelOptions:
 
 
 @dataclass(frozen=True)
+class RecordedOptions:
+    """Where the encoder is that an adapter was trained with."""
+
+    PANEL = "Encoder"
+
+    model: str | None = option(
+        None,
+        metavar="MODEL",
+        shown="as the adapter records it",
+        help="The encoder's place on this machine, such as local-dir:FOLDER.",
+    )
+    pretrained: str | None = option(
+        None,
+        metavar="TAG|FILE",
+        shown="as the adapter records it",
+        help="The encoder's weights, if they are a file of their own.",
+    )
+
+
+@dataclass(frozen=True)
 class EncoderOptions(ModelOptions):
     """The encoder and how it computes."""
 

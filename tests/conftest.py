@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -261,3 +262,35 @@ def records() -> Records:
         return found
 
     return read
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The demo's images and cache, and a run `demo` over it with every target."""
+
+    place: Path
+
+    @property
+    def images(self) -> Path:
+        return self.place / "data" / "demo"
+
+    @property
+    def run(self) -> Path:
+        return self.place / "runs" / "demo"
+
+    def command(self, *arguments: object) -> list[str]:
+        """Complete a command line with the places of the demo."""
+        name, *rest = map(str, arguments)
+        return [name, *rest, "--runs-dir", str(self.place / "runs")]
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    """Draw and encode the demo's images, and federate over them."""
+    place = tmp_path_factory.mktemp("demo")
+    caches = ["--cache-dir", str(place / "caches")]
+    images = ["--dataset", "demo", "--data-dir", str(place / "data")]
+    assert run(["extract", *images, *caches]) == 0
+    settings = ["--preset", "tuned", "--rounds", "5", "--name", "demo"]
+    assert run(["federate", *settings, *caches, "--runs-dir", str(place / "runs")]) == 0
+    return Demo(place)

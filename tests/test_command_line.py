@@ -259,3 +259,24 @@ def test_an_unknown_format_is_refused(refusal: Refusal) -> None:
     assert "--format xml: unknown format; choose table, csv, json, latex or markdown" in refusal(
         "datasets", "--format", "xml"
     )
+
+
+def test_the_doctor_shows_the_machine_on_one_screen(
+    capsys: pytest.CaptureFixture[str],
+    make_cache: Callable[..., Path],
+    empty_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make_cache({"photo": 20})
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("fedclip.cache.common.extras.find_spec", lambda name: None)
+    assert run(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 24
+    facts = dict(line.split("  ", 1) for line in lines)
+    assert facts["fedclip"].strip() == fedclip.__version__
+    size = (empty_folder / "caches" / "tiny" / "drawn" / "photo.h5").stat().st_size
+    assert f"1 caches, {size / 1000:.1f} kB" in facts["caches"]
+    assert facts["runs"].endswith("runs: not there yet")
+    assert "not asked, as HF_HUB_OFFLINE is set" in facts["hub"]
+    assert any("pip install 'fedclip[onnx]'" in line for line in lines)

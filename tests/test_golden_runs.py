@@ -51,12 +51,17 @@ def same_arithmetic() -> bool:
     return all(made[name] == value for name, value in ours.items())
 
 
+def parameters(path: Path) -> dict[str, torch.Tensor]:
+    """Read a file's parameters; since format 3 the class texts are beside them."""
+    return {name: tensor for name, tensor in load_file(path).items() if name != "@class_texts"}
+
+
 def digest(path: Path) -> str | None:
-    """Hash the tensors of a file by name, or give None if the file is missing."""
+    """Hash the parameters in a file by name, or give None if the file is missing."""
     if not path.exists():
         return None
     digest = hashlib.sha256()
-    for name, tensor in sorted(load_file(path).items()):
+    for name, tensor in sorted(parameters(path).items()):
         digest.update(name.encode())
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
@@ -66,7 +71,7 @@ def sums(path: Path) -> dict[str, list[float]] | None:
     """Sum each tensor, and its squares."""
     if not path.exists():
         return None
-    tensors = {name: tensor.double() for name, tensor in load_file(path).items()}
+    tensors = {name: tensor.double() for name, tensor in parameters(path).items()}
     return {
         name: [tensor.sum().item(), tensor.square().sum().item()]
         for name, tensor in tensors.items()

@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol, TextIO
+from html import escape
+from typing import Any, Protocol, TextIO
 
 from rich import progress as bars
 from rich.console import Console
@@ -30,6 +31,7 @@ from .text import duration
 PACKAGE = __name__.partition(".")[0]
 
 SECONDS_BETWEEN_LINES = 5.0
+SECONDS_BETWEEN_BARS = 0.1
 
 # Number of lines of one kind that are shown.
 LINES_SHOWN = 10
@@ -129,6 +131,41 @@ class Lines:
         self.note(", ".join(fact for fact in facts if fact))
 
 
+class Cells(Lines):
+    """Progress bars in the output of a notebook's cell, and lines for all else."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._handle: Any = None
+        self._tasks: dict[str, str] = {}
+        self._shown = 0.0
+
+    def __call__(self, task: str, done: int, total: int, unit: str, detail: str = "") -> None:
+        """Move the task's bar, at most ten times a second."""
+        from IPython import display
+
+        shown = f"{task} {done}/{total} {unit}" + (f", {detail}" if detail else "")
+        self._tasks[task] = (
+            f"<div><progress max={max(total, 1)} value={done}></progress> {escape(shown)}</div>"
+        )
+        now = time.monotonic()
+        if self._handle is not None and done < total and now - self._shown < SECONDS_BETWEEN_BARS:
+            return
+        self._shown = now
+        bars = display.HTML("".join(self._tasks.values()))
+        if self._handle is None:
+            self._handle = display.display(bars, display_id=True)
+        else:
+            self._handle.update(bars)
+
+
+def _in_notebook() -> bool:
+    """Return whether this process is the kernel of a notebook."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return getattr(shell, "kernel", None) is not None
+
+
 class _Handler(logging.Handler):
     """Passes log records on to the display."""
 
@@ -147,9 +184,14 @@ def show_progress(stream: TextIO | None = None) -> Iterator[Progress]:
     """Show the package's notes, warnings and progress while the context is active.
 
     Args:
-        stream: Output stream; standard error by default. A terminal shows bars, anything else
-            plain lines.
+        stream: Output stream; standard error by default. A terminal or a notebook shows bars,
+            anything else plain lines.
     """
+    if stream is None and _in_notebook():
+        cells = Cells(sys.stderr)
+        with _logged(cells):
+            yield cells
+        return
     stream = stream or sys.stderr
     console = Console(file=stream)
     if not console.is_terminal:
@@ -169,6 +211,16 @@ def show_progress(stream: TextIO | None = None) -> Iterator[Progress]:
         display = Bars(console, progress)
         with _logged(display):
             yield display
+
+
+@contextmanager
+def showing(wanted: bool) -> Iterator[Progress]:
+    """Show the package's notes, warnings and progress if `wanted`."""
+    if not wanted:
+        yield no_progress
+        return
+    with show_progress() as progress:
+        yield progress
 
 
 @contextmanager

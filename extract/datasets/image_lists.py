@@ -65,7 +65,7 @@ def open_list(
     """
     check_utf8(file.resolve())
     given = _parse_columns(columns)
-    opened = _read(file)
+    opened = read_list(file)
     found = _find_columns(file, opened.columns, given, client) if opened.columns else {}
     rows = list(_rows(opened, found, client))
     if not rows:
@@ -125,7 +125,12 @@ def _names(file: Path, labels: Sequence[str], class_names: Sequence[str]) -> dic
     return names
 
 
-def _read(file: Path) -> _List:
+def read_list(file: Path) -> _List:
+    """Read a list of images.
+
+    Raises:
+        FedclipError: the list is missing, of another kind, or cannot be read.
+    """
     if not file.is_file():
         raise FedclipError(f"{file}: file not found; pass a .csv, .tsv or .parquet list")
     readers = {".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet}
@@ -234,12 +239,7 @@ def _find_columns(
         raise FedclipError(f"{file}: already has a column {CLIENT!r}; leave out --client")
     found = {}
     for name in wanted:
-        if name in given:
-            columns = _named(given[name], has)
-        else:
-            columns = _named(name, has) or [
-                column for other in _OTHER_NAMES[name] for column in _named(other, has)
-            ]
+        columns = _named(given[name], has) if name in given else columns_for(name, has)
         if len(columns) > 1:
             raise FedclipError(
                 f"{file}: has several columns for {name!r}, {listed(columns, 'and')}; choose one "
@@ -249,6 +249,13 @@ def _find_columns(
             raise FedclipError(_missing(file, name, has, given.get(name)))
         found[name] = columns[0]
     return found
+
+
+def columns_for(name: str, has: Sequence[str]) -> list[str]:
+    """Return the columns that are named for path, label or client."""
+    return _named(name, has) or [
+        column for other in _OTHER_NAMES[name] for column in _named(other, has)
+    ]
 
 
 def _named(name: str, columns: Sequence[str]) -> list[str]:

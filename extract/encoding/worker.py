@@ -3,7 +3,7 @@
 import ctypes
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -147,9 +147,9 @@ class Share:
             FedclipError: a worker process was killed, a batch does not fit into memory, or another
                 rank failed.
         """
-        with _memory_for(self._batch_size), _Keeper(self._folder) as keeper:
+        with memory_for(self._batch_size), _Keeper(self._folder) as keeper:
             try:
-                for batch, vectors in self._encoded():
+                for batch, vectors in encode_batches(self._encoder, self._batches, self._clock):
                     keeper.add(batch, vectors, self._tasks)
                     self._progress.advance(batch)
                     self._check()
@@ -167,24 +167,28 @@ class Share:
         if receipt is not None:
             yield receipt
 
-    def _encoded(self) -> Iterator[tuple[PixelBatch, npt.NDArray[np.float32]]]:
-        """Yield encoded batches; a device may compute one while the previous one is fetched."""
-        computing: tuple[PixelBatch, Launched] | None = None
-        while True:
-            with self._clock.timing(WAITING):
-                batch = next(self._batches, None)
-            done = computing
-            with self._clock.timing(ENCODING):
-                computing = (batch, self._encoder.launch_images(batch.pixels)) if batch else None
-                finished = (done[0], done[1].numpy()) if done else None
-            if finished:
-                yield finished
-            if batch is None:
-                return
+
+def encode_batches(
+    encoder: ImageEncoder, batches: Iterator[PixelBatch], clock: Clock
+) -> Generator[tuple[PixelBatch, npt.NDArray[np.float32]], None, None]:
+    """Yield encoded batches; a device may compute one while the previous one is fetched."""
+    computing: tuple[PixelBatch, Launched] | None = None
+    while True:
+        with clock.timing(WAITING):
+            batch = next(batches, None)
+        done = computing
+        with clock.timing(ENCODING):
+            computing = (batch, encoder.launch_images(batch.pixels)) if batch else None
+            finished = (done[0], done[1].numpy()) if done else None
+        if finished:
+            yield finished
+        if batch is None:
+            return
 
 
 @contextmanager
-def _memory_for(batch_size: int) -> Iterator[None]:
+def memory_for(batch_size: int) -> Iterator[None]:
+    """Explain what to do if a batch does not fit into memory."""
     try:
         yield
     except RuntimeError as error:

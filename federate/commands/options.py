@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from ...cache import CacheFolder, FeatureCache
     from ..runs.experiment import Experiment, MakeModel
 
+# How a file of each format of an export ends.
+SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
+
 # Options that --resume leaves a choice in.
 _WITH_RESUME = frozenset({"resume", "save_every", "runs_dir", "cache_dir", "keep_model", "format"})
 
@@ -72,6 +75,97 @@ class RunsDir:
     PANEL: ClassVar[str] = "Output"
 
     runs_dir: Path = option(Path("runs"), envvar="FEDCLIP_RUNS_DIR", help="Folder of the runs.")
+
+
+@dataclass(frozen=True)
+class SavedOptions:
+    """Which trained adapter to use."""
+
+    PANEL: ClassVar[str] = "Adapter"
+
+    run: str = option(
+        metavar="RUN",
+        help="A run by name or folder, an adapter exported as safetensors, or one on the Hugging "
+        "Face hub as hf:OWNER/NAME.",
+    )
+    target: str | None = option(
+        None, metavar="DOMAIN", help="Domain that was left out, if the run left out several."
+    )
+    client: str | None = option(
+        None,
+        metavar="NAME",
+        shown="the adapter of all",
+        help="Client whose own adapter to use, if the strategy gave them their own.",
+    )
+
+
+@dataclass(frozen=True)
+class PredictionOptions:
+    """What is printed."""
+
+    PANEL: ClassVar[str] = "Output"
+
+    top_k: int = option(1, least=1, help="Classes of each image, the most probable first.")
+    format: str = option(
+        "table", choices=("table", "json", "csv"), help="How rows are printed; json is one a line."
+    )
+    cache: str | None = option(
+        None,
+        panel="Images",
+        metavar="CACHE",
+        help="Cache to classify in place of images, which takes no encoder.",
+    )
+
+
+@dataclass(frozen=True)
+class LicenceOptions:
+    """What the model card says."""
+
+    PANEL: ClassVar[str] = "Model card"
+
+    license: str | None = option(
+        None,
+        metavar="NAME",
+        shown="to be filled in",
+        help="Licence of the adapter, as the Hugging Face hub names it, such as mit.",
+    )
+
+
+@dataclass(frozen=True)
+class ExportOptions(LicenceOptions):
+    """What is exported, and how."""
+
+    PANEL: ClassVar[str] = "Export"
+
+    to: str = option(
+        "onnx",
+        choices=tuple(SUFFIXES),
+        help="Format: onnx, torch (a torch.export program, .pt2), or safetensors, which fedclip "
+        "reads.",
+    )
+    with_encoder: bool = option(
+        False, help="Include the image encoder: from pixels to probabilities in one file."
+    )
+    fp16: bool = option(
+        False, help="Let the encoder compute in float16, and print the difference it makes."
+    )
+    sample: tuple[Path, ...] = option(
+        (),
+        metavar="IMAGE",
+        shown="noise",
+        help="Image to compare the exported program with PyTorch on; may be repeated.",
+    )
+    out: Path | None = option(
+        None,
+        metavar="FILE",
+        shown="export/adapter and the suffix of the format",
+        help="File to write; its model card goes beside it.",
+    )
+
+    @property
+    def file(self) -> Path:
+        """The file to write."""
+        return self.out or Path("export") / f"adapter{SUFFIXES[self.to]}"
 
 
 @dataclass(frozen=True)

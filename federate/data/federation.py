@@ -121,7 +121,7 @@ class FeaturePool:
             cache,
             features,
             torch.from_numpy(cache.labels).to(self.device).long(),
-            np.argsort(np.array(cache.ids, dtype=object), kind="stable"),
+            _order(cache.ids),
             features if model is None else model.inputs(cache, features),
         )
 
@@ -153,7 +153,7 @@ class FeaturePool:
             if domain.name == target:
                 left_out = _target(domain)
                 continue
-            for name, rows in _split_domain(domain, settings):
+            for name, rows in _deal(domain.name, domain.order, domain.cache.labels, settings):
                 if len(rows) < MIN_ROWS:
                     dropped.append((name, len(rows)))
                 else:
@@ -235,24 +235,55 @@ def class_texts(cache: FeatureCache, prompts: Sequence[str]) -> npt.NDArray[np.f
     return np.ascontiguousarray(texts.mean(axis=1))
 
 
-def _split_domain(domain: Domain, settings: Settings) -> list[tuple[str, Rows]]:
+def test_rows(
+    domain: str,
+    ids: Sequence[str],
+    labels: npt.NDArray[np.int32],
+    settings: Settings,
+    target: str | None,
+) -> dict[str, Rows]:
+    """Return the rows of a domain that each of its clients is tested on.
+
+    Args:
+        domain: Its name.
+        ids: N ids.
+        labels: (N,) classes.
+        settings: Those that the federation is made by.
+        target: The domain left out.
+    """
+    if domain == target:
+        return {domain: np.arange(len(ids))}
+    return {
+        name: _parts(name, rows, settings.seed)[2]
+        for name, rows in _deal(domain, _order(ids), labels, settings)
+        if len(rows) >= MIN_ROWS
+    }
+
+
+def _order(ids: Sequence[str]) -> Rows:
+    return np.argsort(np.array(ids, dtype=object), kind="stable")
+
+
+def _deal(
+    domain: str, order: Rows, labels: npt.NDArray[np.int32], settings: Settings
+) -> list[tuple[str, Rows]]:
     """Return the clients of a domain with their rows, in the order of the ids."""
-    order, partition = domain.order, settings.partition
+    partition = settings.partition
     if len(order) < MIN_ROWS:
         raise FedclipError(
-            f"{domain.name}: has {counted(len(order), 'row')}, too few to split into train, "
+            f"{domain}: has {counted(len(order), 'row')}, too few to split into train, "
             f"validation and test; at least {MIN_ROWS} are needed"
         )
     if partition is None:
-        return [(domain.name, order)]
+        return [(domain, order)]
     if partition.clients > len(order):
         raise FedclipError(
-            f"{domain.name}: has {counted(len(order), 'row')}, too few for "
+            f"{domain}: has {counted(len(order), 'row')}, too few for "
             f"{counted(partition.clients, 'client')}; choose fewer --clients"
         )
-    random = generator("partition", settings.seed, domain.name)
-    parts = partition.split(domain.cache.labels[order], random)
-    return [(f"{domain.name}-{index:03d}", order[part]) for index, part in enumerate(parts)]
+    random = generator("partition", settings.seed, domain)
+    parts = partition.split(labels[order], random)
+    return [(f"{domain}-{index:03d}", order[part]) for index, part in enumerate(parts)]
 
 
 def _split_rows(name: str, domain: Domain, rows: Rows, settings: Settings) -> Client:
@@ -260,12 +291,17 @@ def _split_rows(name: str, domain: Domain, rows: Rows, settings: Settings) -> Cl
 
     Of the training part the first rows are kept, so that a smaller share is part of a larger.
     """
-    shuffled = rows[generator("split", settings.seed, name).permutation(len(rows))]
+    parts = _parts(name, rows, settings.seed)
+    parts[0] = parts[0][: max(MIN_TRAIN, round(settings.data_fraction * len(parts[0])))]
+    return Client(name, domain.name, *(domain.view(part) for part in parts))
+
+
+def _parts(name: str, rows: Rows, seed: int) -> list[Rows]:
+    """Shuffle a client's rows, and split them into training, validation and test part."""
+    shuffled = rows[generator("split", seed, name).permutation(len(rows))]
     train = math.floor(TRAIN_SHARE * len(rows))
     validation = math.floor(VALIDATION_SHARE * len(rows))
-    parts = np.split(shuffled, [train, train + validation])
-    parts[0] = parts[0][: max(MIN_TRAIN, round(settings.data_fraction * train))]
-    return Client(name, domain.name, *(domain.view(part) for part in parts))
+    return np.split(shuffled, [train, train + validation])
 
 
 def _target(domain: Domain) -> Client:

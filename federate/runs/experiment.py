@@ -19,6 +19,7 @@ from ...cache.common.files import check_name
 from ...cache.key import canonical_json
 from ..data.federation import chosen_templates, class_texts
 from ..models.base import Model
+from ..models.classifier import FACTS_VERSION
 from ..settings import Settings
 from ..training.engine import AUTO, choose_engine
 from .find import ALL, choose_targets, show_target
@@ -27,9 +28,6 @@ from .folder import RunFolder
 # Which parameters a run leaves: the server's and the participants' own, the server's, or none.
 KEEP = ("personal", "shared", "none")
 KEEP_ALL, KEEP_SHARED, _ = KEEP
-
-# Version of the facts in the metadata of saved parameters.
-FACTS_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -154,26 +152,42 @@ class Experiment:
         _check_cache(self, config)
         _check_model(self, config)
 
-    def facts(self) -> dict[str, Any]:
-        """Return what the saved parameters belong to, all that using them needs."""
+    def facts(self, target: str | None) -> dict[str, Any]:
+        """Return what the saved parameters belong to, all that using them needs.
+
+        Args:
+            target: The domain that was left out.
+        """
         settings, first = self.settings, self.clients[0]
+        values, partition = settings.to_json(), settings.partition
         return {
             "version": FACTS_VERSION,
             "kind": self.model.kind,
             "adapter": settings.name_of("adapter"),
-            "options": {
-                name: getattr(settings.adapter, name) for name in options_of(type(settings.adapter))
-            },
+            "adapter_source": values.get("adapter_source"),
+            "options": {name: values[name] for name in options_of(type(settings.adapter))},
             "model": self.model.facts,
             "embed_dim": first.embed_dim,
-            "encoder": dict(first.encoder),
+            "encoder": first.encoder.groups,
             "key": first.key,
+            "batch_size": self.cache.read_manifest().get("batch_size"),
             "dataset": first.dataset,
             "class_names": list(first.class_names),
             "prompts": list(chosen_templates(first, settings.prompts)),
             "feature_norm": settings.feature_norm,
             "normalized": first.normalized,
             "logit_scale": first.logit_scale,
+            "settings": values,
+            "split": {
+                "seed": settings.seed,
+                "target": target,
+                "partition": values["partition"],
+                "options": {name: values[name] for name in options_of(type(partition))}
+                if partition is not None
+                else {},
+                "domains": {cache.client: cache.content for cache in self.clients},
+                "rows": {cache.client: len(cache.labels) for cache in self.clients},
+            },
         }
 
 

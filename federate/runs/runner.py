@@ -11,6 +11,7 @@ from ...cache.common.files import check_writable, path_for
 from ...cache.common.progress import Progress, first_of, no_progress
 from ...cache.common.text import counted
 from ..data.federation import MIN_ROWS, FeaturePool
+from ..models.classifier import CLASS_TEXTS
 from ..server import Round
 from ..simulation import Callback, Run, simulate
 from .cost import forecast
@@ -35,13 +36,22 @@ class Trial:
         pool: Its cache's features, rescaled according to its settings.
         resume: Whether to continue with what is there; otherwise there must be nothing, or
             something that may be overwritten.
+        callbacks: Called besides what records the runs.
 
     Raises:
         FedclipError: the input makes no sense; nothing was written then.
     """
 
-    def __init__(self, experiment: Experiment, pool: FeaturePool, *, resume: bool = False) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        pool: FeaturePool,
+        *,
+        resume: bool = False,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
         self.experiment = experiment
+        self._callbacks = callbacks
         self.federations = [
             pool.federation(experiment.settings, target) for target in experiment.targets
         ]
@@ -110,8 +120,8 @@ class Trial:
             else:
                 recorder = Recorder(self, place)
                 settings, engine = experiment.settings, experiment.engine
-                own = experiment.keep == KEEP_ALL
-                run = Run(federation, settings, experiment.model, engine, [recorder], keep_own=own)
+                own, callbacks = experiment.keep == KEEP_ALL, [recorder, *self._callbacks]
+                run = Run(federation, settings, experiment.model, engine, callbacks, keep_own=own)
                 recorder.restore(run)
                 yield run
 
@@ -177,17 +187,19 @@ class Recorder(Callback):
         experiment, best = self._trial.experiment, run.state.server.best
         if best is None or not run.model.kept or experiment.keep not in (KEEP_ALL, KEEP_SHARED):
             return
-        facts = experiment.facts()
+        target = run.federation.target
+        facts = experiment.facts(target.name if target else None)
+        texts = {CLASS_TEXTS: run.federation.text} if run.model.facts is None else {}
         if run.settings.strategy.shared:
             name = f"{run.model.kind}.safetensors"
-            self._folder.write_parameters(name, best.parameters, facts)
+            self._folder.write_parameters(name, {**best.parameters, **texts}, facts)
         if run.settings.strategy.personalized and experiment.keep == KEEP_ALL:
             own = {
                 f"{client}/{name}": tensor
                 for client, parameters in run.state.best_own.items()
                 for name, tensor in parameters.items()
             }
-            self._folder.write_parameters(PERSONAL, own, facts)
+            self._folder.write_parameters(PERSONAL, {**own, **texts}, facts)
 
 
 def result_on_disk(experiment: Experiment) -> Result | None:
@@ -289,6 +301,7 @@ def run_experiment(
     *,
     resume: bool = False,
     save_every: int | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Outcome:
     """Run every target and record it.
 
@@ -300,13 +313,14 @@ def run_experiment(
         progress: Called with the rounds done of each target.
         resume: Whether to continue with what is there.
         save_every: Rounds between two saves; None for as often as takes 1 % of the time.
+        callbacks: Called after each round, besides what records it.
 
     Raises:
         FedclipError: the input makes no sense; nothing was written then.
     """
     norm, model = experiment.settings.feature_norm, experiment.model
     pool = FeaturePool(experiment.clients, norm, experiment.device, in_place=True, model=model)
-    trial = Trial(experiment, pool, resume=resume)
+    trial = Trial(experiment, pool, resume=resume, callbacks=callbacks)
     if unfinished(experiment):
         check_writable(experiment.runs_dir, f"{RUNS_DIR} {experiment.runs_dir}")
     dropped = [

@@ -1,5 +1,6 @@
 """A Hugging Face hub on loopback, as `huggingface_hub` speaks to one."""
 
+import base64
 import hashlib
 import io
 import json
@@ -33,6 +34,7 @@ class Repo:
     branches: dict[str, str] = field(default_factory=dict)
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     gated: bool = False
+    private: bool = False
 
     def push(self, files: Mapping[str, bytes], branch: str = "main") -> str:
         content = json.dumps({path: git_blob(data) for path, data in sorted(files.items())})
@@ -59,6 +61,8 @@ class Hub:
         self.requests: list[Request] = []
         self.drops: list[int] = []  # after so many bytes of the next large files
         self.damage = False
+        self.token = ""  # what a request that writes must have
+        self.uploads: dict[str, bytes] = {}  # large files, by their SHA-256
         self.stall_at: int | None = None  # bytes of a large file after which nothing comes
         self.stalled = threading.Event()
         self.go_on = threading.Event()
@@ -96,6 +100,69 @@ class Hub:
 
             def do_GET(self) -> None:
                 self.answer(body=True)
+
+            def do_POST(self) -> None:
+                path = unquote(urlsplit(self.path).path)
+                content = self.rfile.read(int(self.headers["Content-Length"]))
+                hub.requests.append(Request(self.command, path, 0))
+                if hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
+                    self.error(401, "")
+                elif path == "/api/validate-yaml":
+                    self.json({"errors": [], "warnings": []})
+                elif path == "/api/repos/create":
+                    self.create(json.loads(content))
+                elif found := re.match(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/main", path):
+                    act = self.preupload if found[2] == "preupload" else self.commit
+                    act(f"models/{found[1]}", content)
+                elif path.endswith(".git/info/lfs/objects/batch"):
+                    self.lfs(json.loads(content))
+                else:
+                    self.error(404, "RepoNotFound")
+
+            def do_PUT(self) -> None:
+                content = self.rfile.read(int(self.headers["Content-Length"]))
+                hub.uploads[hashlib.sha256(content).hexdigest()] = content
+                self.json({})
+
+            def create(self, wanted: Mapping[str, Any]) -> None:
+                name = f"{wanted['organization']}/{wanted['name']}"
+                known = f"models/{name}" in hub.repos
+                if not known:
+                    private = wanted.get("visibility") == "private"
+                    hub.repo(name, {}, kind="model").private = private
+                self.json({"url": f"{hub.url}/{name}"}, 409 if known else 200)
+
+            def preupload(self, name: str, content: bytes) -> None:
+                files = [
+                    {
+                        "path": file["path"],
+                        "uploadMode": "lfs" if file["size"] >= LARGE else "regular",
+                        "shouldIgnore": False,
+                        "oid": None,
+                    }
+                    for file in json.loads(content)["files"]
+                ]
+                self.json({"files": files})
+
+            def lfs(self, wanted: Mapping[str, Any]) -> None:
+                objects = [
+                    {**each, "actions": {"upload": {"href": f"{hub.url}/upload/{each['oid']}"}}}
+                    for each in wanted["objects"]
+                ]
+                self.json({"transfer": "basic", "objects": objects})
+
+            def commit(self, name: str, content: bytes) -> None:
+                repo = hub.repos[name]
+                files = dict(repo.commits[repo.branches["main"]])
+                for line in map(json.loads, content.splitlines()):
+                    value = line["value"]
+                    if line["key"] == "file":
+                        files[value["path"]] = base64.b64decode(value["content"])
+                    elif line["key"] == "lfsFile":
+                        files[value["path"]] = hub.uploads[value["oid"]]
+                oid = repo.push(files)
+                url = f"{hub.url}/{name.removeprefix('models/')}/commit/{oid}"
+                self.json({"success": True, "commitOid": oid, "commitUrl": url})
 
             def answer(self, *, body: bool) -> None:
                 path = unquote(urlsplit(self.path).path)
@@ -203,9 +270,9 @@ class Hub:
                 else:
                     self.wfile.write(content[begin:])
 
-            def json(self, value: Any) -> None:
+            def json(self, value: Any, status: int = 200) -> None:
                 content = json.dumps(value).encode()
-                self.send_response(200)
+                self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()

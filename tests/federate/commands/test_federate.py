@@ -87,25 +87,37 @@ def test_the_adapter_says_what_it_belongs_to(
         "attention.0.bias": (8,),
         "attention.2.weight": (8, 8),
         "attention.2.bias": (8,),
+        "@class_texts": (3, 8),
     }
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     assert list(metadata) == ["fedclip"]
     assert json.loads(metadata["fedclip"]) == {
-        "version": 2,
+        "version": 3,
         "kind": "adapter",
         "adapter": "attention",
+        "adapter_source": None,
         "options": {},
         "model": None,
         "embed_dim": 8,
-        "encoder": dict(cache.encoder),
+        "encoder": cache.encoder.groups,
         "key": cache.key,
+        "batch_size": None,
         "dataset": "tiny",
         "class_names": ["cat", "dog", "fish"],
         "prompts": ["a picture of a {}"],
         "feature_norm": None,
         "normalized": False,
         "logit_scale": 20.0,
+        "settings": read(Path("runs/one/config.json"))["settings"],
+        "split": {
+            "seed": 0,
+            "target": None,
+            "partition": None,
+            "options": {},
+            "domains": {"photo": cache.content},
+            "rows": {"photo": 30},
+        },
     }
 
 

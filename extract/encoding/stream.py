@@ -1,0 +1,87 @@
+"""Features of images as they come, which are kept nowhere: what predictions are made from."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+
+from ...cache.common.progress import Progress, no_progress
+from ..datasets.inputs import Image
+from ..encoders.base import ImageEncoder
+from .job import default_batch_size, default_workers
+from .loader import load_batches
+from .worker import Clock, encode_batches, keep_freed_memory, memory_for
+
+# Batches of a stream of unknown length that are read before the first of them is decoded.
+BATCHES_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """Some images with their features.
+
+    Attributes:
+        images: B images that could be decoded.
+        features: (B, D) float32, raw.
+        digests: Content hash of each of them.
+        skipped: The images between them that could not be decoded, and why.
+    """
+
+    images: tuple[Image, ...]
+    features: npt.NDArray[np.float32]
+    digests: tuple[bytes, ...]
+    skipped: tuple[tuple[Image, str], ...]
+
+
+def encode_images(
+    encoder: ImageEncoder,
+    images: Iterable[Image],
+    batch_size: int | None = None,
+    workers: int | None = None,
+    progress: Progress = no_progress,
+) -> Iterator[EncodedImages]:
+    """Encode images in order, batch by batch; memory does not grow with their number.
+
+    Args:
+        encoder: The encoder.
+        images: A sequence, which worker processes decode from the start, or a stream of any
+            length.
+        batch_size: Size of every batch, padded if necessary; None for the device's default.
+        workers: Number of processes that decode images; None for the device's default.
+        progress: Called after each batch.
+
+    Raises:
+        FedclipError: a worker process was killed, or a batch does not fit into memory.
+    """
+    if encoder.device.type == "cpu":
+        keep_freed_memory()
+    batch_size = batch_size or default_batch_size(encoder.device)
+    workers = default_workers(encoder.device) if workers is None else workers
+    total = len(images) if isinstance(images, list | tuple) else None
+    coming, done = iter(images), 0
+    while chunk := tuple(islice(coming, total or batch_size * BATCHES_AT_ONCE)):
+        batches = load_batches(
+            [image.source for image in chunk],
+            encoder.decode,
+            encoder.pixel_shape,
+            batch_size,
+            min(workers, len(chunk)),
+            pinned=encoder.device.type == "cuda",
+        )
+        begin = 0
+        with memory_for(batch_size), closing(encode_batches(encoder, batches, Clock())) as encoded:
+            for batch, vectors in encoded:
+                some = chunk[begin : begin + len(batch.problems)]
+                begin += len(some)
+                usable = [not problem for problem in batch.problems]
+                yield EncodedImages(
+                    tuple(image for image, good in zip(some, usable, strict=True) if good),
+                    vectors[: len(some)][usable],
+                    tuple(d for d, good in zip(batch.digests, usable, strict=True) if good),
+                    tuple((i, why) for i, why in zip(some, batch.problems, strict=True) if why),
+                )
+                done += len(some)
+                progress("images", done, total or done, "images")
