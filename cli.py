@@ -44,6 +44,7 @@ from .extract.options import (
 )
 from .federate.commands.ablate import ablate
 from .federate.commands.federate import adapters, carry_out, federate, strategies
+from .federate.commands.flower import join, keys, serve
 from .federate.commands.options import (
     SUFFIXES,
     ExportOptions,
@@ -101,7 +102,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cache_app, name="cache")
-for command in (extract, datasets, federate, ablate, adapters, strategies):
+for command in (
+    *(extract, datasets, federate, ablate, adapters, strategies),
+    *(serve, join, keys),
+):
     app.command(cls=Command)(command)
 
 

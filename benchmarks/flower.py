@@ -1,134 +1,128 @@
-# /// script
-# requires-python = ">=3.11"
-# dependencies = ["flwr[simulation]==1.41.*", "numpy", "torch"]
-# ///
-# Flower is not installed in the environment in which this file is type-checked.
-# mypy: disable-error-code="import-not-found,untyped-decorator,misc"
-"""The same local training under Flower's simulation, which runs each client in a Ray process.
+"""Seconds per round of three ways to do the same training, and where they go.
 
-``uv run --no-project benchmarks/flower.py`` trains 3 clients x 72 steps of 32 x 512, the
-case of that name in ``benchmarks/federate.py``, with FedAvg, and prints the seconds of
-the median round. It has its own environment, since Flower requires older versions of some
-of the package's dependencies.
+The ways are the simulation in one process, Flower's simulation (a Ray process per client), and a
+deployment on loopback: a server and three sites as processes, with TLS and keys. The work is that
+of ``benchmarks/federate.py``: 3 clients x 72 steps of 32 x 512, FedAvg.
+
+``UV_PROJECT_ENVIRONMENT=.venv-flower uv run --no-default-groups --group flower
+benchmarks/flower.py`` prints the median round, without the first, of each.
 """
 
 import argparse
-import time
-from itertools import pairwise
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 from statistics import median
-from typing import Any
 
-import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.strategy import FedAvg
-from flwr.simulation import run_simulation
-from torch import Tensor, nn
-from torch.nn import functional
+import numpy as np
 
-CLIENTS, ROWS, WIDTH, CLASSES, BATCH, LOGIT_SCALE = 3, 2304, 512, 65, 32, 100.0
+from fedclip.cache import EncoderFacts, FeatureCache, write_cache
+from fedclip.cache.schema import content_digest
 
-client_app = ClientApp()
-server_app = ServerApp()
-rounds = 5
-times: list[float] = []
-_data: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+CLIENTS, ROWS, WIDTH, CLASSES = 3, 3840, 512, 65  # 60 % of the rows are for training
 
 
-def make_adapter() -> nn.Sequential:
-    """Make the attention network of FedCLIP."""
-    return nn.Sequential(
-        nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, WIDTH), nn.Softmax(dim=1)
+def make_cache(client: int) -> FeatureCache:
+    """Draw a client's features around class texts that all clients share."""
+    text = np.random.default_rng(0).normal(size=(CLASSES, 1, WIDTH)).astype(np.float32)
+    random = np.random.default_rng(1 + client)
+    labels = random.integers(0, CLASSES, ROWS).astype(np.int32)
+    noise = random.normal(size=(ROWS, WIDTH)).astype(np.float32)
+    images = 0.2 * text[labels, 0] + 0.4 * noise
+    digests = [np.frombuffer(content_digest(row.tobytes()), np.uint8) for row in images]
+    return FeatureCache(
+        dataset="drawn",
+        client=f"client-{client}",
+        encoder=EncoderFacts(shared={"library": "drawn"}),
+        logit_scale=100.0,
+        normalized=False,
+        image_features=images,
+        labels=labels,
+        ids=tuple(f"{index:05d}" for index in range(ROWS)),
+        digests=np.stack(digests),
+        class_names=tuple(f"class {index}" for index in range(CLASSES)),
+        templates=("a picture of a {}",),
+        text_features=text,
     )
 
 
-def load(client: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw a client's features, labels and class texts, once per process."""
-    if client not in _data:
-        text = torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(0))
-        random = torch.Generator().manual_seed(1 + client)
-        labels = torch.randint(0, CLASSES, (ROWS,), generator=random)
-        noise = torch.randn(ROWS, WIDTH, generator=random)
-        _data[client] = 0.2 * text[labels] + 0.4 * noise, labels, text
-    return _data[client]
+def fedclip(folder: Path, *arguments: object) -> subprocess.Popen[bytes]:
+    """Start a command."""
+    command = [sys.executable, "-m", "fedclip", *map(str, arguments)]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE)  # noqa: S603 - ours
 
 
-@client_app.train()
-def train(message: Message, context: Context) -> Message:
-    """Train a client for an epoch."""
-    features, labels, text = load(int(context.node_config["partition-id"]))
-    adapter = make_adapter()
-    adapter.load_state_dict(message.content["arrays"].to_torch_state_dict())
-    optimizer = torch.optim.Adam(
-        adapter.parameters(), lr=5e-5, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2
+def done(process: subprocess.Popen[bytes]) -> None:
+    """Wait for a command's end."""
+    process.communicate()
+    if process.returncode:
+        raise SystemExit(process.returncode)
+
+
+def deploy(folder: Path, rounds: int) -> None:
+    """Train with a server and a process for each site."""
+    names = [f"client-{client}" for client in range(CLIENTS)]
+    sites = [word for name in names for word in ("--site", name)]
+    done(fedclip(folder, "keys", "--host", "127.0.0.1", *sites))
+    server = fedclip(
+        folder,
+        *("serve", "--host", "127.0.0.1", "--port", 0, "--tls-dir", "keys/server"),
+        *("--clients-expected", CLIENTS, "--min-clients", CLIENTS),
+        *("--rounds", rounds, "--name", "deployed"),
     )
-    for batch in torch.split(torch.randperm(ROWS), BATCH):
-        image = adapter(features[batch]) * features[batch]
-        image = functional.normalize(image, dim=1)
-        own = functional.normalize(text[labels[batch]], dim=1)
-        logits = LOGIT_SCALE * image @ own.t()
-        target = torch.arange(len(batch))
-        loss = functional.cross_entropy(logits, target) + functional.cross_entropy(
-            logits.t(), target
+    assert server.stdout is not None
+    address = ""
+    for line in server.stdout:
+        if line.startswith(b"listening"):
+            address = line.decode().split()[1].rstrip(",")
+            break
+    joined = [
+        fedclip(
+            folder,
+            *("join", address, "--cache", f"caches/drawn/drawn/{name}.h5"),
+            *("--keys", f"keys/{name}"),
         )
-        optimizer.zero_grad()
-        torch.autograd.backward(loss / 2)
-        optimizer.step()
-    content = RecordDict(
-        {
-            "arrays": ArrayRecord(adapter.state_dict()),
-            "metrics": MetricRecord({"num-examples": ROWS}),
-        }
-    )
-    return Message(content=content, reply_to=message)
+        for name in names
+    ]
+    for process in (server, *joined):
+        done(process)
 
 
-class Timed(FedAvg):
-    """FedAvg that records when each round starts."""
-
-    def configure_train(self, *arguments: Any, **options: Any) -> Any:
-        """Start a round."""
-        times.append(time.perf_counter())
-        return super().configure_train(*arguments, **options)
-
-
-@server_app.main()
-def serve(grid: Grid, context: Context) -> None:
-    """Run the rounds."""
-    strategy = Timed(
-        fraction_train=1.0,
-        fraction_evaluate=0.0,
-        min_available_nodes=CLIENTS,
-        min_train_nodes=CLIENTS,
-    )
-    strategy.start(
-        grid=grid,
-        initial_arrays=ArrayRecord(make_adapter().state_dict()),
-        train_config=ConfigRecord({}),
-        num_rounds=rounds + 1,
-    )
-    times.append(time.perf_counter())
-    seconds = [later - earlier for earlier, later in pairwise(times)]
-    print(f"seconds per round, without the first: median {median(seconds[1:]):.3f}", seconds)
+def lines(path: Path) -> list[dict[str, float]]:
+    """Read the rounds but the first."""
+    return [json.loads(line) for line in path.read_text().splitlines()][1:]
 
 
 def main() -> None:
     """Run from the command line."""
-    global rounds
-    parser = argparse.ArgumentParser(description="Flower's simulation of a round.")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--cpus", type=int, default=1, help="cores per client process")
-    options = parser.parse_args()
-    rounds = options.rounds
-    start = time.perf_counter()
-    run_simulation(
-        server_app,
-        client_app,
-        num_supernodes=CLIENTS,
-        backend_config={"client_resources": {"num_cpus": options.cpus, "num_gpus": 0.0}},
-    )
-    print(f"total {time.perf_counter() - start:.1f} s")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=10)
+    rounds = parser.parse_args().rounds
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        caches = folder / "caches" / "drawn" / "drawn"
+        caches.mkdir(parents=True)
+        for client in range(CLIENTS):
+            cache = make_cache(client)
+            write_cache(cache, caches / f"{cache.client}.h5")
+        common = ("federate", "--target", "none", "--rounds", rounds)
+        done(fedclip(folder, *common, "--name", "simulated"))
+        done(fedclip(folder, *common, "--name", "flower", "--engine", "flower"))
+        deploy(folder, rounds)
+        for run in ("simulated", "flower", "deployed"):
+            seconds = median(
+                line["seconds"] for line in lines(folder / "runs" / run / "rounds.jsonl")
+            )
+            print(f"{run:10} {seconds:.3f} s per round")
+            sites = folder / "runs" / run / "sites.jsonl"
+            if sites.is_file():
+                computing = median(line["computing"] for line in lines(sites))
+                waiting = median(line["waiting"] for line in lines(sites))
+                print(f"{'':10} {computing:.3f} s the slowest site computes")
+                print(f"{'':10} {waiting - computing:.3f} s messages travel and are looked for")
+                print(f"{'':10} {seconds - waiting:.3f} s the server aggregates and records")
 
 
 if __name__ == "__main__":

@@ -2,14 +2,50 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from .common.errors import CacheError
-from .key import differing_facts
+from .key import EncoderFacts, differing_facts
 from .schema import FeatureCache
+
+
+class Described(Protocol):
+    """What clients must agree on to be federated; a cache has it, and a site may tell it."""
+
+    @property
+    def client(self) -> str:
+        """Name of the client."""
+
+    @property
+    def dataset(self) -> str:
+        """Name of the dataset."""
+
+    @property
+    def encoder(self) -> EncoderFacts:
+        """Facts of the encoder."""
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of the features."""
+
+    @property
+    def logit_scale(self) -> float:
+        """The encoder's ``exp(logit_scale)``."""
+
+    @property
+    def normalized(self) -> bool:
+        """Whether the image features have norm 1."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes."""
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The prompt templates."""
 
 
 def check_compatible(paths: Sequence[Path], clients: Sequence[FeatureCache]) -> None:
@@ -33,7 +69,9 @@ def check_compatible(paths: Sequence[Path], clients: Sequence[FeatureCache]) -> 
                 f"{first_path} and {path} come from different encoders ({facts}), so their "
                 "features cannot be compared; keep them in different folders"
             )
-        differences = _client_differences(first, cache)
+        differences = client_differences(first, cache)
+        if not differences and not _close(cache.text_features, first.text_features):
+            differences = ["text features"]
         if differences:
             raise CacheError(
                 f"{first_path} and {path} differ in {' and '.join(differences)}; extract them "
@@ -81,7 +119,7 @@ def cache_differences(
     return differences
 
 
-def _client_differences(one: FeatureCache, other: FeatureCache) -> list[str]:
+def client_differences(one: Described, other: Described) -> list[str]:
     """Describe the differences that keep two clients of one encoder from being federated."""
     differences = [
         f"{name} ({getattr(one, name)} at {one.client}, {getattr(other, name)} at {other.client})"
@@ -92,8 +130,6 @@ def _client_differences(one: FeatureCache, other: FeatureCache) -> list[str]:
         values: tuple[Sequence[str], Sequence[str]] = getattr(one, name), getattr(other, name)
         if values[0] != values[1]:
             differences.append(f"{name} ({_only_in_one(one.client, other.client, *values)})")
-    if not differences and not _close(other.text_features, one.text_features):
-        differences = ["text features"]
     return differences
 
 

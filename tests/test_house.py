@@ -78,10 +78,12 @@ class Refuse:
 
 sys.meta_path.insert(0, Refuse())
 import pkgutil
+from importlib.util import find_spec
 import fedclip.cache, fedclip.federate
 for package in (fedclip.cache, fedclip.federate):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        __import__(module.name)
+        if find_spec("flwr") or not module.name.startswith("fedclip.federate.flower."):
+            __import__(module.name)
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=hangs)
 

@@ -16,6 +16,7 @@ from ...cache.common.options import CacheOptions, FormatOptions, with_options
 from ...cache.common.tables import Column, Table, thousands
 from ..runs.find import choose_targets
 from ..strategies import STRATEGIES
+from .flower import FLOWER, simulate_across_sites
 from .options import (
     ComputeOptions,
     DataOptions,
@@ -76,6 +77,9 @@ def federate(
             keep=kept.keep,
         )
 
+    if compute.engine == FLOWER:
+        simulate_across_sites(experiment, Output(form.format))
+        return
     latest = data.cache is None and run.resume is None
     output = Output(form.format)
     output.note(cache_line(experiment.cache.name, caches.cache_dir, latest=latest))

@@ -62,9 +62,9 @@ class ComputeOptions(DeviceOptions):
 
     engine: str = option(
         "auto",
-        choices=("auto", "plain", "threads", "batched"),
+        choices=("auto", "plain", "threads", "batched", "flower"),
         help="What trains the clients. All produce the same numbers but for rounding; auto takes "
-        "the fastest.",
+        "the fastest, and flower is Flower's simulation of federation across sites.",
     )
 
 
@@ -195,8 +195,8 @@ class KeepOptions:
 
 
 @dataclass(frozen=True)
-class RunOptions(SaveOptions):
-    """How a run is recorded."""
+class NamedRun(RunsDir):
+    """Which run it is."""
 
     name: str | None = option(
         None,
@@ -209,6 +209,11 @@ class RunOptions(SaveOptions):
         metavar="RUN",
         help="Run to resume, by name or folder; it keeps the settings that it was started with.",
     )
+
+
+@dataclass(frozen=True)
+class RunOptions(SaveOptions, NamedRun):
+    """How a run is recorded."""
 
 
 @dataclass(frozen=True)

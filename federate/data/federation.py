@@ -140,6 +140,26 @@ class FeaturePool:
         )
         return self._made(drawn, target)
 
+    def site(self, settings: Settings, *, target: bool) -> Federation:
+        """Make what one site sees of a federation: itself, a participant or the target.
+
+        Its draws depend on the seed and its name, so its split is the one that it has in a
+        federation of all.
+
+        Raises:
+            FedclipError: it is too small to split, or a template is not cached.
+        """
+        (domain,) = self.domains
+        if not target:
+            return self.federation(settings, None)
+        return Federation((), _target(domain), *self._texts(settings))
+
+    def _texts(self, settings: Settings) -> tuple[Tensor, float]:
+        """Return the (C, D) class texts and the logit scale."""
+        first = self.domains[0].cache
+        texts = torch.from_numpy(class_texts(first, settings.prompts)).to(self.device)
+        return texts, first.logit_scale
+
     def _make(self, settings: Settings, target: str | None) -> Federation:
         """Make every domain but `target` a participant, or split it into several.
 
@@ -174,14 +194,8 @@ class FeaturePool:
                 )
                 + f"; choose {'another --target, or none' if target else 'fewer --clients'}"
             )
-        first = self.domains[0].cache
-        return Federation(
-            participants=tuple(participants),
-            target=left_out,
-            text=torch.from_numpy(class_texts(first, settings.prompts)).to(self.device),
-            logit_scale=first.logit_scale,
-            dropped=tuple(dropped),
-        )
+        texts = self._texts(settings)
+        return Federation(tuple(participants), left_out, *texts, dropped=tuple(dropped))
 
 
 def build_federation(

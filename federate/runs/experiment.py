@@ -217,6 +217,10 @@ def load_experiment(
             different, or the run is of the other kind.
     """
     config = RunFolder(path).read_config()
+    if "sites" in config:
+        raise FedclipError(
+            f"{path}: was federated across sites; resume it with fedclip serve --resume"
+        )
     model = config.get("model")
     if bool(model) != (make_model is not None):
         what, command = ("a full model", "baseline") if model else ("an adapter", "federate")

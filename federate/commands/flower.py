@@ -1,0 +1,432 @@
+"""The commands `fedclip serve`, `join` and `keys`: federation between sites, on Flower."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import typer
+
+from ...cache import FedclipError
+from ...cache.common.console import FAILED, INTERRUPTED, Output, complain
+from ...cache.common.fields import option
+from ...cache.common.files import check_name, file_name
+from ...cache.common.options import DeviceOptions, FormatOptions, flag, given, with_options
+from ...cache.common.tables import Column, Table, thousands
+from .options import Given, NamedRun, settings_of
+
+if TYPE_CHECKING:
+    from ..flower.link import Link
+    from ..flower.record import Record
+    from ..runs.experiment import Experiment
+    from ..runs.results import RunResult
+
+PORT = 9092
+
+# The engine of `federate` that is Flower's simulation.
+FLOWER = "flower"
+
+# Options that --resume leaves a choice in.
+_WITH_RESUME = frozenset({"resume", "runs_dir", "host", "port", "tls_dir", "insecure"})
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """Who takes part, and for how long a round waits."""
+
+    PANEL: ClassVar[str] = "Sites"
+
+    clients_expected: int = option(
+        2, least=1, most=10_000, help="Number of sites that training waits for."
+    )
+    min_clients: int = option(
+        1, least=1, most=10_000, help="Number of updates without which a round is not ended."
+    )
+    round_timeout: float = option(
+        600.0, above=0, most=1e6, help="Seconds that a round waits for a site's answer."
+    )
+    target: str | None = option(
+        None,
+        metavar="SITE",
+        shown="none",
+        help="Site that takes no part in training and is only tested, by its client's name.",
+    )
+
+
+@dataclass(frozen=True)
+class ListenOptions:
+    """Where the server listens, and how it proves who it is."""
+
+    PANEL: ClassVar[str] = "Network"
+
+    host: str = option("0.0.0.0", help="Address to listen on.")  # noqa: S104 - a server's purpose
+    port: int = option(PORT, least=0, most=65535, help="The one TCP port, which sites connect to.")
+    tls_dir: Path | None = option(
+        None,
+        metavar="FOLDER",
+        help="Folder with server.crt, server.key, and the public keys of the sites in sites/.",
+    )
+    insecure: bool = option(
+        False,
+        help="Use plain text, and let anyone join; only on a loopback address, to try things out.",
+    )
+
+
+@dataclass(frozen=True)
+class JoinOptions:
+    """A site's file, and how it proves who it is."""
+
+    PANEL: ClassVar[str] = "Site"
+
+    cache: Path = option(metavar="FILE", help="The client's file, which stays here unchanged.")
+    keys: Path | None = option(
+        None, metavar="FOLDER", help="Folder with this site's private key (*.key) and ca.crt."
+    )
+    insecure: bool = option(
+        False, help="Use plain text; only to a server on a loopback address, to try things out."
+    )
+    state_dir: Path = option(
+        Path("joined"), envvar="FEDCLIP_STATE_DIR", help="Folder for what this site keeps."
+    )
+    dry_run: bool = option(False, help="Show what would be sent, with sizes, and join nothing.")
+
+
+@with_options(
+    examples=[
+        "fedclip serve --clients-expected 3 --tls-dir keys/server --rounds 50",
+        "fedclip serve --resume runs/sites-1f0b2c3d-seed0 --tls-dir keys/server",
+    ]
+)
+def serve(
+    context: typer.Context,
+    chosen: Given,
+    sites: ServeOptions,
+    listen: ListenOptions,
+    run: NamedRun,
+    form: FormatOptions,
+) -> None:
+    """Federate across sites, each with its own cache: the server."""
+    _check_installed()
+    if run.resume is not None:
+        for name in sorted(given(context) - _WITH_RESUME):
+            raise typer.BadParameter(
+                f"{flag(name)} cannot be combined with --resume, which keeps the settings of "
+                f"{run.resume}; leave out {flag(name)}"
+            )
+    settings = settings_of(chosen) if run.resume is None else None
+
+    from ..flower.keys import read_certificate, read_sites
+    from ..flower.link import Link
+    from ..flower.record import Plan, Record
+    from ..flower.site import check_deployable
+    from ..runs.find import find_run
+
+    certificate, keys = None, None
+    if listen.insecure:
+        _check_loopback(listen.host, "--host")
+        _shout()
+    elif listen.tls_dir is None:
+        raise typer.BadParameter(
+            "needs --tls-dir with the server's certificate, which 'fedclip keys' makes (or "
+            "--insecure, to try things out on this machine)"
+        )
+    else:
+        certificate, keys = read_certificate(listen.tls_dir), read_sites(listen.tls_dir)
+
+    if settings is None:
+        assert run.resume is not None
+        record = Record.resume(find_run(run.runs_dir, run.resume))
+    else:
+        check_deployable(settings)
+        plan = Plan(
+            settings,
+            str(chosen.get("preset", "paper")),
+            sites.clients_expected,
+            sites.min_clients,
+            sites.round_timeout,
+            sites.target or "",
+        )
+        record = Record(run.runs_dir / check_name(run.name or plan.name, "run"), plan)
+    link = Link(listen.host, listen.port, certificate, keys)
+    try:
+        link.start()
+        if settings is not None:
+            record.begin(overwrite=run.overwrite)
+        _drive(record, link, Output(form.format), authenticated=keys is not None)
+    finally:
+        link.stop()
+        record.close()
+
+
+def _drive(record: Record, link: Link, output: Output, *, authenticated: bool) -> None:
+    from ...cache.common.progress import show_progress
+    from ..flower.server_app import Driver
+
+    settings = record.plan.settings
+    _quiet()
+    output.note(f"run        {record.path}")
+    output.note(
+        f"settings   {settings.name_of('strategy')}, adapter {settings.name_of('adapter')}, "
+        f"{settings.rounds} rounds, lr {settings.lr:g}, seed {settings.seed}"
+    )
+    secured = "TLS" if authenticated else "PLAIN TEXT"
+    output.note(f"listening  {link.host}:{link.port}, {secured}")
+    result: RunResult | None = None
+    with show_progress() as progress, _stoppable():
+        driver = Driver(
+            link,
+            record,
+            authenticated=authenticated,
+            traffic=lambda: link.traffic,
+            progress=progress,
+        )
+        with suppress(KeyboardInterrupt):
+            result = driver.drive()
+    if result is not None:
+        _print_result(result, record, output)
+    if result is None or result.status == "interrupted":
+        resume = f"resume     fedclip serve --resume {shlex.quote(str(record.path))}"
+        output.note(resume, whole=True)
+        raise typer.Exit(INTERRUPTED)
+    if result.status == "failed":
+        complain("training diverged (NaN or Inf); try a lower --lr")
+        raise typer.Exit(FAILED)
+
+
+def _print_result(result: RunResult, record: Record, output: Output) -> None:
+    from ..report.terminal import cost_line, results_table
+
+    output.table(results_table([result]))
+    encoder = record.reference.encoder.get("parameters") if record.reference else None
+    output.note(f"cost       {cost_line(result, encoder)}")
+    output.note(f"run        {record.path}")
+
+
+@with_options(
+    examples=[
+        "fedclip join server.example.org:9092 --cache a.h5 --keys keys/hospital-a",
+        "fedclip join server.example.org:9092 --cache a.h5 --dry-run",
+    ]
+)
+def join(
+    server: Annotated[str, typer.Argument(metavar="SERVER", help="Address as host:port.")],
+    site: JoinOptions,
+    compute: DeviceOptions,
+    form: FormatOptions,
+) -> None:
+    """Take part in a federation with one client's file, which never leaves this machine."""
+    _check_installed()
+    host, port = _address(server)
+
+    from ...cache.common.progress import show_progress
+    from ..flower.client_app import opened
+    from ..flower.keys import read_credentials
+    from ..flower.node import SiteNode
+
+    cache = opened(str(site.cache))
+    if site.dry_run:
+        _print_dry_run(site.cache, compute.device, Output(form.format))
+        return
+    credentials = None
+    if site.insecure:
+        _check_loopback(host, "SERVER")
+        _shout()
+    elif site.keys is None:
+        raise typer.BadParameter(
+            "needs --keys with this site's private key and the server's ca.crt (or --insecure, "
+            "to try things out on one machine)"
+        )
+    else:
+        credentials = read_credentials(site.keys)
+    node = SiteNode(
+        f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+        site.cache,
+        credentials,
+        site.state_dir,
+        device=compute.device,
+    )
+    _quiet()
+    print(
+        f"client     {cache.client}, {len(cache.labels):,} rows, {len(cache.class_names)} classes"
+    )
+    with show_progress() as progress, _stoppable():
+        node.progress = progress
+        try:
+            node.serve()
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+    print("done       the run is over")
+
+
+@dataclass(frozen=True)
+class KeysOptions:
+    """What to make."""
+
+    PANEL: ClassVar[str] = "Keys"
+
+    directory: Path = option(
+        Path("keys"), flags=("--dir",), metavar="FOLDER", help="Folder for what is made."
+    )
+    hosts: tuple[str, ...] = option(
+        (),
+        flags=("--host",),
+        metavar="NAME|IP",
+        shown="no certificate",
+        help="Name or IP address by which sites reach the server, for its certificate.",
+    )
+    sites: tuple[str, ...] = option(
+        (), flags=("--site",), metavar="NAME", shown="none", help="Site to make a key pair for."
+    )
+    days: int = option(365, least=1, most=3650, help="Days that the certificate is valid for.")
+
+
+@with_options(
+    examples=[
+        "fedclip keys --host server.example.org --site hospital-a --site hospital-b",
+        "fedclip keys --site hospital-a --dir my-keys",
+    ]
+)
+def keys(made: KeysOptions) -> None:
+    """Make a certificate for the server and key pairs for sites; nothing is overwritten."""
+    _check_installed()
+    if not made.hosts and not made.sites:
+        raise typer.BadParameter("needs --host for a certificate, --site for a key pair, or both")
+
+    import shutil
+
+    from ..flower.keys import AUTHORITY, PUBLIC, SITES, make_server, make_site
+
+    server = made.directory / "server"
+    for name in made.sites:
+        if (made.directory / name).exists():
+            raise FedclipError(
+                f"{made.directory / name}: exists, and keys are never overwritten; move it away"
+            )
+    if made.hosts:
+        for path in make_server(server, made.hosts, made.days):
+            print(path)
+    for name in made.sites:
+        folder = made.directory / name
+        for path in make_site(folder, name):
+            print(path)
+        if (server / AUTHORITY).is_file():
+            print(shutil.copy(server / AUTHORITY, folder / AUTHORITY))
+            (server / SITES).mkdir(exist_ok=True)
+            print(shutil.copy(folder / f"{name}{PUBLIC}", server / SITES / f"{name}{PUBLIC}"))
+
+
+def simulate_across_sites(experiment: Experiment, output: Output) -> None:
+    """Run every target of an experiment with Flower's simulation.
+
+    Raises:
+        typer.Exit: a run diverged.
+    """
+    _check_installed()
+    from ...cache.common.progress import show_progress
+    from ..flower.record import Plan, Record
+    from ..flower.simulated import PATIENCE, simulate_with_flower
+    from ..flower.site import check_deployable
+    from ..report.terminal import results_table
+
+    check_deployable(experiment.settings)
+    files, results = experiment.cache.files, []
+    for target in experiment.targets:
+        needed = len(files) - (target is not None)
+        settings, preset = experiment.settings, experiment.preset
+        plan = Plan(settings, preset, len(files), needed, PATIENCE, target or "")
+        several = target is not None and len(experiment.targets) > 1
+        record = Record(
+            experiment.folder / file_name(target or "") if several else experiment.folder, plan
+        )
+        record.begin(overwrite=experiment.overwrite)
+        try:
+            with show_progress() as progress:
+                results.append(simulate_with_flower(files, record, progress))
+        finally:
+            record.close()
+    output.table(results_table(results))
+    output.note(f"run        {experiment.folder}")
+    if any(result.status == "failed" for result in results):
+        complain("training diverged (NaN or Inf); try a lower --lr")
+        raise typer.Exit(FAILED)
+
+
+def _print_dry_run(cache: Path, device: str, output: Output) -> None:
+    from ..flower.preview import preview
+
+    output.note(f"With the default settings a site with {cache} sends this, and nothing else:")
+    columns = [
+        Column("message"),
+        Column("field"),
+        Column("value", wraps=True),
+        Column("bytes", show=thousands),
+    ]
+    output.table(Table(columns, preview(cache, device)))
+
+
+def _check_installed() -> None:
+    if find_spec("flwr") is None:
+        raise FedclipError(
+            "federation across sites needs Flower, which is not installed; pip install "
+            "fedclip[flower]"
+        )
+    # Read when Flower is imported.
+    os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+    os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+
+
+def _check_loopback(host: str, what: str) -> None:
+    """Refuse plain text to other machines."""
+    try:
+        local = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = host == "localhost"
+    if not local:
+        raise FedclipError(
+            f"--insecure: sends everything in plain text and lets anyone join, so it works on "
+            f"loopback addresses only, and {what} is {host}; pass 127.0.0.1, or use keys"
+        )
+
+
+def _shout() -> None:
+    print(
+        "warning: INSECURE: plain text, and anyone may join; for trying things out only",
+        file=sys.stderr,
+    )
+
+
+def _address(server: str) -> tuple[str, int]:
+    host, colon, port = server.rpartition(":")
+    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise FedclipError(f"SERVER {server}: is not an address; pass it as host:port")
+    return host.strip("[]"), int(port)
+
+
+def _quiet() -> None:
+    """Keep Flower's own log off the terminal, as it speaks of its own parts."""
+    logging.getLogger("flwr").disabled = True
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let SIGTERM, which systemd and containers send, end the program as Ctrl-C does."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,1 @@
+"""Federation between sites that never share a cache, on Flower."""

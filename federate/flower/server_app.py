@@ -1,0 +1,544 @@
+"""The server's half: the second driver of `server.py`, over a Flower grid.
+
+A round is one message per site and its answer. The message carries the model; the site evaluates
+it, trains it and answers with both. So the accuracies of a round's model arrive with the answers
+of the next round, and one more message ends the run. `drive` is the loop.
+
+Sites may come late, leave, hang, or answer nonsense: whoever has no valid update is left out of
+the round, with a reason in the record, and is asked again in the next one.
+"""
+
+import hashlib
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.serverapp import Grid, ServerApp
+
+from ...cache import FedclipError
+from ...cache.common.errors import first_line
+from ...cache.common.fields import listed
+from ...cache.common.files import check_client
+from ...cache.common.progress import Progress, no_progress
+from ...cache.compatibility import client_differences
+from ...cache.key import canonical_json, differing_facts
+from ..runs.results import RunResult
+from ..server import Pending, Server, ServerState
+from ..training.tasks import Instruction, Parameters, Update, is_finite
+from .messages import DESCRIBE, END, FORMAT, INITIAL, ROUND, Answer, Evaluation, Order, SiteFacts
+from .record import Attendance, Member, Record, shown
+
+logger = logging.getLogger(__name__)
+
+# Seconds between two looks at what has arrived, and at who has come or come back.
+POLL = 0.02
+LOOK = 0.5
+
+# Seconds that a site has to describe itself, and to take note that the run is over.
+DESCRIBE_SECONDS = 60.0
+END_SECONDS = 10.0
+
+# What Flower says for a site that has gone.
+_GONE = "is not connected"
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A site's connection."""
+
+    node_id: int
+    since: str
+    key: str
+
+
+class Driver:
+    """A server, and the sites that it knows.
+
+    Args:
+        grid: Reaches the sites.
+        record: Where the run is recorded; it holds the plan.
+        authenticated: Whether a site's key tells who it is, so that nobody else may take its name.
+        traffic: Returns the bytes sent to and received from sites so far.
+        progress: Called with the rounds done.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        record: Record,
+        *,
+        authenticated: bool,
+        traffic: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        progress: Progress = no_progress,
+    ) -> None:
+        self.grid = grid
+        self.record = record
+        self.plan = record.plan
+        self.authenticated = authenticated
+        self.traffic = traffic
+        self.progress = progress
+        self.nodes: dict[str, _Node] = {}  # by client, of those accepted
+        self._seen: set[_Node] = set()
+        self._settings = canonical_json(self.plan.settings.to_json())
+        self._state: ServerState | None = None
+
+    @property
+    def server(self) -> Server:
+        """The server of those who have been accepted so far."""
+        samples = {
+            name: member.facts.train
+            for name, member in self.record.members.items()
+            if not member.facts.target
+        }
+        return Server(self.plan.settings, self.plan.settings.adapter, samples)
+
+    def drive(self) -> RunResult:
+        """Wait for the sites, and do all rounds that are left.
+
+        An interrupt (Ctrl-C) ends the run so that it can be resumed.
+
+        Raises:
+            FedclipError: what was saved is damaged.
+        """
+        try:
+            self._gather()
+            state = self.record.state(self.server.begin(self._initial()))
+            self._state = state
+            self._rounds(state)
+        except KeyboardInterrupt:
+            return self._finish(interrupted=True)
+        return self._finish(interrupted=False)
+
+    def _rounds(self, state: ServerState) -> None:
+        """Do rounds until all are done and the last one is evaluated."""
+        pending: Pending | None = None
+        attendance: Attendance | None = None
+        seconds = 0.0
+        self._show(state.number)
+        while True:
+            self._admit()
+            server = self.server
+            over = server.over(state)
+            evaluate = pending is not None and pending.round.finite and server.validates(pending)
+            start = time.perf_counter()
+            answers = _Answers({}, {}, {}, 0.0, 0.0)
+            instructed = {} if over else server.instruct(state)
+            before = self.traffic()
+            if evaluate or not over:
+                answers = self._ask(server, state, instructed, evaluate=evaluate)
+            if pending is not None and attendance is not None:
+                attendance = replace(attendance, evaluated=sorted(answers.evaluations))
+                state = self._close(server, pending, answers.evaluations, seconds, attendance)
+            if over:
+                return
+            sent, received = (after - b for after, b in zip(self.traffic(), before, strict=True))
+            attendance = Attendance(
+                sorted(answers.updates),
+                answers.left_out,
+                (),
+                answers.waiting,
+                answers.computing,
+                sent,
+                received,
+            )
+            pending = server.aggregate(state, instructed, answers.updates)
+            state = pending.state
+            seconds = time.perf_counter() - start
+
+    def _close(
+        self,
+        server: Server,
+        pending: Pending,
+        evaluations: Mapping[str, Evaluation],
+        seconds: float,
+        attendance: Attendance,
+    ) -> ServerState:
+        """End a round with what the sites measured, as `simulation.Run` does."""
+        strategy, target = server.settings.strategy, self.plan.target
+        took_part = {name: each for name, each in evaluations.items() if name != target}
+        if took_part:
+            pending = server.validate(
+                pending, {name: each.validation for name, each in sorted(took_part.items())}
+            )
+        test: dict[str, float] | None = None
+        own: dict[str, float] | None = None
+        if evaluations and (pending.better or server.settings.eval_every == 1):
+            ordered = sorted(evaluations, key=lambda name: (name == target, name))
+            test = {name: evaluations[name].test for name in ordered}
+            if strategy.personalized:
+                own = {name: each.personal for name, each in sorted(took_part.items())}
+        current, state = server.close(pending, seconds, test, own)
+        self.record.put(current, attendance, state)
+        self._state = state
+        detail = f"validation {current.mean_validation:.2%}" if current.validation else ""
+        self._show(current.number, detail)
+        return state
+
+    def _show(self, number: int, detail: str = "") -> None:
+        self.progress("federation", number, self.plan.settings.rounds, "rounds", detail)
+
+    # Who takes part.
+
+    def _gather(self) -> None:
+        """Wait until as many sites as expected have been accepted.
+
+        The sites of a run that is resumed may take as long to come back as a round waits; after
+        that it goes on without those that are missing.
+        """
+        before, patience = "", time.monotonic() + self.plan.timeout
+        while True:
+            self._admit()
+            awaited = self.record.members.keys() - self.nodes.keys()
+            lacking = self.plan.expected - len(self.record.members)
+            patient = time.monotonic() < patience
+            if lacking <= 0 and (
+                not awaited or (not patient and len(self.nodes) >= self.plan.minimum)
+            ):
+                return
+            line = f"{len(self.nodes)} of {max(self.plan.expected, len(self.record.members))} sites"
+            if awaited:
+                line += f", waiting for {shown(awaited)}"
+            if line != before:
+                logger.info("%s", line)
+                before = line
+            time.sleep(LOOK)
+
+    def _admit(self) -> None:
+        """Accept or turn away those who have come since the last look."""
+        nodes = {
+            _Node(
+                int(node.node_id), str(node.last_activated_at), fingerprint(bytes(node.public_key))
+            )
+            for node in self.grid.get_nodes()
+        }
+        new = nodes - self._seen
+        self._seen = nodes
+        if not new:
+            return
+        config = {"format": FORMAT, "settings": self._settings, "target": self.plan.target}
+        asked = {str(node.node_id): node for node in new}
+        contents = {
+            name: (node.node_id, RecordDict({"config": ConfigRecord(config)}))
+            for name, node in asked.items()
+        }
+        turned_away: dict[str, tuple[_Node, str]] = {}
+        for name, reply in self._exchange(DESCRIBE, contents, DESCRIBE_SECONDS):
+            node = asked[name]
+            if isinstance(reply, str):
+                turned_away[name] = node, f"cannot take part: {reply}"
+                continue
+            try:
+                facts = SiteFacts.of_record(reply)
+                check_client(facts.client)
+            except FedclipError as error:
+                turned_away[name] = node, str(error)
+                continue
+            if (reason := self._objection(facts, node)) is not None:
+                turned_away[name] = node, f"{facts.client}: {reason}"
+                continue
+            known = self.record.members.get(facts.client)
+            self.nodes[facts.client] = node
+            if known is None or known.facts != facts:
+                self.record.admit(Member(facts, node.key if self.authenticated else ""))
+            what = "joined" if known is None else "is back"
+            logger.info(
+                "%s %s: %d training samples%s",
+                facts.client,
+                what,
+                facts.train,
+                ", the target" if facts.target else "",
+            )
+        for node, reason in turned_away.values():
+            if reason.endswith(_GONE):
+                continue
+            reason = _printable(reason)
+            logger.warning("turned a site away: %s", reason)
+            self._end([node.node_id], f"the server turned this site away: {reason}")
+
+    def _objection(self, facts: SiteFacts, node: _Node) -> str | None:
+        """Return why a site cannot take part; None if it can."""
+        if facts.train < 1 and not facts.target:
+            return "has no training samples"
+        first, known = self.record.reference, self.record.members.get(facts.client)
+        if known is not None:
+            if self.authenticated and known.key != node.key:
+                return "another site has this name; the key is a different one"
+            if known.facts.train != facts.train or known.facts.test != facts.test:
+                return (
+                    f"came back with {facts.train} training and {facts.test} test samples, but had "
+                    f"{known.facts.train} and {known.facts.test}"
+                )
+        if first is None:
+            return None
+        if facts.key != first.key:
+            differing = differing_facts(first.encoder, facts.encoder)
+            return (
+                f"has features of another encoder than {first.client} (the facts that differ: "
+                f"{listed(differing, 'and')})"
+            )
+        if differences := client_differences(first, facts):
+            return f"differs in {' and '.join(differences)}"
+        if facts.parameters != first.parameters:
+            return f"trains {facts.parameters:,} numbers, the others {first.parameters:,}"
+        if facts.fedclip != first.fedclip:
+            return (
+                f"has fedclip {facts.fedclip}, {first.client} has {first.fedclip}; install the "
+                "same version everywhere"
+            )
+        return None
+
+    def _initial(self) -> Parameters:
+        """Ask a site for the initial parameters, which it draws from the run's seed."""
+        from safetensors.torch import load
+
+        config = {"format": FORMAT, "settings": self._settings, "target": self.plan.target}
+        while True:
+            for client, node in sorted(self.nodes.items()):
+                record = RecordDict({"config": ConfigRecord(config)})
+                contents = {client: (node.node_id, record)}
+                for _, reply in self._exchange(INITIAL, contents, DESCRIBE_SECONDS):
+                    if isinstance(reply, str):
+                        logger.warning("%s: %s", client, reply)
+                        continue
+                    tensors = load(reply["parameters"]["safetensors"].data)
+                    parameters = {
+                        name.removeprefix("parameters/"): tensor for name, tensor in tensors.items()
+                    }
+                    if any("/" in name for name in parameters) or not all(
+                        bool(torch.isfinite(tensor).all()) for tensor in parameters.values()
+                    ):
+                        raise FedclipError(f"{client}: sent invalid initial parameters")
+                    return parameters
+            time.sleep(LOOK)
+            self._admit()
+
+    # Rounds.
+
+    def _ask(
+        self,
+        server: Server,
+        state: ServerState,
+        instructed: Mapping[str, Instruction],
+        *,
+        evaluate: bool,
+    ) -> "_Answers":
+        """Send a round's orders and take the answers, until there are enough."""
+        answers = _Answers({}, {}, {}, 0.0, 0.0)
+        diverged: dict[str, Update] = {}
+        parameters, extra = server.settings.strategy.send(state.strategy, server.model)
+        everyone = set(self.record.members) if evaluate else set(instructed)
+        needed = min(self.plan.minimum, len(instructed) or len(server.samples))
+        start = time.perf_counter()
+        said = ""
+        while True:
+            missing = {
+                name
+                for name in everyone
+                if name in self.nodes
+                and (
+                    (name in instructed and name not in answers.updates)
+                    or (evaluate and name not in answers.evaluations)
+                )
+            }
+            orders = {
+                name: Order(
+                    run=self.plan.run,
+                    number=state.number + 1,
+                    settings=self._settings,
+                    target=self.plan.target,
+                    train=name in instructed and name not in answers.updates,
+                    evaluate=evaluate and name not in answers.evaluations,
+                    best=state.best.round.number if state.best else 0,
+                    parameters=parameters,
+                    extra=extra,
+                )
+                for name in sorted(missing)
+            }
+            for name, answer in self._answered(orders, (parameters, extra)):
+                if isinstance(answer, str):
+                    answers.left_out[name] = _printable(answer)
+                    continue
+                answers.computing = max(answers.computing, answer.seconds)
+                if answer.evaluation is not None:
+                    answers.evaluations[name] = answer.evaluation
+                if not answer.trained:
+                    continue
+                update = Update(
+                    name,
+                    answer.parameters,
+                    answer.samples,
+                    answer.loss,
+                    answer.extra,
+                    finite=answer.finite,
+                )
+                if is_finite(update):
+                    answers.updates[name] = update
+                    answers.left_out.pop(name, None)
+                else:
+                    diverged[name] = update
+                    answers.left_out[name] = "diverged (NaN or Inf)"
+            if diverged and not answers.updates and diverged.keys() == instructed.keys():
+                answers.updates |= diverged  # all diverged, so the run has failed
+            enough = answers.updates if instructed else answers.evaluations
+            if len(enough) >= needed:
+                break
+            awaited = (set(instructed) or everyone) - enough.keys()
+            line = (
+                f"round {state.number + 1}: {len(enough)} of {needed} needed answers, waiting for "
+                f"{shown(awaited)}"
+            )
+            if line != said:
+                logger.warning("%s", line)
+                said = line
+            self._wait_for(awaited)
+        for name in instructed:
+            if name not in answers.updates:
+                answers.left_out.setdefault(name, _GONE)
+        for name, why in answers.left_out.items():
+            logger.warning("round %d: left out %s: %s", state.number + 1, name, why)
+        answers.waiting = time.perf_counter() - start
+        return answers
+
+    def _wait_for(self, awaited: set[str]) -> None:
+        """Wait until one of those awaited is new here, or long enough to ask them again."""
+        until = time.monotonic() + 10 * LOOK
+        known = {name: self.nodes.get(name) for name in awaited}
+        while time.monotonic() < until:
+            time.sleep(LOOK)
+            self._admit()
+            if {name: self.nodes.get(name) for name in awaited} != known:
+                return
+
+    def _answered(
+        self, orders: Mapping[str, Order], like: tuple[Parameters, Mapping[str, Parameters]]
+    ) -> Iterator[tuple[str, Answer | str]]:
+        """Yield each site's answer as it comes, or why it is not valid."""
+        contents = {
+            name: (self.nodes[name].node_id, order.to_record()) for name, order in orders.items()
+        }
+        for name, reply in self._exchange(ROUND, contents, self.plan.timeout):
+            if isinstance(reply, str):
+                yield name, reply
+                continue
+            try:
+                yield name, self._checked(name, Answer.of_record(reply, like), orders[name])
+            except FedclipError as error:
+                yield name, f"answered wrongly: {error}"
+
+    def _checked(self, name: str, answer: Answer, order: Order) -> Answer:
+        if answer.number != order.number:
+            raise FedclipError(f"round {answer.number} in place of round {order.number}")
+        if answer.trained != order.train or (answer.evaluation is None) == order.evaluate:
+            raise FedclipError("did not do what it was asked to do")
+        if answer.samples != self.record.members[name].facts.train:
+            raise FedclipError(f"reports {answer.samples} training samples")
+        if answer.evaluation is not None and order.train:
+            validation = answer.evaluation.validation
+            if math.isnan(validation) and self.record.members[name].facts.validation:
+                raise FedclipError("its validation accuracy is NaN")
+        return answer
+
+    def _exchange(
+        self, kind: str, contents: Mapping[str, tuple[int, RecordDict]], seconds: float
+    ) -> Iterator[tuple[str, RecordDict | str]]:
+        """Send a message to each, and yield its answer, or why there is none."""
+        waiting: dict[str, str] = {}
+        for name, (node_id, content) in contents.items():
+            number = content["config"].get("number", "")
+            message = Message(content, node_id, kind, ttl=seconds + 60.0, group_id=str(number))
+            ids = [each for each in self.grid.push_messages([message]) if each]
+            if ids:
+                waiting[ids[0]] = name
+            else:
+                yield name, _GONE
+        until = time.monotonic() + seconds
+        while waiting:
+            for reply in self.grid.pull_messages(list(waiting)):
+                name = waiting.pop(reply.metadata.reply_to_message_id)
+                yield name, _why(reply) if reply.has_error() else reply.content
+            if waiting and time.monotonic() > until:
+                for name in waiting.values():
+                    yield name, f"did not answer within {seconds:g} s"
+                self._forget(waiting)
+                return
+            if waiting:
+                time.sleep(POLL)
+
+    def _forget(self, message_ids: Mapping[str, str]) -> None:
+        """Let no late answer to these messages come in."""
+        forget = getattr(self.grid, "forget", None)
+        if forget is not None:
+            forget(list(message_ids))
+
+    # The end.
+
+    def _finish(self, *, interrupted: bool) -> RunResult:
+        state = self._state
+        if state is None:
+            raise KeyboardInterrupt
+        result = self.record.finish(
+            state, self.server.bytes_per_client(state), interrupted=interrupted
+        )
+        if not interrupted:
+            self._end([node.node_id for node in self.nodes.values()], "")
+        return result
+
+    def _end(self, node_ids: Sequence[int], reason: str) -> None:
+        """Tell sites that the run is over, or why they cannot take part."""
+        best = self._state.best if self._state else None
+        config: dict[str, Any] = {
+            "format": FORMAT,
+            "run": self.plan.run,
+            "best": best.round.number if best else 0,
+            "reason": reason,
+        }
+        contents = {
+            str(node_id): (node_id, RecordDict({"config": ConfigRecord(config)}))
+            for node_id in node_ids
+        }
+        for _ in self._exchange(END, contents, END_SECONDS):
+            pass
+
+
+@dataclass
+class _Answers:
+    """What a round came to."""
+
+    updates: dict[str, Update]
+    evaluations: dict[str, Evaluation]
+    left_out: dict[str, str]
+    waiting: float
+    computing: float
+
+
+def _why(reply: Message) -> str:
+    """Return the reason in an error message."""
+    from flwr.common.constant import ErrorCode
+
+    if reply.error.code in (ErrorCode.NODE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE):
+        return _GONE
+    return first_line(RuntimeError(reply.error.reason or "failed"))
+
+
+def _printable(text: str) -> str:
+    """Return a text from a site without anything that a terminal would obey."""
+    return "".join(each if each.isprintable() else " " for each in text)
+
+
+def fingerprint(public_key: bytes) -> str:
+    """Return the first 16 hex digits of a public key's SHA-256."""
+    return hashlib.sha256(public_key.strip()).hexdigest()[:16]
+
+
+def _refuse(grid: Grid, context: Context) -> None:
+    raise FedclipError("fedclip's server is not started by flwr run; use fedclip serve")
+
+
+# Flower requires a bundle to name one.
+app = ServerApp()
+app.main()(_refuse)

@@ -1,0 +1,344 @@
+"""The server's loop over sites in this process: faults, agreement, what is sent."""
+
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedclip.cache import EncoderFacts, FeatureCache, FedclipError, write_cache
+from fedclip.federate.settings import Settings
+
+pytest.importorskip("flwr", reason="flwr is not installed: CONTRIBUTING.md")
+from flwr.app import ConfigRecord, MetricRecord
+
+from fedclip.federate.flower.messages import pack
+from fedclip.federate.flower.record import Plan, Record
+from fedclip.federate.flower.server_app import Driver
+
+pytestmark = pytest.mark.flower
+
+MakeFeatures = Callable[..., FeatureCache]
+SITES = {"a": 40, "b": 50, "c": 60}
+DOCS = Path(__file__).resolve().parents[3] / "docs"
+
+
+@pytest.fixture
+def caches(make_features: MakeFeatures) -> list[FeatureCache]:
+    return [make_features(client, rows) for client, rows in SITES.items()]
+
+
+class Place:
+    """A server in this process with its sites."""
+
+    def __init__(self, folder: Path, nodes: Any, caches: list[FeatureCache]) -> None:
+        self.folder = folder
+        files = [folder / f"{cache.client}.h5" for cache in caches]
+        for cache, path in zip(caches, files, strict=True):
+            write_cache(cache, path)
+        self.grid = nodes(files)
+
+    def plan(
+        self, expected: int = 3, timeout: float = 30.0, target: str = "", **changes: Any
+    ) -> Plan:
+        values = {"rounds": 3, "lr": 0.01, "weight_decay": 0.0}
+        minimum = changes.pop("minimum", 1)
+        settings = Settings.preset("paper", {**values, **changes})
+        return Plan(settings, "paper", expected, minimum, timeout, target)
+
+    def record(self, plan: Plan) -> Record:
+        record = Record(self.folder / "runs" / "run", plan)
+        record.begin(overwrite=False)
+        return record
+
+    def drive(self, plan: Plan, progress: Any = lambda *_: None) -> tuple[Record, Any]:
+        record = self.record(plan)
+        try:
+            driver = Driver(self.grid, record, authenticated=True, progress=progress)
+            return record, driver.drive()
+        finally:
+            record.close()
+
+
+@pytest.fixture
+def place(tmp_path: Path, nodes: Any, caches: list[FeatureCache]) -> Place:
+    return Place(tmp_path, nodes, caches)
+
+
+def lines(record: Record, name: str = "sites.jsonl") -> list[Any]:
+    import json
+
+    return [json.loads(line) for line in (record.path / name).read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    "strategy", ["fedavg", "fedprox", "fedadam", "scaffold", "ditto", "fedrep", "local"]
+)
+def test_every_strategy_trains_what_the_simulation_trains(
+    strategy: str, place: Place, caches: list[FeatureCache], simulated: Any, distance: Any
+) -> None:
+    plan = place.plan(strategy=strategy, participation=2, eval_every=2, rounds=5)
+    record, result = place.drive(plan)
+    run = simulated(caches, plan.settings)
+    best = run.state.server.best
+    assert (result.rounds, result.best_round) == (5, best.round.number)
+    assert result.accuracy == best.round.test
+    assert result.validation == best.round.validation
+    assert result.personal == best.round.personal
+    assert result.zero_shot == run.state.zero_shot
+    if plan.settings.strategy.shared:
+        from safetensors.torch import load_file
+
+        assert distance(load_file(record.path / "adapter.safetensors"), best.parameters) <= 1e-5
+
+
+def test_a_target_is_tested_and_does_not_train(
+    place: Place, caches: list[FeatureCache], simulated: Any
+) -> None:
+    _, result = place.drive(place.plan(target="b"))
+    run = simulated(caches, place.plan().settings, "b")
+    best = run.state.server.best.round
+    assert result.target == "b"
+    assert result.accuracy == best.test
+    assert result.generalization == best.test["b"]
+    assert [*result.validation] == ["a", "c"]
+
+
+def test_centralized_is_refused_with_the_reason(make_features: MakeFeatures) -> None:
+    from fedclip.federate.flower.site import check_deployable
+
+    with pytest.raises(FedclipError, match=r"^--strategy centralized: trains on all samples"):
+        check_deployable(Settings.preset("paper", {"strategy": "centralized"}))
+    with pytest.raises(FedclipError, match=r"^--clients: splits a domain into"):
+        check_deployable(Settings.preset("paper", {"clients": 3}))
+
+
+def renamed(record: Any) -> Any:
+    record["parameters"] = pack({"other": torch.zeros(1)}, {})
+    return record
+
+
+def reshaped(record: Any) -> Any:
+    width = 8
+    wrong = {
+        name: torch.zeros(shape)
+        for name, shape in {
+            "attention.0.weight": (width, width + 1),
+            "attention.0.bias": (width,),
+            "attention.2.weight": (width, width),
+            "attention.2.bias": (width,),
+        }.items()
+    }
+    record["parameters"] = pack(wrong, {})
+    return record
+
+
+def not_a_number(record: Any) -> Any:
+    from safetensors.torch import load
+
+    tensors = load(record["parameters"]["safetensors"].data)
+    bad = {name.partition("/")[2]: tensor * math.nan for name, tensor in tensors.items()}
+    record["parameters"] = pack(bad, {})
+    return record
+
+
+def with_config(**changes: Any) -> Callable[[Any], Any]:
+    def change(record: Any) -> Any:
+        record["config"] = ConfigRecord({**record["config"], **changes})
+        return record
+
+    return change
+
+
+def with_metrics(**changes: Any) -> Callable[[Any], Any]:
+    def change(record: Any) -> Any:
+        record["metrics"] = MetricRecord({**record["metrics"], **changes})
+        return record
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (not_a_number, "diverged (NaN or Inf)"),
+        (with_metrics(loss=math.inf), "diverged (NaN or Inf)"),
+        (with_config(finite=False), "diverged (NaN or Inf)"),
+        (renamed, "answered wrongly: parameters/attention.0.bias: is missing"),
+        (
+            reshaped,
+            "answered wrongly: parameters/attention.0.weight: has shape (8, 9) and dtype "
+            "torch.float32, but (8, 8) and torch.float32 are expected",
+        ),
+        (with_config(number=1), "answered wrongly: round 1 in place of round 2"),
+        (with_config(samples=10**6), "answered wrongly: reports 1000000 training samples"),
+        (
+            with_config(format=2),
+            "answered wrongly: the message has format 2, but this fedclip has 1; install the same "
+            "version on server and sites",
+        ),
+        (with_metrics(test=1.5), "answered wrongly: test: is 1.5, which is no accuracy"),
+        (lambda record: None, "did not answer within 0.5 s"),
+    ],
+)
+def test_an_invalid_answer_is_left_out_of_its_round_and_named(
+    wrong: Callable[[Any], Any], reason: str, place: Place
+) -> None:
+    place.grid.tamper["b"] = lambda number, record: wrong(record) if number == 2 else record
+    record, result = place.drive(place.plan(timeout=0.5))
+    assert result.status == "finished"
+    assert [line["took_part"] for line in lines(record)] == [[*"abc"], ["a", "c"], [*"abc"]]
+    assert [line["left_out"] for line in lines(record)] == [{}, {"b": reason}, {}]
+
+
+def test_a_run_in_which_everyone_diverges_fails_as_a_simulated_one(place: Place) -> None:
+    place.grid.tamper |= {client: lambda _, record: not_a_number(record) for client in SITES}
+    _, result = place.drive(place.plan())
+    assert (result.status, result.rounds) == ("failed", 1)
+
+
+def test_a_round_waits_for_enough_updates_and_says_for_whom(
+    place: Place, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, "fedclip")
+    monkeypatch.setattr("fedclip.federate.flower.server_app.LOOK", 0.01)
+    tries: list[int] = []
+
+    def twice(number: int, record: Any) -> Any:
+        tries.append(number)
+        return renamed(record) if tries.count(2) < 3 and number == 2 else record
+
+    place.grid.tamper |= {"b": twice, "c": lambda number, record: record if number != 2 else None}
+    record, result = place.drive(place.plan(timeout=0.2, minimum=2))
+    assert result.status == "finished"
+    assert tries == [1, 2, 2, 2, 3, 4]
+    assert "round 2: 1 of 2 needed answers, waiting for b, c" in caplog.messages
+    second = lines(record)[1]
+    assert (second["took_part"], [*second["left_out"]]) == (["a", "b"], ["c"])
+
+
+def test_sites_may_come_late_and_leave(place: Place) -> None:
+    place.grid.online = {100, 101}
+
+    def change(task: str, done: int, *_: Any) -> None:
+        if done == 1:
+            place.grid.online = {100, 101, 102}
+        if done == 3:
+            place.grid.online = {100, 102}
+
+    record, result = place.drive(place.plan(expected=2, rounds=6), change)
+    assert result.status == "finished"
+    assert [line["took_part"] for line in lines(record)] == [
+        ["a", "b"],
+        ["a", "b"],
+        ["a", "b", "c"],
+        ["a", "b", "c"],
+        ["a", "c"],
+        ["a", "c"],
+    ]
+    assert lines(record)[-1]["left_out"] == {"b": "is not connected"}
+    assert [*record.members] == ["a", "b", "c"]
+    assert [*result.accuracy] == lines(record)[result.best_round - 1]["evaluated"]
+    assert result.mean is not None
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "scaffold", "ditto"])
+def test_an_interrupted_run_is_resumed_as_if_nothing_had_been(
+    strategy: str, place: Place, caches: list[FeatureCache], simulated: Any
+) -> None:
+    def stop(task: str, done: int, *_: Any) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    plan = place.plan(strategy=strategy, rounds=5)
+    record, result = place.drive(plan, stop)
+    assert (result.status, result.rounds) == ("interrupted", 2)
+    again = Record.resume(record.path)
+    result = Driver(place.grid, again, authenticated=True).drive()
+    again.close()
+    run = simulated(caches, plan.settings)
+    assert (result.status, result.rounds) == ("finished", 5)
+    assert result.accuracy == run.state.server.best.round.test
+    assert [line["round"] for line in lines(record)] == [1, 2, 3, 4, 5]
+    losses = [line["train_loss"] for line in lines(record, "rounds.jsonl")]
+    assert len(losses) == 5
+    with pytest.raises(FedclipError, match=r"is finished$"):
+        Record.resume(record.path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (
+            {"classes": ("cat", "dog", "bird")},
+            "differs in class_names (only a has 'fish', only c has 'bird')",
+        ),
+        (
+            {"templates": ("a photo of a {}",)},
+            "differs in templates (only a has 'a picture of a {}', only c has 'a photo of a {}')",
+        ),
+        (
+            {"encoder": EncoderFacts(shared={"library": "other"})},
+            "has features of another encoder than a (the facts that differ: library)",
+        ),
+        ({"rows": 4}, "c: has 4 rows, too few to split"),
+    ],
+)
+def test_a_site_that_differs_is_turned_away_with_a_reason_on_both_sides(
+    changes: Any,
+    reason: str,
+    tmp_path: Path,
+    nodes: Any,
+    make_features: MakeFeatures,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "fedclip")
+    values = {"rows": 60, **changes}
+    caches = [make_features("a", 40), make_features("b", 50), make_features("c", **values)]
+    place = Place(tmp_path, nodes, caches)
+    record, _ = place.drive(place.plan(expected=2))
+    assert [*record.members] == ["a", "b"]
+    (line,) = [each for each in caplog.messages if each.startswith("turned a site away")]
+    assert reason in line
+    told = [content for *to, content in place.grid.wire if to == ["query.end", "c"]]
+    assert reason in told[0]["config"]["reason"]
+
+
+def test_what_a_site_sends_is_what_the_docs_list(place: Place, caches: list[FeatureCache]) -> None:
+    place.drive(place.plan(strategy="ditto"))
+    sent = {
+        f"{part}.{name}"
+        for kind, _, record in place.grid.wire
+        if kind.endswith("answer")
+        for part, content in record.items()
+        for name in content
+    }
+    page = (DOCS / "federate-across-sites.md").read_text()
+    table = page.partition("## What leaves a site")[2].partition("\n## ")[0]
+    listed = {line.split("`")[1] for line in table.splitlines() if line.startswith("| `")}
+    assert sent == listed
+    features = min(cache.image_features.nbytes for cache in caches)
+    adapter = 2 * (8 * 8 + 8) * 4
+    for kind, _, record in place.grid.wire:
+        if kind.endswith("answer"):
+            for content in record.values():
+                for value in content.values():
+                    size = len(value.data) if hasattr(value, "data") else len(str(value).encode())
+                    assert size < adapter + 4096
+                    assert size < max(features, adapter + 4096)
+
+
+def test_a_site_refuses_methods_that_are_not_part_of_fedclip(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fedclip.federate.flower.site import settings_of
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "theirs.py").write_text("open('executed', 'w')\n")
+    for name in ("theirs:Strategy", "os:system"):
+        with pytest.raises(FedclipError, match="runs only what the fedclip installed here"):
+            settings_of(f'{{"strategy": "{name}"}}')
+    assert not (tmp_path / "executed").exists()

@@ -1,0 +1,255 @@
+"""Who may join and what a site runs: every refusal with the line that people see."""
+
+import datetime
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedclip.cache import FeatureCache
+
+pytest.importorskip("flwr", reason="flwr is not installed: CONTRIBUTING.md")
+pytestmark = pytest.mark.flower
+
+MakeFeatures = Callable[..., FeatureCache]
+
+# A server whose run has another app bundle.
+FOREIGN = """
+from fedclip.federate.flower import bundle
+bundle.bundle.cache_clear()
+bundle._PROJECT = bundle._PROJECT.replace(b"fedclip.federate", b"elsewhere")
+from fedclip.cli import main
+main()
+"""
+
+# Notes and refuses every connection to anywhere but loopback, and every process of Flower's, of
+# Python or of an installer.
+ALONE = """
+import socket
+connect, getaddrinfo = socket.socket.connect, socket.getaddrinfo
+def guarded(self, address):
+    if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1"):
+        open("strangers", "a").write(f"{address}\\n")
+        raise OSError("refused by the test")
+    return connect(self, address)
+def looked_up(host, *arguments, **options):
+    if host not in ("127.0.0.1", "localhost", None, b"127.0.0.1"):
+        open("strangers", "a").write(f"{host}\\n")
+        raise OSError("refused by the test")
+    return getaddrinfo(host, *arguments, **options)
+socket.socket.connect, socket.getaddrinfo = guarded, looked_up
+import subprocess, sys
+process = subprocess.Popen.__init__
+def ours_only(self, arguments, *more, **options):
+    if any(word in str(arguments) for word in ("flower", "flwr", "pip", "uv", sys.executable)):
+        open("strangers", "a").write(f"{arguments}\\n")
+        raise OSError("refused by the test")
+    process(self, arguments, *more, **options)
+subprocess.Popen.__init__ = ours_only
+from fedclip.cli import main
+main()
+"""
+
+
+@pytest.fixture
+def caches(make_features: MakeFeatures) -> list[FeatureCache]:
+    return [make_features("hospital-a", 40), make_features("hospital-b", 50)]
+
+
+def refused(process: Any) -> str:
+    """Return the one line of an error that a process ends with."""
+    assert process.wait() == 2, process.output
+    assert "Traceback" not in process.output
+    lines: list[str] = process.output.splitlines()
+    (line,) = [each for each in lines if each.startswith("error: ")]
+    return line.removeprefix("error: ")
+
+
+def test_strangers_are_refused_with_one_line_on_either_side(
+    caches: list[FeatureCache], loopback: Any
+) -> None:
+    place = loopback(caches)
+    place.keys("hospital-a", "hospital-b")
+    stranger = place.start("more", "keys", "--site", "stranger")
+    assert stranger.wait() == 0, stranger.output
+    known = place.folder / "keys" / "server" / "sites" / "stranger.pub"
+    known.unlink()  # `keys` registers whom it makes a key for
+    server = place.serve("--clients-expected", 2, "--rounds", 2, "--name", "run")
+    address = place.server_address
+
+    unknown = place.join("hospital-a", keys="stranger", name="unknown")
+    assert refused(unknown).startswith(f"{address}: does not know this site's key (")
+    server.shows("warning: refused a site with an unknown key (")
+
+    plain = place.join("hospital-a", "--insecure", name="plain")
+    assert refused(plain) == (
+        f"{address}: closes connections in plain text; it uses TLS, so pass --keys in place of "
+        "--insecure"
+    )
+    server.shows("warning: refused a connection: it came in plain text")
+
+    keyless = place.start("keyless", "join", address, "--cache", "hospital-a.h5")
+    assert keyless.wait() == 2
+    assert "needs --keys with this site's private key" in " ".join(keyless.output.split())
+
+    other = place.start("other", "keys", "--dir", "others", "--host", "127.0.0.1")
+    assert other.wait() == 0, other.output
+    ours, theirs = place.folder / "keys" / "hospital-a" / "ca.crt", place.folder / "others"
+    kept = ours.read_bytes()
+    ours.write_bytes((theirs / "server" / "ca.crt").read_bytes())
+    wrong = place.join("hospital-a", name="wrong")
+    assert refused(wrong).startswith(f"{address}: its certificate is refused (")
+    server.shows("warning: refused a connection: ")
+    ours.write_bytes(kept)
+
+    sites = [place.join(client) for client in ("hospital-a", "hospital-b")]
+    assert server.wait() == 0, server.output
+    assert [site.wait() for site in sites] == [0, 0]
+
+
+def test_a_certificate_that_expired_or_is_for_another_host_is_refused(
+    caches: list[FeatureCache], loopback: Any
+) -> None:
+    place = loopback(caches)
+    place.keys("hospital-a", hosts=["server.example.org"])
+    server = place.serve("--clients-expected", 1, "--rounds", 2, "--name", "run")
+    line = refused(place.join("hospital-a"))
+    address = place.server_address
+    assert line.startswith(f"{address}: its certificate is refused (IP address mismatch")
+    assert server.stop() != 0
+
+
+def expired(folder: Path) -> None:
+    """Replace a server's certificate by one that expired yesterday."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+
+    old = x509.load_pem_x509_certificate((folder / "server.crt").read_bytes())
+    key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), None)
+    past = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
+    builder = x509.CertificateBuilder(
+        old.issuer,
+        old.subject,
+        old.public_key(),
+        old.serial_number,
+        past - datetime.timedelta(days=1),
+        past,
+        list(old.extensions),
+    )
+    made = builder.sign(key, hashes.SHA256())
+    (folder / "server.crt").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+
+
+def test_an_expired_certificate_is_refused_on_either_side(
+    caches: list[FeatureCache], loopback: Any
+) -> None:
+    place = loopback(caches)
+    place.keys("hospital-a")
+    expired(place.folder / "keys" / "server")
+    where = ["--host", "127.0.0.1", "--port", 0, "--tls-dir", "keys/server"]
+    day = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
+    assert refused(place.start("refuses", "serve", *where)) == (
+        f"keys/server/server.crt: expired on {day:%Y-%m-%d}; make or ask for another one"
+    )
+    careless = """
+from fedclip.federate.flower import keys
+keys.read_certificate = lambda folder: (folder / "server.crt", folder / "server.key")
+from fedclip.cli import main
+main()
+"""
+    server = place.start("careless", "serve", *where, "--name", "run", code=careless)
+    server.shows("listening")
+    line = next(each for each in server.output.splitlines() if each.startswith("listening"))
+    place.port = int(line.split(",")[0].rpartition(":")[2])
+    assert refused(place.join("hospital-a")).startswith(
+        f"{place.server_address}: its certificate is refused (certificate has expired)"
+    )
+
+
+def test_a_site_refuses_another_app_bundle_unread(
+    caches: list[FeatureCache], loopback: Any
+) -> None:
+    place = loopback(caches)
+    place.keys("hospital-a", "hospital-b")
+    where = ["--host", "127.0.0.1", "--port", 0, "--tls-dir", "keys/server"]
+    server = place.start("server", "serve", *where, "--clients-expected", 1, code=FOREIGN)
+    server.shows("listening")
+    line = next(each for each in server.output.splitlines() if each.startswith("listening"))
+    place.port = int(line.split(",")[0].rpartition(":")[2])
+    site = place.join("hospital-a")
+    told = refused(site)
+    assert told.startswith(f"{place.server_address}: the server runs another app (bundle ")
+    assert told.endswith("nothing of it was fetched or run")
+    server.shows("hospital-a: refuses: the server runs another app")
+
+
+def test_plain_text_is_for_loopback_only(caches: list[FeatureCache], loopback: Any) -> None:
+    place = loopback(caches)
+    serve = place.start("serve", "serve", "--insecure", "--port", 0)
+    assert refused(serve).startswith(
+        "--insecure: sends everything in plain text and lets anyone join, so it works on loopback "
+        "addresses only, and --host is 0.0.0.0"
+    )
+    join = place.start("join", *("join", "10.0.0.1:9", "--cache", "hospital-a.h5", "--insecure"))
+    assert "SERVER is 10.0.0.1" in refused(join)
+
+
+def test_nothing_but_the_server_is_spoken_to(caches: list[FeatureCache], loopback: Any) -> None:
+    place = loopback(caches)
+    before = [path.read_bytes() for path in sorted(place.folder.glob("*.h5"))]
+    for path in place.folder.glob("*.h5"):
+        path.chmod(0o444)
+    server = place.start(
+        "server",
+        *("serve", "--insecure", "--host", "127.0.0.1", "--port", 0, "--clients-expected", 2),
+        *("--rounds", 2, "--name", "run"),
+        code=ALONE,
+    )
+    server.shows("listening")
+    line = next(each for each in server.output.splitlines() if each.startswith("listening"))
+    place.port = int(line.split(",")[0].rpartition(":")[2])
+    sites = [
+        place.join(client, "--insecure", code=ALONE) for client in ("hospital-a", "hospital-b")
+    ]
+    assert server.wait() == 0, server.output
+    assert [site.wait() for site in sites] == [0, 0], sites[0].output
+    assert not (place.folder / "strangers").exists(), (place.folder / "strangers").read_text()
+    assert before == [path.read_bytes() for path in sorted(place.folder.glob("*.h5"))]
+    assert "INSECURE" in server.output
+
+
+def test_keys_are_private_and_never_overwritten(caches: list[FeatureCache], loopback: Any) -> None:
+    place = loopback(caches)
+    place.keys("hospital-a")
+    keys = place.folder / "keys"
+    private = sorted(path.relative_to(keys).as_posix() for path in keys.rglob("*.key"))
+    assert private == ["hospital-a/hospital-a.key", "server/ca.key", "server/server.key"]
+    for name in private:
+        assert stat.S_IMODE((keys / name).stat().st_mode) == 0o600
+    before = {path: path.read_bytes() for path in keys.rglob("*") if path.is_file()}
+    again = place.start("again", "keys", "--host", "127.0.0.1")
+    assert refused(again) == (
+        "keys/server/server.crt: exists, and keys are never overwritten; move it away first"
+    )
+    again = place.start("again", "keys", "--site", "hospital-a")
+    assert "exists, and keys are never overwritten" in refused(again)
+    assert before == {path: path.read_bytes() for path in keys.rglob("*") if path.is_file()}
+    more = place.start("more", "keys", "--site", "hospital-b")
+    assert more.wait() == 0, more.output
+    assert (keys / "server" / "sites" / "hospital-b.pub").is_file()
+
+
+def test_a_dry_run_shows_what_would_be_sent_and_joins_nothing(
+    caches: list[FeatureCache], loopback: Any
+) -> None:
+    place = loopback(caches)
+    dry = place.start(
+        "dry", "join", "127.0.0.1:9", "--cache", "hospital-a.h5", "--dry-run", code=ALONE
+    )
+    assert dry.wait() == 0, dry.output
+    for text in ("config.class_names", "cat, dog, fish", "parameters.safetensors", "metrics.loss"):
+        assert text in dry.output
+    assert not (place.folder / "joined").exists()
+    assert not (place.folder / "strangers").exists()
