@@ -19,7 +19,8 @@ from .server import Pending, Round, Server, ServerState
 from .settings import Settings
 from .strategies.base import ClientRound, personal
 from .training.engine import AUTO, train_clients
-from .training.evaluate import accuracy, mean, zero_shot_accuracy
+from .training.evaluate import accuracy, predict, zero_shot_accuracy, zero_shot_predict
+from .training.metrics import Predicted, mean
 from .training.tasks import (
     ClientState,
     Instruction,
@@ -237,6 +238,18 @@ class Run:
         samples = getattr(client, part)
         text, scale = self.federation.text, self.federation.logit_scale
         return accuracy(self.network, self.model, samples, text, scale)
+
+    def predict(self, client: Client, parameters: Parameters) -> Predicted:
+        """Return what a model predicts for a client's test part."""
+        self.network.load_state_dict(parameters)
+        text, scale = self.federation.text, self.federation.logit_scale
+        return predict(self.network, self.model, client.test, text, scale)
+
+    def zero_shot_predict(self, client: Client) -> Predicted | None:
+        """Return what a client's cached features predict; None if the model has other ones."""
+        if not self.model.zero_shot:
+            return None
+        return zero_shot_predict(client.test, self.federation.text, self.federation.logit_scale)
 
     def own_models(
         self, pending: Pending, clients: Mapping[str, ClientState]

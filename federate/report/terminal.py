@@ -15,7 +15,7 @@ from ..runs.cost import Cost
 from ..runs.experiment import Experiment, show_target
 from ..runs.results import FIGURES, ByClient, Result, RunResult, summary_of
 from ..settings import Settings
-from ..training.evaluate import mean
+from ..training.metrics import mean
 
 # With more clients than this a table has a column per domain instead.
 CLIENT_COLUMNS = 8

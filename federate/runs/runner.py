@@ -15,6 +15,7 @@ from ..simulation import Callback, Run, simulate
 from .cost import forecast
 from .experiment import Experiment, show_target
 from .folder import PERSONAL, RUNS_DIR, RunFolder
+from .predictions import PREDICTIONS, predictions_of, write_predictions
 from .results import Result, RunResult, Status, result_of, summary_of
 
 logger = logging.getLogger(__name__)
@@ -156,7 +157,11 @@ class Recorder(Callback):
             self._seconds = self._folder.keep_rounds(run.number)
             self.save(run)
         self._write_parameters(run)
-        result = result_of(run, status, self._seconds)
+        # Predicting takes as long as testing, for which nobody waits after an interrupt.
+        predictions = None if interrupted else predictions_of(run)
+        if predictions is not None:
+            write_predictions(self._folder.path / PREDICTIONS, predictions)
+        result = result_of(run, status, self._seconds, predictions)
         self._folder.write_result(result)
         if not interrupted:
             self._folder.clear()
