@@ -47,6 +47,7 @@ from .federate.commands.options import (
     resumed,
     settings_of,
 )
+from .federate.commands.runs import compare, ls, rm, show
 from .federate.data.partition import PARTITIONS
 from .federate.settings import Methods, Settings
 from .federate.strategies import STRATEGIES
@@ -86,7 +87,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cache_app, name="cache")
-for command in (extract, datasets, federate, ablate, adapters, strategies):
+for command in (extract, datasets, federate, ablate, adapters, strategies, ls, show, rm, compare):
     app.command(cls=Command)(command)
 
 

@@ -1,7 +1,6 @@
 """A run on disk: config, a line per round, the state, the result, the best parameters."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,17 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from ...cache import FedclipError
-from ...cache.common.files import TEMPORARY_PREFIX, lock, replacing, sync, write_json
+from ...cache.common.files import TEMPORARY_PREFIX, replacing, sync, write_json
 from ...cache.key import canonical_json
 from ..server import Round
 from ..simulation import RunState
 from ..training.tasks import Parameters
+from .catalog import CONFIG, RESULT, ROUNDS, claimed, read_json
 from .checkpoint import read_state, round_line, write_state, write_tensors
 from .results import OVER, Result, finite_or_null, read_result
 
-CONFIG = "config.json"
-ROUNDS = "rounds.jsonl"
-RESULT = "result.json"
 PERSONAL = "personal.safetensors"
 STATE = "state.safetensors"
 
@@ -74,15 +71,8 @@ class RunFolder:
         Raises:
             FedclipError: another process is working on it.
         """
-        handle = os.open(self.path, os.O_RDONLY)
-        try:
-            if not lock(handle, self.path):
-                raise FedclipError(
-                    f"{self.path}: another process is working on this run; wait until it is done"
-                )
+        with claimed(self.path):
             yield
-        finally:
-            os.close(handle)
 
     def read_config(self) -> dict[str, Any]:
         """Read every setting of the run.
@@ -92,7 +82,7 @@ class RunFolder:
         """
         if not self.begun:
             raise FedclipError(f"{self.path}: is not a run (it has no {CONFIG})")
-        config = _read_json(self.path / CONFIG)
+        config = read_json(self.path / CONFIG)
         if config is None:
             raise FedclipError(f"{self.path / CONFIG}: is damaged; run it again with --overwrite")
         return config
@@ -153,7 +143,7 @@ class RunFolder:
 
     def read_result(self) -> Result | None:
         """Read the result, if there is one."""
-        content = _read_json(self.path / RESULT)
+        content = read_json(self.path / RESULT)
         return None if content is None else read_result(content)
 
     def result_if_over(self) -> Result | None:
@@ -168,11 +158,3 @@ class RunFolder:
     def write_parameters(self, name: str, parameters: Parameters, facts: Mapping[str, Any]) -> None:
         """Write parameters as safetensors, with `facts` as JSON in the one metadata entry."""
         write_tensors(self.path / name, parameters, canonical_json(dict(facts)))
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
