@@ -27,12 +27,18 @@ import numpy as np
 import numpy.typing as npt
 
 from ...cache import FedclipError
+from ...cache.common.tables import Column, Table, percent, points
+from ...cache.common.text import counted
 from ..runs.catalog import RecordedRun
 from ..runs.predictions import NOTHING, Predictions, read_predictions
-from ..runs.results import RunResult
+from ..runs.results import FIGURES, RunResult
 from ..seeding import generator
+from .cells import Interval
 
 DRAWS = 10_000
+
+# A comparison of more clients than this is shown without them.
+MANY = 20
 
 # Two-sided 95 % points: of the normal distribution, and of Student's t by degrees of freedom.
 _Z95 = 1.959964
@@ -79,19 +85,6 @@ class Arm:
     def targets(self) -> list[str | None]:
         """Its targets, in their order."""
         return list(dict.fromkeys(key.target for key in self.members))
-
-
-class Interval(NamedTuple):
-    """A difference of two accuracies, and where the truth is with 95 % confidence."""
-
-    difference: float
-    low: float
-    high: float
-
-    @property
-    def beyond_noise(self) -> bool:
-        """Whether no difference is outside the interval."""
-        return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True)
@@ -421,3 +414,33 @@ def _of_seeds(used: Sequence[tuple[_Pair, Floats]], draws: int) -> Interval:
     half = math.sqrt(max(wide, _Z95**2 * over_images))
     middle = float(by_seed.mean())
     return Interval(middle, middle - half, middle + half)
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Lay out one row per figure of two settings."""
+    lines = comparison.lines
+    if len(lines) > MANY:
+        lines = tuple(line for line in lines if line.name in FIGURES)
+    seeds = ", ".join(map(str, comparison.seeds))
+    caption = (
+        f"{comparison.first} > {comparison.second}, seed {seeds}: accuracy in %, difference in "
+        "points with its 95 % interval, * beyond noise"
+    )
+    if len(lines) < len(comparison.lines):
+        caption += f"; {counted(len(comparison.lines) - len(lines), 'client')} left out"
+    if comparison.unpaired:
+        caption += f"; {counted(comparison.unpaired, 'image')} tested by one of the two only"
+    columns = [
+        Column("of"),
+        Column("images"),
+        Column("before", show=percent),
+        Column("after", show=percent),
+        Column("difference", show=points),
+        Column("better"),
+        Column("worse"),
+    ]
+    rows = [
+        (line.name, line.images, line.before, line.after, line.interval, line.better, line.worse)
+        for line in lines
+    ]
+    return Table(columns, rows, caption)

@@ -16,43 +16,12 @@ from ..runs.experiment import Experiment, show_target
 from ..runs.results import FIGURES, ByClient, Result, RunResult, summary_of
 from ..settings import Settings
 from ..training.metrics import mean
+from .cells import Accuracy, MeasuredAccuracy
 
 # With more clients than this a table has a column per domain instead.
 CLIENT_COLUMNS = 8
 
 _SUMMARY = ("generalization", "personalization", "personal_mean", "mean")
-
-
-@dataclass(frozen=True)
-class Accuracy(Compound):
-    """An accuracy without an adapter, and with it."""
-
-    zero_shot: float | None
-    adapted: float | None
-
-    @property
-    def rank(self) -> float | None:
-        """The adapted accuracy."""
-        return self.adapted
-
-    def text(self, show: Show) -> str:
-        """Return `zero-shot > adapted`."""
-        return (
-            show(None) if self.adapted is None else f"{show(self.zero_shot)} > {show(self.adapted)}"
-        )
-
-    def latex(self, show: Show) -> str:
-        """Return the two with an arrow between them."""
-        if self.adapted is None:
-            return show(None)
-        return rf"{show(self.zero_shot)} \to {show(self.adapted)}"
-
-
-@dataclass(frozen=True)
-class MeasuredAccuracy(Accuracy):
-    """An accuracy, and the number of test samples that it is of."""
-
-    test_samples: int | None
 
 
 @dataclass(frozen=True)
