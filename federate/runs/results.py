@@ -32,8 +32,8 @@ _BY_NAME = ("zero_shot", "accuracy", "validation", "test_samples")
 
 ByClient = Mapping[str, float | None]
 
-# Fields with the figures of `metrics.METRICS`, and the models that they are of.
-_METRICS = {"metrics": ADAPTED, "zero_shot_metrics": ZERO_SHOT, "personal_metrics": PERSONAL}
+# Fields with the figures of `training.metrics.METRICS` by client.
+_METRICS = ("metrics", "zero_shot_metrics", "personal_metrics")
 
 Metrics = Mapping[str, Mapping[str, float | None]]
 
@@ -238,7 +238,9 @@ def result_of(
         bytes_per_round=run.bytes_per_client,
         model=run.model.facts,
         seconds_per_round=_number(median(seconds)) if seconds else None,
-        **{name: _metrics(predictions, model) for name, model in _METRICS.items()},
+        metrics=_metrics(predictions, ADAPTED),
+        zero_shot_metrics=_metrics(predictions, ZERO_SHOT),
+        personal_metrics=_metrics(predictions, PERSONAL),
     )
 
 

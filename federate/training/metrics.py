@@ -43,7 +43,8 @@ class Predicted(NamedTuple):
     @property
     def right(self) -> npt.NDArray[np.bool_]:
         """(n,) whether the right class is predicted."""
-        return self.labels == self.classes
+        right: npt.NDArray[np.bool_] = self.labels == self.classes
+        return right
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +153,8 @@ def _share(part: float, whole: int) -> float:
 
 def _shares(part: npt.NDArray[Any], whole: npt.NDArray[Any]) -> Floats:
     nothing = np.full(len(whole), np.nan)
-    return np.divide(part, whole, out=nothing, where=whole > 0)
+    np.divide(part, whole, out=nothing, where=whole > 0)
+    return nothing
 
 
 def mean(values: Iterable[float]) -> float:
