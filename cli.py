@@ -47,7 +47,7 @@ from .federate.commands.options import (
     resumed,
     settings_of,
 )
-from .federate.commands.runs import compare, ls, rm, show
+from .federate.commands.runs import compare, ls, report, rm, show
 from .federate.data.partition import PARTITIONS
 from .federate.settings import Methods, Settings
 from .federate.strategies import STRATEGIES
@@ -87,7 +87,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cache_app, name="cache")
-for command in (extract, datasets, federate, ablate, adapters, strategies, ls, show, rm, compare):
+for command in (
+    *(extract, datasets, federate, ablate, adapters, strategies),
+    *(ls, show, rm, compare, report),
+):
     app.command(cls=Command)(command)
 
 

@@ -1,4 +1,4 @@
-"""The commands that look at runs: `fedclip ls`, `show`, `rm` and `compare`."""
+"""The commands that look at runs: `fedclip ls`, `show`, `rm`, `compare` and `report`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 
 from ...cache.common.console import Output
 from ...cache.common.fields import option
-from ...cache.common.options import FormatOptions, with_options
+from ...cache.common.options import CacheOptions, FormatOptions, given, with_options
 from .options import RunsDir
 
 if TYPE_CHECKING:
@@ -177,3 +177,59 @@ def compare(
         if position:
             output.note("")
         output.table(comparison_table(compare_arms(arms[0], arm)))
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Where a report goes."""
+
+    PANEL: ClassVar[str] = "Report"
+
+    out: Path = option(Path("report.html"), help="The page, one HTML file.")
+    figures: Path | None = option(
+        None, metavar="FOLDER", help="Write the charts as SVG and PDF files there, and no page."
+    )
+    open: bool = option(False, help="Open the page in a browser.")
+
+
+@with_options(
+    examples=[
+        "fedclip report --open",
+        "fedclip report demo-0a1b2c3d-seed0 --out demo.html",
+        "fedclip report runs/demo-5f72a6d5-ablation.csv --figures figures",
+    ]
+)
+def report(
+    context: typer.Context,
+    page: ReportOptions,
+    runs: RunsDir,
+    caches: CacheOptions,
+    names: Annotated[
+        list[str] | None,
+        _argument(
+            "[RUN...|ABLATION]",
+            "Runs by name or folder, where a name without -seed0 stands for all seeds, or the CSV "
+            "file of an ablation; by default all runs.",
+        ),
+    ] = None,
+) -> None:
+    """Show runs as a page: what came out, how sure that is, and where it comes from.
+
+    The page is one file that needs no network. It needs the extra report.
+    """
+    from ..report.collect import collect
+    from ..report.page import import_converter, write_figures, write_page
+
+    import_converter()
+    collection = collect(runs.runs_dir, names or [])
+    cache_dir = caches.cache_dir if "cache_dir" in given(context) else None
+    if page.figures is not None:
+        for path in write_figures(page.figures, collection, cache_dir):
+            print(f"figure     {path}")
+        return
+    if page.out.is_dir():
+        raise typer.BadParameter(f"--out {page.out}: is a folder; choose a file")
+    write_page(page.out, collection, cache_dir)
+    print(f"report     {page.out}")
+    if page.open:
+        typer.launch(page.out.resolve().as_uri())
