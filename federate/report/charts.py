@@ -163,7 +163,7 @@ def _pick(name: str) -> list[Spec]:
 _PICKED = {"condition": {"param": "picked", "value": 1, "empty": True}, "value": 0.12}
 
 
-def over_rounds(setting: Setting) -> Chart | None:
+def over_rounds(setting: Setting, *, wide: bool) -> Chart | None:
     """Draw each client's accuracy over rounds; means over seeds and targets."""
     domains: dict[str, str] = {}
     values: dict[tuple[str, int], list[float]] = {}
@@ -233,7 +233,7 @@ def over_rounds(setting: Setting) -> Chart | None:
                 },
             ],
         ),
-        wide=True,
+        wide=wide,
     )
 
 
@@ -303,7 +303,7 @@ def against_bytes(collection: Collection) -> Chart | None:
                 },
             ],
         ),
-        wide=len(names) > 2,
+        wide=len(collection.settings) > 1,
     )
 
 
@@ -380,7 +380,7 @@ def _before_after() -> Spec:
     return _name("of", None, scale=scale)
 
 
-def confusion(name: str, title: str, tally: Tally, classes: Sequence[str], most: float) -> Chart:
+def confusion(name: str, title: str, tally: Tally, classes: Sequence[str]) -> Chart:
     """Draw a confusion matrix as the share of each class.
 
     Args:
@@ -388,7 +388,6 @@ def confusion(name: str, title: str, tally: Tally, classes: Sequence[str], most:
         title: What it is of.
         tally: The predictions.
         classes: Names of the classes.
-        most: The largest number of mistakes of a kind, to which colors are scaled.
     """
     shown = _confused(tally, len(classes))
     labels = _distinct([classes[index] for index in shown])
@@ -640,7 +639,7 @@ def option_effects(collection: Collection) -> list[Chart]:
                     240,
                     layer=[
                         {
-                            "mark": {"type": "point", "filled": True, "opacity": 0.35, "size": 30},
+                            "mark": {"type": "point", "filled": True, "opacity": 0.6, "size": 45},
                             "encoding": {
                                 "x": x,
                                 "y": _percent("accuracy", "mean accuracy"),
@@ -704,7 +703,7 @@ def two_options(values: Iterable[tuple[str, str, float]], names: tuple[str, str]
     return Chart(
         "two-options",
         "Two options together",
-        "Mean accuracy in % of all settings with these two values; the darker, the better.",
+        "Mean accuracy in % of all settings with these two values; a stronger color is better.",
         _spec(
             rows,
             max(160, min(560, 40 * len(orders[1]))),
@@ -729,12 +728,26 @@ def two_options(values: Iterable[tuple[str, str, float]], names: tuple[str, str]
                     },
                 },
                 {
-                    "transform": [{"calculate": "100 * datum.accuracy", "as": "percent"}],
+                    "transform": [
+                        {"calculate": "100 * datum.accuracy", "as": "percent"},
+                        {
+                            "joinaggregate": [
+                                {"op": "min", "field": "accuracy", "as": "least"},
+                                {"op": "max", "field": "accuracy", "as": "most"},
+                            ]
+                        },
+                    ],
                     "mark": {"type": "text", "fontSize": 12},
                     "encoding": {
                         **place,
                         "text": {"field": "percent", "type": "quantitative", "format": ".1f"},
-                        "color": {"value": "var(--ink)"},
+                        "color": {
+                            "condition": {
+                                "test": "2 * datum.accuracy > datum.least + datum.most",
+                                "value": "var(--surface)",
+                            },
+                            "value": "var(--ink)",
+                        },
                     },
                 },
             ],

@@ -259,7 +259,7 @@ def _grouped(runs: Sequence[RecordedRun]) -> tuple[list[Setting], list[str]]:
     for values, members in groups.items():
         options = dict(zip(differing, values, strict=True))
         shown = {name: options[name] for name in differing_shown if options[name]}
-        label = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
+        label = ", ".join(f"{name.replace('_', ' ')}\u00a0{value}" for name, value in shown.items())
         # Two runs of one seed, such as by other names, stay apart.
         for own in _by_seed(members):
             extra = f" ({own[0].name})" if len(members) > len({run.seed for run in members}) else ""

@@ -1,7 +1,7 @@
 "use strict";
 (() => {
   const read = (id) => JSON.parse(document.getElementById(id).textContent);
-  const { charts, config } = read("charts");
+  const { charts, config } = read("chart-data");
   const root = document.documentElement;
 
   // Charts are drawn when they come near the screen, the others when the browser is idle, so that
@@ -71,7 +71,7 @@
   // The heat map of any two options.
   const heat = document.getElementById("two-options");
   if (heat) {
-    const { options, settings, spec } = read("options");
+    const { options, settings, spec } = read("option-data");
     const [x, y] = document.querySelectorAll("select[data-option]");
     const number = (text) => (text.trim() !== "" && isFinite(text) ? Number(text) : Infinity);
     const order = (values) => [...new Set(values)].sort(

@@ -40,9 +40,6 @@ FILE_WIDTH = 620
 # Images that changed side most often that are listed.
 IMAGES = 40
 
-# Settings of which the page tells how the runs were made.
-MADE = 1
-
 _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline' 'unsafe-eval'; "
     "img-src data:; base-uri 'none'; form-action 'none'"
@@ -96,7 +93,8 @@ def draw_charts(
 ) -> tuple[dict[str, list[Chart]], list[str]]:
     """Draw the charts of a report, by section, and list what is missing for others."""
     best, missing = collection.best, list[str]()
-    rounds = [charts.over_rounds(best), charts.against_bytes(collection)]
+    several = len(collection.settings) > 1
+    rounds = [charts.over_rounds(best, wide=several), charts.against_bytes(collection)]
     found: dict[str, list[Chart]] = {
         "rounds": [each for each in rounds if each],
         "classes": [],
@@ -107,9 +105,8 @@ def draw_charts(
     if counts is not None:
         before, after, names = counts
         pairs = [("before", "Zero-shot", before), ("after", "Adapted", after)]
-        most = float(after.confusion.max())
         found["classes"] += [
-            charts.confusion(f"confusion-{name}", f"Confusion: {title.lower()}", tally, names, most)
+            charts.confusion(f"confusion-{name}", f"Confusion: {title.lower()}", tally, names)
             for name, title, tally in pairs
             if tally is not None
         ]
@@ -134,7 +131,7 @@ def draw_charts(
             )
         turned = turned_by_attention(run, clients)
         found["features"] += [charts.turned_dimensions(turned)] if turned else []
-    if len(collection.settings) > 1:
+    if several:
         found["options"] = charts.option_effects(collection)
         if len(collection.options) > 1:
             first, second = collection.options[:2]
@@ -203,9 +200,7 @@ def _page(
     style, script = ((here / name).read_text("utf-8") for name in ("page.css", "page.js"))
     several = len(collection.settings) > 1
     sections = [
-        _section("settings", "All settings", _settings_text(collection), _settings(collection))
-        if several
-        else "",
+        _section("settings", "All settings", _SETTINGS, _settings(collection)) if several else "",
         _section(
             "options", "What each option does", "", _option_cards(collection, drawn["options"])
         )
@@ -253,8 +248,8 @@ def _page(
 {"".join(sections)}
 <footer>Made with fedclip {__version__} on {now}. Charts: Vega-Lite.</footer>
 </main>
-<script type="application/json" id="charts">{data}</script>
-<script type="application/json" id="options">{options}</script>
+<script type="application/json" id="chart-data">{data}</script>
+<script type="application/json" id="option-data">{options}</script>
 <script>{_script_text(library)}</script>
 <script>
 {script}</script>
@@ -275,8 +270,10 @@ _LINKS = {
 }
 
 _CLIENTS = (
-    "Accuracy in % at the best round, mean and standard deviation over the seeds; differences in "
-    "points with their 95 % interval, from the same images before and after."
+    "Test accuracy in % at the best round, the mean over the seeds, and the difference in points "
+    "with its 95 % interval; in color it is beyond noise. Generalization is the accuracy on the "
+    "domain left out, personalization the mean over the others; where several domains are left out "
+    "in turn, each is listed with its accuracy as that."
 )
 _CLASSES = "All test samples of all clients, seeds and targets together."
 
@@ -286,7 +283,6 @@ def _head(collection: Collection) -> str:
     gain = _gain(best)
     before, after = best.spread("mean", zero_shot=True), best.spread("mean")
     headline, lead = _sentences(collection)
-    first = runs[0]
     seeds = {run.seed for run in runs}
     tiles = [
         (
@@ -305,7 +301,7 @@ def _head(collection: Collection) -> str:
         tiles.append(("sent by a client in a round", _bytes(sent), ""))
     tiles.append(
         (
-            f"{_plural(len(collection.settings), 'setting')}, {_plural(len(seeds), 'seed')}",
+            f"{counted(len(collection.settings), 'setting')}, {counted(len(seeds), 'seed')}",
             counted(len(runs), "run"),
             "",
         )
@@ -315,16 +311,17 @@ def _head(collection: Collection) -> str:
         for name, value, kind in tiles
     )
     about = " · ".join(
-        _text(each) for each in (collection.title, first.encoder, f"target {first.target}") if each
+        _text(each)
+        for each in (
+            collection.title,
+            ", ".join(dict.fromkeys(run.encoder for run in runs)),
+            ", ".join(dict.fromkeys(f"target {run.target}" for run in runs)),
+        )
     )
     return (
         f'<p class="kicker">{about}</p>\n<h1>{headline}</h1>\n<p class="lead">{lead}</p>\n'
         f'<dl class="tiles">{cells}</dl>'
     )
-
-
-def _plural(count: int, noun: str) -> str:
-    return counted(count, noun)
 
 
 def _bytes(count: int) -> str:
@@ -344,20 +341,21 @@ def _sentences(collection: Collection) -> tuple[str, str]:
     before, after = best.spread("mean", zero_shot=True), best.spread("mean")
     gain, name = _gain(best), _text(best.name)
     assert after is not None
+    trained = f"Federating {name}"
     if len(collection.settings) > 1:
         count = len(collection.settings)
-        headline = f"{name} is the best of {count} settings, with {100 * after.mean:.1f} %"
+        headline = f"Best of {count} settings: {name}, with {100 * after.mean:.1f} % mean accuracy"
     elif before is None:
-        headline = f"{name} reaches {100 * after.mean:.1f} %"
+        headline = f"{trained} reaches {100 * after.mean:.1f} % mean accuracy"
     else:
         change = "raises" if after.mean > before.mean else "lowers"
         headline = (
-            f"{name} {change} mean accuracy from {100 * before.mean:.1f} % "
+            f"{trained} {change} mean accuracy from {100 * before.mean:.1f} % "
             f"to {100 * after.mean:.1f} %"
         )
         if gain is not None and not gain.beyond_noise:
             headline = (
-                f"{name} makes no difference beyond noise: {100 * before.mean:.1f} % before, "
+                f"{trained} makes no difference beyond noise: {100 * before.mean:.1f} % before, "
                 f"{100 * after.mean:.1f} % after"
             )
     said = []
@@ -377,7 +375,7 @@ def _sentences(collection: Collection) -> tuple[str, str]:
         behind = sum(each.beyond_noise for each in known)
         said.append(
             f"Of the other {len(known)} settings, {behind} are behind it by more than noise, "
-            f"{len(known) - behind} are not to be told apart from it."
+            f"{len(known) - behind} are within noise of it."
         )
     figures = [
         (label, best.spread(figure, zero_shot=True), best.spread(figure))
@@ -392,7 +390,7 @@ def _sentences(collection: Collection) -> tuple[str, str]:
         if old and new
     ]
     if len(parts) == 2:
-        said.append(f"It goes from {' and from '.join(parts)}.")
+        said.append(f"Accuracy goes from {' and from '.join(parts)}.")
     return headline, " ".join(said)
 
 
@@ -415,7 +413,8 @@ def _card(chart: Chart) -> str:
     label = escape(printable(chart.title), quote=True)
     return (
         f'<figure class="card{wide}"><h3>{_text(chart.title)}</h3><p>{_text(chart.text)}</p>'
-        f'<div class="chart" data-chart="{chart.name}" role="img" aria-label="{label}"></div></figure>'
+        f'<div class="chart" data-chart="{chart.name}" role="img" aria-label="{label}"></div>'
+        "</figure>"
     )
 
 
@@ -475,7 +474,8 @@ def _table(name: str, headings: Sequence[tuple[str, bool]], rows: Sequence[Seque
         rows: The cells.
     """
     head = "".join(
-        f'<th scope="col"{_number_class(numbers)}><button type="button">{_text(title)}</button></th>'
+        f'<th scope="col"{_number_class(numbers)}><button type="button">{_text(title)}</button>'
+        "</th>"
         for title, numbers in headings
     )
     body = "".join(
@@ -490,13 +490,13 @@ def _table(name: str, headings: Sequence[tuple[str, bool]], rows: Sequence[Seque
     tools = ""
     if len(rows) > 8:
         tools = (
-            f'<div class="tools" data-table="{name}"><input type="search" placeholder="Filter: words '
-            f'that a row must have" aria-label="Filter rows"><output>{len(rows)} of {len(rows)}'
-            "</output></div>"
+            f'<div class="tools" data-table="{name}"><input type="search" placeholder="Filter by '
+            f'words in a row" aria-label="Filter rows"><output>{len(rows)} of {len(rows)}</output>'
+            "</div>"
         )
     return (
-        f'{tools}<div class="scroll" tabindex="0"><table class="sortable" id="{name}"><thead><tr>{head}'
-        f"</tr></thead><tbody>{body}</tbody></table></div>"
+        f'{tools}<div class="scroll" tabindex="0"><table class="sortable" id="{name}">'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
@@ -510,12 +510,11 @@ def _value(cell: _Cell, numbers: bool) -> str:
     return f' data-v="{"" if cell.number is None else repr(cell.number)}"'
 
 
-def _settings_text(collection: Collection) -> str:
-    return (
-        "Accuracy in %, mean and standard deviation over the seeds, the best first. Differences in "
-        "points with their 95 % interval, image by image; those in color are beyond noise. Click a "
-        "heading to sort."
-    )
+_SETTINGS = (
+    "Accuracy in %, mean and standard deviation over the seeds, the best first. Differences in "
+    "points with their 95 % interval, image by image; those in color are beyond noise. Click a "
+    "heading to sort."
+)
 
 
 def _settings(collection: Collection) -> str:
@@ -587,20 +586,20 @@ def _clients(collection: Collection) -> str:
         return _recorded_clients(best)
     headings = [
         ("of", False),
-        ("images tested", True),
+        ("difference", True),
         ("zero-shot", True),
         ("adapted", True),
-        ("difference", True),
+        ("images tested", True),
         ("turned right", True),
         ("turned wrong", True),
     ]
     rows = [
         [
             _Cell(_text(line.name)),
-            _Cell(f"{line.images:,}", line.images),
+            _interval(line.interval),
             _Cell(f"{100 * line.before:.2f}", line.before),
             _Cell(f"{100 * line.after:.2f}", line.after),
-            _interval(line.interval),
+            _Cell(f"{line.images:,}", line.images),
             _Cell(f"{line.better:,}", line.better),
             _Cell(f"{line.worse:,}", line.worse),
         ]
@@ -670,8 +669,8 @@ def _images(collection: Collection) -> tuple[str, str]:
         for (domain, name), (better, worse) in most
     ]
     text = (
-        f"Images whose prediction turned right or wrong by training, in {counted(runs, 'run')} over "
-        f"targets and seeds; {len(most)} of {len(seen):,}."
+        "Images whose prediction turned right or wrong by training, by the number of runs over "
+        f"seeds and targets, of {runs}; {len(most)} of {len(seen):,} images."
     )
     return text, _table("changed-images", headings, rows)
 
