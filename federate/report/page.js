@@ -36,6 +36,10 @@
   window.addEventListener("load", () => setTimeout(() => idle(rest), 200));
   window.addEventListener("beforeprint", () => [...waiting].forEach(drawNamed));
 
+  // Values of options are numbers or texts; numbers come first.
+  const number = (text) => (text.trim() !== "" && isFinite(text) ? Number(text) : Infinity);
+  const inOrder = (a, b) => (number(a) === number(b) ? a.localeCompare(b) : number(a) - number(b));
+
   // Tables: sorted by a click on a heading, filtered by the words that a row must have.
   for (const table of document.querySelectorAll("table.sortable")) {
     const body = table.tBodies[0];
@@ -48,7 +52,7 @@
         heading.setAttribute("aria-sort", down ? "descending" : "ascending");
         const compare = numbers
           ? (a, b) => (a === "" ? 1 : b === "" ? -1 : (down ? -1 : 1) * (a - b))
-          : (a, b) => (down ? -1 : 1) * a.localeCompare(b, undefined, { numeric: true });
+          : (a, b) => (down ? -1 : 1) * inOrder(a, b);
         const rows = [...body.rows];
         rows.sort((a, b) => compare(value(a, column), value(b, column)));
         body.append(...rows);
@@ -73,9 +77,7 @@
   if (heat) {
     const { options, settings, spec } = read("option-data");
     const [x, y] = document.querySelectorAll("select[data-option]");
-    const number = (text) => (text.trim() !== "" && isFinite(text) ? Number(text) : Infinity);
-    const order = (values) => [...new Set(values)].sort(
-      (a, b) => number(a) - number(b) || a.localeCompare(b));
+    const order = (values) => [...new Set(values)].sort(inOrder);
     const redraw = () => {
       const picked = [x, y].map((select) => Number(select.value));
       const cells = new Map();
