@@ -315,6 +315,7 @@ def baseline(
         )
     output = Output(form.format)
     output.note(f"cache      {experiment.cache.name}")
+    experiment = replace(experiment, loggers=run.loggers)
     carry_out(experiment, output, resume=run.resume is not None, save_every=run.save_every)
 
 
@@ -455,6 +456,7 @@ def paper(
             targets=choose_targets(clients, "all"),
             device=device,
             runs_dir=save.runs_dir,
+            loggers=save.loggers,
         )
         output.note(f"run        {method.name}, seed {seed}: {experiment.folder}")
         with show_progress() as progress:

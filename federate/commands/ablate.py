@@ -161,6 +161,7 @@ def ablate(
             device=device,
             runs_dir=save.runs_dir,
             engine=compute.engine,
+            loggers=save.loggers,
         )
         entries.setdefault(experiment.folder, Entry(values, experiment))
     runs = list(entries.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -73,6 +74,7 @@ def federate(
     output = Output(form.format)
     which = " (the one extracted last)" if latest else ""
     output.note(f"cache      {experiment.cache.name}{which}")
+    experiment = replace(experiment, loggers=run.loggers)
     carry_out(experiment, output, resume=run.resume is not None, save_every=run.save_every)
 
 

@@ -574,8 +574,8 @@ def turned_dimensions(turned: Turned) -> Chart:
         {"domain": domain, "dimension": str(dimension), "times": times, "log": math.log2(times)}
         for domain, dimension, times in turned.cells
     ]
-    most = max(abs(row["log"]) for row in rows) or 1.0
-    dimensions = list(dict.fromkeys(row["dimension"] for row in rows))
+    most = max((abs(math.log2(times)) for _, _, times in turned.cells), default=0.0)
+    dimensions = list(dict.fromkeys(str(dimension) for _, dimension, _ in turned.cells))
     return Chart(
         "attention",
         "What attention turns up and down",
@@ -594,7 +594,7 @@ def turned_dimensions(turned: Turned) -> Chart:
                     "field": "strength",
                     "type": "quantitative",
                     "legend": None,
-                    "scale": {"domain": [0, most], "range": [0.04, 1]},
+                    "scale": {"domain": [0, most or 1], "range": [0.04, 1]},
                 },
                 "tooltip": _tip(
                     ("domain", "domain", None),

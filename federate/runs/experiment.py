@@ -23,6 +23,7 @@ from ..models.base import Model
 from ..settings import Settings
 from ..training.engine import AUTO, choose_engine
 from .folder import RunFolder
+from .loggers import MakeLogger
 
 ALL = "all"
 NONE = "none"
@@ -50,6 +51,7 @@ class Experiment:
         name: The run's folder; None for a name made of the cache, settings and seed.
         overwrite: Whether a run of that name may be replaced.
         engine: What trains the clients; the numbers depend on it only by rounding.
+        loggers: What else follows each run, besides its records.
     """
 
     cache: CacheFolder
@@ -63,6 +65,7 @@ class Experiment:
     name: str | None = None
     overwrite: bool = False
     engine: str = AUTO
+    loggers: Sequence[MakeLogger] = ()
 
     @property
     def folder(self) -> Path:

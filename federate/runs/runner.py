@@ -101,7 +101,8 @@ class Trial:
             else:
                 recorder = Recorder(self, place)
                 settings, engine = experiment.settings, experiment.engine
-                run = Run(federation, settings, experiment.model, engine, [recorder])
+                loggers = [make(place.path) for make in experiment.loggers]
+                run = Run(federation, settings, experiment.model, engine, [recorder, *loggers])
                 recorder.restore(run)
                 yield run
 

@@ -1,6 +1,7 @@
 """Comparisons of runs: exact counts, and intervals that have the truth as often as they say."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -53,7 +54,7 @@ def test_images_are_paired_by_id_and_counted_by_the_side_they_change_to() -> Non
 
 def test_means_weigh_clients_and_pooled_weighs_images() -> None:
     client = np.array([0, 0, 1, 1, 1, 1], np.int32)
-    both = {"client": client, "clients": ("art", "photo")}
+    both: dict[str, Any] = {"client": client, "clients": ("art", "photo")}
     one = member([False] * 6, **both)
     other = member([True, False, False, False, False, False], **both)
     compared = compare(arm("one", one), arm("other", other))
@@ -63,7 +64,7 @@ def test_means_weigh_clients_and_pooled_weighs_images() -> None:
 
 def test_a_target_gives_generalization_and_personalization() -> None:
     client = np.array([0, 0, 1, 1], np.int32)
-    both = {"client": client, "clients": ("art", "photo")}
+    both: dict[str, Any] = {"client": client, "clients": ("art", "photo")}
     one = member([False, False, False, False], **both)
     other = member([True, True, True, False], **both)
     compared = compare(arm("one", one, target="photo"), arm("other", other, target="photo"))
@@ -73,13 +74,13 @@ def test_a_target_gives_generalization_and_personalization() -> None:
 
 def test_targets_are_listed_each_and_averaged() -> None:
     client = np.array([0, 0, 1, 1], np.int32)
-    both = {"client": client, "clients": ("art", "photo")}
+    both: dict[str, Any] = {"client": client, "clients": ("art", "photo")}
     one, other = member([False] * 4, **both), member([True, True, True, False], **both)
     arms = [
         Arm(name, {Key(0, target): each for target in ("art", "photo")})
         for name, each in (("one", one), ("other", other))
     ]
-    values = {line.name: line.interval.difference for line in compare(*arms).lines}
+    values = {line.name: line.interval.difference for line in compare(arms[0], arms[1]).lines}
     assert values == pytest.approx(
         {
             "art": 1.0,
@@ -182,7 +183,7 @@ def test_the_interval_over_seeds_has_the_truth_whether_images_or_seeds_make_it_n
             arms = [
                 arm(name, *each) for name, each in zip("ab", zip(*pairs, strict=True), strict=True)
             ]
-            line = compare(*arms).line("mean")
+            line = compare(arms[0], arms[1]).line("mean")
             assert line is not None
             intervals.append(line.interval)
         assert covered(intervals, 0.01) >= 0.93

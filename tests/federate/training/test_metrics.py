@@ -81,7 +81,10 @@ def test_the_area_is_not_defined_with_other_than_two_classes_or_with_one_kind_of
 
 def test_tallies_of_clients_add_up_to_the_tally_of_all_samples() -> None:
     predicted = drawn(500, 6, 1)
-    parts = [Predicted(*(each[part] for each in predicted)) for part in (slice(99), slice(99, 500))]
+    parts = [
+        Predicted(predicted.labels[part], predicted.classes[part], predicted.confidence[part])
+        for part in (slice(99), slice(99, 500))
+    ]
     together, alone = Tally.of(parts[0], 6) + Tally.of(parts[1], 6), Tally.of(predicted, 6)
     assert (together.confusion == alone.confusion).all()
     assert together.bins == pytest.approx(alone.bins)
