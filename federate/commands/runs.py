@@ -172,11 +172,8 @@ def compare(
     arms = [arm_of(name, each, ADAPTED) for name, each in zip(names, found, strict=True)]
     if len(arms) == 1:
         arms.insert(0, arm_of("zero-shot", found[0], ZERO_SHOT))
-    output = Output(form.format)
-    for position, arm in enumerate(arms[1:]):
-        if position:
-            output.note("")
-        output.table(comparison_table(compare_arms(arms[0], arm)))
+    comparisons = [compare_arms(arms[0], arm) for arm in arms[1:]]
+    Output(form.format).table(comparison_table(comparisons))
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from ...cache import FedclipError
 from ...cache.common.tables import Column, Table, percent, points
-from ...cache.common.text import counted
+from ...cache.common.text import counted, inflected
 from ..runs.catalog import RecordedRun
 from ..runs.predictions import NOTHING, Predictions, read_predictions
 from ..runs.results import FIGURES, RunResult
@@ -416,21 +416,21 @@ def _of_seeds(used: Sequence[tuple[_Pair, Floats]], draws: int) -> Interval:
     return Interval(middle, middle - half, middle + half)
 
 
-def comparison_table(comparison: Comparison) -> Table:
-    """Lay out one row per figure of two settings."""
-    lines = comparison.lines
-    if len(lines) > MANY:
-        lines = tuple(line for line in lines if line.name in FIGURES)
-    seeds = ", ".join(map(str, comparison.seeds))
-    caption = (
-        f"{comparison.first} > {comparison.second}, seed {seeds}: accuracy in %, difference in "
-        "points with its 95 % interval, * beyond noise"
-    )
-    if len(lines) < len(comparison.lines):
-        caption += f"; {counted(len(comparison.lines) - len(lines), 'client')} left out"
-    if comparison.unpaired:
-        caption += f"; {counted(comparison.unpaired, 'image')} tested by one of the two only"
+def comparison_table(comparisons: Sequence[Comparison]) -> Table:
+    """Lay out one row per figure of settings that are compared with one and the same.
+
+    Args:
+        comparisons: One or more.
+    """
+    several, caption = len(comparisons) > 1, "accuracy in %"
+    if not several:
+        (only,) = comparisons
+        caption = f"{only.first} > {only.second}, {_seeds(only)}: {caption}"
+    caption += "; difference in points with its 95 % interval, * beyond noise"
     columns = [
+        Column("to", hidden=not several),
+        Column("from", hidden=True),
+        Column("seeds", hidden=not several),
         Column("of"),
         Column("images"),
         Column("before", show=percent),
@@ -439,8 +439,29 @@ def comparison_table(comparison: Comparison) -> Table:
         Column("better"),
         Column("worse"),
     ]
-    rows = [
-        (line.name, line.images, line.before, line.after, line.interval, line.better, line.worse)
-        for line in lines
-    ]
-    return Table(columns, rows, caption)
+    rows = []
+    for each in comparisons:
+        lines = each.lines
+        if len(lines) > MANY:
+            lines = tuple(line for line in lines if line.name in FIGURES)
+        left_out, where = len(each.lines) - len(lines), f" of {each.second}" if several else ""
+        if left_out:
+            caption += f"; {counted(left_out, 'client')}{where} left out"
+        if each.unpaired:
+            caption += f"; {counted(each.unpaired, 'image')}{where} tested by one of the two only"
+        rows += [
+            (
+                *(each.second, each.first, [*map(str, each.seeds)]),
+                *(line.name, line.images, line.before, line.after),
+                *(line.interval, line.better, line.worse),
+            )
+            for line in lines
+        ]
+    if several:
+        caption = f"from {comparisons[0].first}: {caption}"
+    return Table(columns, rows, caption, labels=4)
+
+
+def _seeds(comparison: Comparison) -> str:
+    numbers = ", ".join(map(str, comparison.seeds))
+    return f"{inflected(len(comparison.seeds), 'seed')} {numbers}"

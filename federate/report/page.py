@@ -27,6 +27,7 @@ from ...cache import FedclipError
 from ...cache.common.files import replacing
 from ...cache.common.text import counted, printable
 from ..runs.predictions import ADAPTED, ZERO_SHOT
+from ..runs.results import FIGURES
 from ..training.metrics import Tally
 from . import charts
 from .cells import Interval
@@ -270,7 +271,7 @@ _LINKS = {
 }
 
 _CLIENTS = (
-    "Test accuracy in % at the best round, the mean over the seeds, and the difference in points "
+    "Test accuracy in % at the best round, mean and deviation over seeds, and difference in points "
     "with its 95 % interval; in color it is beyond noise. Generalization is the accuracy on the "
     "domain left out, personalization the mean over the others; where several domains are left out "
     "in turn, each is listed with its accuracy as that."
@@ -597,8 +598,10 @@ def _clients(collection: Collection) -> str:
         [
             _Cell(_text(line.name)),
             _interval(line.interval),
-            _Cell(f"{100 * line.before:.2f}", line.before),
-            _Cell(f"{100 * line.after:.2f}", line.after),
+            _Cell(
+                f"{100 * line.before:.2f}{_deviation(best, line.name, zero_shot=True)}", line.before
+            ),
+            _Cell(f"{100 * line.after:.2f}{_deviation(best, line.name)}", line.after),
             _Cell(f"{line.images:,}", line.images),
             _Cell(f"{line.better:,}", line.better),
             _Cell(f"{line.worse:,}", line.worse),
@@ -606,6 +609,14 @@ def _clients(collection: Collection) -> str:
         for line in best.gain.lines
     ]
     return _table("by-client", headings, rows)
+
+
+def _deviation(setting: Setting, figure: str, *, zero_shot: bool = False) -> str:
+    """Return the standard deviation over seeds of one of a result's figures; '' of others."""
+    spread = setting.spread(figure, zero_shot=zero_shot) if figure in FIGURES else None
+    if spread is None or spread.deviation is None:
+        return ""
+    return f" <small>± {100 * spread.deviation:.2f}</small>"
 
 
 def _recorded_clients(setting: Setting) -> str:

@@ -5,16 +5,12 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from sklearn.calibration import calibration_curve
-from sklearn.metrics import (
-    balanced_accuracy_score,
-    confusion_matrix,
-    f1_score,
-    recall_score,
-    roc_auc_score,
-)
 
 from fedclip.federate.training.metrics import BINS, Predicted, Tally, mean, pooled
+
+# The environment for comparisons with Flower does not have it.
+metrics = pytest.importorskip("sklearn.metrics")
+calibration = pytest.importorskip("sklearn.calibration")
 
 
 def drawn(samples: int, classes: int, seed: int, *, seen: int | None = None) -> Predicted:
@@ -36,17 +32,17 @@ def test_metrics_agree_with_those_of_scikit_learn(samples: int, classes: int, se
         predicted = drawn(samples, classes, seed, seen=seen)
         labels, answers = predicted.labels, predicted.classes
         tally = Tally.of(predicted, classes)
-        expected = confusion_matrix(labels, answers, labels=range(classes))
+        expected = metrics.confusion_matrix(labels, answers, labels=range(classes))
         assert (tally.confusion == expected).all()
         assert tally.accuracy == pytest.approx((labels == answers).mean(), abs=1e-12)
         there = np.unique(labels)
-        recall = recall_score(labels, answers, labels=there, average=None, zero_division=0)
+        recall = metrics.recall_score(labels, answers, labels=there, average=None, zero_division=0)
         assert tally.recall[there] == pytest.approx(recall, abs=1e-12)
         assert np.isnan(np.delete(tally.recall, there)).all()
         if len(there) > 1 or (labels == answers).all():
-            balanced = balanced_accuracy_score(labels, answers)
+            balanced = metrics.balanced_accuracy_score(labels, answers)
             assert tally.balanced_accuracy == pytest.approx(balanced, abs=1e-12)
-        f1 = f1_score(labels, answers, average="macro", zero_division=0)
+        f1 = metrics.f1_score(labels, answers, average="macro", zero_division=0)
         assert tally.macro_f1 == pytest.approx(f1, abs=1e-12)
 
 
@@ -54,7 +50,9 @@ def test_the_calibration_error_is_that_of_scikit_learns_bins() -> None:
     for seed in range(20):
         predicted = drawn(400, 10, seed)
         confidence = predicted.confidence.astype(np.float64)
-        shares, confidences = calibration_curve(predicted.right, confidence, n_bins=BINS)
+        shares, confidences = calibration.calibration_curve(
+            predicted.right, confidence, n_bins=BINS
+        )
         edges = np.linspace(0, 1, BINS + 1)
         sizes = [np.sum((confidence > low) & (confidence <= high)) for low, high in pairwise(edges)]
         full = np.array([size for size in sizes if size])
@@ -70,7 +68,7 @@ def test_the_area_under_the_curve_agrees_with_scikit_learn_ties_included() -> No
         answers = (score > 0.5).astype(np.int64)
         confidence = np.where(answers == 1, score, 1 - score)
         tally = Tally.of(Predicted(labels, answers, confidence), 2)
-        assert tally.auc == pytest.approx(roc_auc_score(labels, score), abs=1e-12)
+        assert tally.auc == pytest.approx(metrics.roc_auc_score(labels, score), abs=1e-12)
 
 
 def test_the_area_is_not_defined_with_other_than_two_classes_or_with_one_kind_of_sample() -> None:
