@@ -139,8 +139,8 @@ def rm(
 @with_options(
     examples=[
         "fedclip compare demo-0a1b2c3d-seed0 demo-4e5f6a7b-seed0",
-        "fedclip compare demo-0a1b2c3d demo-4e5f6a7b   # over all seeds of both settings",
-        "fedclip compare demo-0a1b2c3d   # with its own zero-shot predictions",
+        "fedclip compare demo-0a1b2c3d demo-4e5f6a7b  # all their seeds",
+        "fedclip compare demo-0a1b2c3d  # with its own zero-shot",
     ]
 )
 def compare(

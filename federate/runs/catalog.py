@@ -5,7 +5,6 @@ Importing this imports no torch.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -19,6 +18,7 @@ from typing import Any
 
 from ...cache import FedclipError
 from ...cache.common.fields import listed, show_value, suggest
+from ...cache.common.files import lock
 from ..settings import PAPER, REGISTRIES, Settings
 from .results import Result, RunResult, read_result
 
@@ -293,13 +293,10 @@ def claimed(path: Path) -> Iterator[None]:
     """
     handle = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise FedclipError(
-            f"{path}: another process is working on this run; wait until it is done"
-        ) from None
-    try:
+        if not lock(handle, path):
+            raise FedclipError(
+                f"{path}: another process is working on this run; wait until it is done"
+            )
         yield
     finally:
         os.close(handle)

@@ -27,7 +27,13 @@ Refusal = Callable[..., str]
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
 
-RUN_FILES = ["adapter.safetensors", "config.json", "result.json", "rounds.jsonl"]
+RUN_FILES = [
+    "adapter.safetensors",
+    "config.json",
+    "predictions.npz",
+    "result.json",
+    "rounds.jsonl",
+]
 
 
 def read(path: Path) -> Any:
@@ -38,7 +44,7 @@ def lines(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_run_with_one_target_leaves_its_four_files(make_cache: MakeCache) -> None:
+def test_a_run_with_one_target_leaves_its_five_files(make_cache: MakeCache) -> None:
     make_cache({"art": 30, "photo": 40, "sketch": 25})
     assert run(["federate", "--target", "sketch", "--rounds", "4", "--name", "one"]) == 0
     folder = Path("runs/one")
