@@ -12,6 +12,7 @@ from ...cache.common.files import TEMPORARY_PREFIX, replacing, sync, write_json
 from ...cache.key import canonical_json
 from ..server import Round
 from ..simulation import RunState
+from ..training.metrics import Scores
 from ..training.tasks import Parameters
 from .catalog import CONFIG, RESULT, ROUNDS, claimed, read_json
 from .checkpoint import read_state, round_line, write_state, write_tensors
@@ -87,11 +88,20 @@ class RunFolder:
             raise FedclipError(f"{self.path / CONFIG}: is damaged; run it again with --overwrite")
         return config
 
-    def append_round(self, current: Round) -> None:
-        """Append a line to the rounds."""
+    def append_round(self, current: Round, scores: Mapping[str, Scores]) -> None:
+        """Append a line to the rounds.
+
+        Args:
+            current: The round.
+            scores: By client, what its test part came to if it was evaluated.
+        """
         line = round_line(current)
+        more = ("balanced_accuracy", "macro_f1")
+        for name in more:
+            by_client = {client: getattr(each, name) for client, each in scores.items()}
+            line[name] = by_client or None
         if not current.finite:  # accuracies of parameters with NaN mean nothing
-            for part in ("validation", "test", "personal"):
+            for part in ("validation", "test", "personal", *more):
                 line[part] = line[part] and dict.fromkeys(line[part])
         with (self.path / ROUNDS).open("a", encoding="utf-8") as file:
             file.write(canonical_json(finite_or_null(line)) + "\n")

@@ -143,7 +143,7 @@ class Recorder(Callback):
 
     def on_round(self, run: Run, current: Round) -> None:
         """Record a round."""
-        self._folder.append_round(current)
+        self._folder.append_round(current, run.scores)
         self._seconds.append(current.seconds)
 
     def save(self, run: Run) -> None:

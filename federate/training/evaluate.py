@@ -9,7 +9,7 @@ from ..data.samples import Samples
 from ..models.base import Model
 from ..models.losses import cosine_logits
 from ..models.network import Network
-from .metrics import Predicted
+from .metrics import Integers, Predicted
 
 # Rows that zero-shot evaluation compares at once: few enough to stay in a CPU's cache.
 _ROWS_AT_ONCE = 1024
@@ -32,6 +32,20 @@ def accuracy(
         logit_scale: The encoder's ``exp(logit_scale)``.
     """
     return _share_right(_adapted(network, model, samples, text, logit_scale), len(samples))
+
+
+@torch.inference_mode()
+def count(
+    network: Network, model: Model, samples: Samples, text: Tensor, logit_scale: float
+) -> Integers:
+    """Return the (C, C) confusion matrix; takes what `accuracy` takes, and as long."""
+    classes = len(text)
+    counts = torch.zeros(classes * classes, dtype=torch.int64, device=samples.rows.device)
+    for logits, labels in _adapted(network, model, samples, text, logit_scale):
+        pairs = labels * classes + logits.argmax(dim=1)
+        counts += torch.bincount(pairs, minlength=classes * classes)
+    confusion: Integers = counts.reshape(classes, classes).cpu().numpy()
+    return confusion
 
 
 @torch.inference_mode()

@@ -27,6 +27,20 @@ Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 
+class Scores(NamedTuple):
+    """What is known of the predictions for a client's samples after every evaluation."""
+
+    accuracy: float
+    balanced_accuracy: float
+    macro_f1: float
+
+    @classmethod
+    def of(cls, confusion: Integers) -> Self:
+        """Take them from a (C, C) confusion matrix."""
+        tally = Tally(confusion, np.zeros((BINS, 3)))
+        return cls(tally.accuracy, tally.balanced_accuracy, tally.macro_f1)
+
+
 class Predicted(NamedTuple):
     """What a model predicts for n samples.
 

@@ -69,6 +69,24 @@ def test_the_result_has_the_figures_of_each_client(make_cache: MakeCache) -> Non
     assert recorded["personal_metrics"] is None
 
 
+def test_every_evaluated_round_has_figures_that_the_best_one_has_in_the_result(
+    make_cache: MakeCache,
+) -> None:
+    make_cache({"art": 60, "photo": 70})
+    assert run(["federate", "--target", "photo", *OPTIONS]) == 0
+    recorded = result()
+    lines = [json.loads(line) for line in Path("runs/one/rounds.jsonl").read_text().splitlines()]
+    best = lines[recorded["best_round"] - 1]
+    for name in ("balanced_accuracy", "macro_f1"):
+        assert best[name] == {
+            client: pytest.approx(each[name]) for client, each in recorded["metrics"].items()
+        }
+        assert all(line[name].keys() == line["test"].keys() for line in lines)
+    assert run(["federate", "--target", "photo", *OPTIONS, "--eval-every", "2", "--overwrite"]) == 0
+    first = json.loads(Path("runs/one/rounds.jsonl").read_text().splitlines()[0])
+    assert first["macro_f1"] is first["test"] is None
+
+
 def test_two_classes_have_an_area_under_the_curve(
     make_cache: MakeCache, make_features: MakeFeatures
 ) -> None:
