@@ -54,7 +54,7 @@ def test_a_run_with_one_target_leaves_its_five_files(make_cache: MakeCache) -> N
     assert [line["round"] for line in rounds] == [1, 2, 3, 4]
     assert set(rounds[0]) == {
         *("round", "seconds", "train_loss", "validation", "test", "personal"),
-        *("bytes_up", "bytes_down"),
+        *("balanced_accuracy", "macro_f1", "bytes_up", "bytes_down"),
     }
     assert set(rounds[0]["validation"]) == {"art", "photo"}
     assert set(rounds[0]["test"]) == {"art", "photo", "sketch"}
@@ -535,8 +535,8 @@ def test_the_table_of_an_interrupted_run_is_not_final(
     rounds = []
     append = RunFolder.append_round
 
-    def interrupt(folder: RunFolder, current: Round) -> None:
-        append(folder, current)
+    def interrupt(folder: RunFolder, current: Round, scores: Any) -> None:
+        append(folder, current, scores)
         rounds.append(current.number)
         if len(rounds) == 3 + 2:
             raise KeyboardInterrupt
