@@ -29,11 +29,11 @@ from ...cache.common.text import counted, printable
 from ..runs.predictions import ADAPTED, ZERO_SHOT
 from ..runs.results import FIGURES
 from ..training.metrics import Tally
-from . import charts
+from . import vega as charts
 from .cells import Interval
-from .charts import Chart
 from .collect import Collection, Setting, shown_options
 from .features import load_features, map_features, turned_by_attention
+from .vega import Chart
 
 # Width of charts in files, in pixels.
 FILE_WIDTH = 620
