@@ -60,6 +60,7 @@ from .federate.commands.options import (
     resumed,
     settings_of,
 )
+from .federate.commands.runs import compare, ls, report, rm, show
 from .federate.data.partition import PARTITIONS
 from .federate.runs.find import choose_targets
 from .federate.settings import Methods, Settings
@@ -105,6 +106,7 @@ app.add_typer(cache_app, name="cache")
 for command in (
     *(extract, datasets, federate, ablate, adapters, strategies),
     *(serve, join, keys),
+    *(ls, show, rm, compare, report),
 ):
     app.command(cls=Command)(command)
 
@@ -349,6 +351,7 @@ def baseline(
         )
     output = Output(form.format)
     output.note(f"cache      {experiment.cache.name}")
+    experiment = replace(experiment, loggers=run.loggers)
     carry_out(experiment, output, resume=run.resume is not None, save_every=run.save_every)
 
 
@@ -503,6 +506,7 @@ def paper(
             targets=choose_targets(clients, "all"),
             device=device,
             runs_dir=save.runs_dir,
+            loggers=save.loggers,
         )
         output.note(f"run        {method.name}, seed {seed}: {experiment.folder}")
         with show_progress() as progress:

@@ -18,9 +18,10 @@ from ..cache.common.progress import showing
 from .ablations.runner import Entry
 from .ablations.runner import run_ablation as run_entries
 from .report.charts import accuracy_chart, rounds_chart, settings_chart
+from .runs.catalog import ROUNDS
 from .runs.experiment import Experiment
 from .runs.find import choose_targets, find_run
-from .runs.folder import ROUNDS, RunFolder
+from .runs.folder import RunFolder
 from .runs.results import FIGURES, Result, RunResult
 from .runs.runner import run_experiment
 from .server import Round

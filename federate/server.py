@@ -13,7 +13,7 @@ from .models.base import Model
 from .seeding import generator
 from .settings import Settings
 from .strategies.base import SERVER, Cohort, State
-from .training.evaluate import mean
+from .training.metrics import mean
 from .training.tasks import Instruction, Parameters, Update, all_finite, is_finite
 
 

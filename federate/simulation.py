@@ -19,7 +19,8 @@ from .server import Pending, Round, Server, ServerState
 from .settings import Settings
 from .strategies.base import ClientRound, personal
 from .training.engine import AUTO, train_clients
-from .training.evaluate import accuracy, mean, zero_shot_accuracy
+from .training.evaluate import accuracy, count, predict, zero_shot_accuracy, zero_shot_predict
+from .training.metrics import Predicted, Scores, mean
 from .training.tasks import (
     ClientState,
     Instruction,
@@ -102,6 +103,8 @@ class Run:
     Attributes:
         state: After the last round; set it to continue from another one.
         last: The last round done, if one was.
+        scores: What came of the last evaluation of the test parts, by client, of the models that
+            each is judged by; a target that several models are tested on is missing.
     """
 
     def __init__(
@@ -121,6 +124,7 @@ class Run:
         self.callbacks = callbacks
         self._keep_own = keep_own
         self.last: Round | None = None
+        self.scores: dict[str, Scores] = {}
         trainers = (federation.together,) if settings.strategy.pooled else federation.participants
         self._trainers = {client.name: client for client in trainers}
         samples = {name: len(client.train) for name, client in self._trainers.items()}
@@ -194,6 +198,7 @@ class Run:
         if server.validates(pending):
             pending = server.validate(pending, self.validation(pending, clients))
         test, own = None, None
+        self.scores = {}
         if pending.better or self.settings.eval_every == 1:
             test, own = self.test(pending, clients)
         seconds += time.perf_counter() - start
@@ -242,6 +247,24 @@ class Run:
         text, scale = self.federation.text, self.federation.logit_scale
         return accuracy(self.network, self.model, samples, text, scale)
 
+    def score(self, client: Client, parameters: Parameters) -> Scores:
+        """Return how good a model's predictions for a client's test part are."""
+        self.network.load_state_dict(parameters)
+        text, scale = self.federation.text, self.federation.logit_scale
+        return Scores.of(count(self.network, self.model, client.test, text, scale))
+
+    def predict(self, client: Client, parameters: Parameters) -> Predicted:
+        """Return what a model predicts for a client's test part."""
+        self.network.load_state_dict(parameters)
+        text, scale = self.federation.text, self.federation.logit_scale
+        return predict(self.network, self.model, client.test, text, scale)
+
+    def zero_shot_predict(self, client: Client) -> Predicted | None:
+        """Return what a client's cached features predict; None if the model has other ones."""
+        if not self.model.zero_shot:
+            return None
+        return zero_shot_predict(client.test, self.federation.text, self.federation.logit_scale)
+
     def own_models(
         self, pending: Pending, clients: Mapping[str, ClientState]
     ) -> Iterator[tuple[Client, Parameters]]:
@@ -270,16 +293,20 @@ class Run:
         target, strategy = self.federation.target, self.settings.strategy
         own: dict[str, float] = {}
         on_target: list[float] = []
+        scores = self.scores
         for client, parameters in self.own_models(pending, clients):
-            own[client.name] = self.accuracy(client, "test", parameters)
+            if strategy.shared:
+                own[client.name] = self.accuracy(client, "test", parameters)
+            else:
+                scores[client.name] = self.score(client, parameters)
+                own[client.name] = scores[client.name].accuracy
             if target is not None and not strategy.shared:
                 on_target.append(self.accuracy(target, "test", parameters))
         if not strategy.shared:
             return {**own, **({target.name: mean(on_target)} if target else {})}, own
-        test = {
-            client.name: self.accuracy(client, "test", pending.parameters)
-            for client in self.federation.clients
-        }
+        for client in self.federation.clients:
+            scores[client.name] = self.score(client, pending.parameters)
+        test = {name: each.accuracy for name, each in scores.items()}
         return test, own if strategy.personalized else None
 
 

@@ -304,7 +304,8 @@ def test_a_baseline_leaves_the_records_of_a_run_with_federates_splits(
     tensors = load_file("runs/full/model.safetensors")
     assert sum(t.numel() for t in tensors.values()) == ours["trainable_parameters"]
     names = {path.name for path in Path("runs/full").iterdir()}
-    assert names == {"config.json", "rounds.jsonl", "result.json", "model.safetensors"}
+    kept = {"config.json", "rounds.jsonl", "result.json", "predictions.npz"}
+    assert names == {*kept, "model.safetensors"}
 
 
 def test_alexnet_has_no_zero_shot_and_says_its_weights(

@@ -85,8 +85,8 @@ def test_a_run_with_such_clients_is_resumed(
     assert run(["federate", *options, "--name", "unbroken"]) == 0
     append = RunFolder.append_round
 
-    def interrupt(folder: RunFolder, current: Round) -> None:
-        append(folder, current)
+    def interrupt(folder: RunFolder, current: Round, scores: Any) -> None:
+        append(folder, current, scores)
         if folder.path.name == file_name("real/world") and current.number == 3:
             raise KeyboardInterrupt
 

@@ -14,6 +14,7 @@ from ...cache.common.text import short_exponent
 from .grids import NAMES as GRIDS
 
 SEED = "seed"
+BEST = "best"
 SEEDS = "seeds"
 ZIP = "zip"
 
@@ -40,6 +41,11 @@ class Grid:
     def names(self) -> list[str]:
         """The options that vary."""
         return [name for axis in self.axes for name in axis]
+
+    @property
+    def values(self) -> dict[str, Sequence[Any]]:
+        """The values of the options that vary, except the seed."""
+        return {name: axis[name] for axis in self.axes for name in axis if name != SEED}
 
     @property
     def lengths(self) -> list[int]:
@@ -165,6 +171,40 @@ def split_set(text: str) -> tuple[str, list[str]]:
     if not equals:
         raise FedclipError(f"--set {text!r}: must be NAME=VALUE,VALUE such as lr=1e-5,5e-5")
     return name.strip(), [value.strip() for value in values.split(",") if value.strip()]
+
+
+def read_baseline(
+    text: str, values: Mapping[str, Sequence[Any]], parse: Callable[[str, Any], Any]
+) -> dict[str, str]:
+    """Turn the value of `--baseline` into values of options that vary; none stand for the best.
+
+    Args:
+        text: `best`, or ``NAME=VALUE,NAME=VALUE``.
+        values: Of each option that varies.
+        parse: Parses a value of an option.
+
+    Raises:
+        FedclipError: an option or its value is not part of the ablation.
+    """
+    if text == BEST:
+        return {}
+    chosen = {}
+    for part in text.split(","):
+        written, equals, value = part.partition("=")
+        name = written.strip().replace("-", "_")
+        if not equals or name not in values:
+            raise FedclipError(
+                f"--baseline {text}: must be {BEST}, or NAME=VALUE with an option that varies"
+                f"{suggest(name, [*values])}"
+            )
+        known = [show(each) for each in values[name]]
+        own = show(parse(name, value.strip()))
+        if own not in known:
+            raise FedclipError(
+                f"--baseline {part.strip()}: is not in this ablation{suggest(own, known)}"
+            )
+        chosen[name] = own
+    return chosen
 
 
 def _groups(file: Mapping[str, Any]) -> list[Mapping[str, Any]]:

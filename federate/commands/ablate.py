@@ -59,6 +59,12 @@ class GridOptions:
         shown="beside the runs, named by the dataset and a hash of the runs",
         help="CSV file with one row per run.",
     )
+    baseline: str = option(
+        "best",
+        metavar="best|NAME=VALUE",
+        help="What each setting is compared with, image by image: the best one, or the one with "
+        "this value and otherwise the same.",
+    )
     yes: bool = option(False, help=f"Do not ask before more than {MANY_RUNS} runs.")
 
 
@@ -111,7 +117,7 @@ def ablate(
     The runs are those of federate, side by side. A finished run is not repeated, and a killed
     ablation is resumed. The options below apply to all runs; each of them can be varied.
     """
-    from ..ablations.grid import make_grid, read_toml, split_set
+    from ..ablations.grid import make_grid, read_baseline, read_toml, split_set
     from ..ablations.grids import grid_file
 
     options = _varied(declared(context))
@@ -120,12 +126,16 @@ def ablate(
         sets.append(("seeds", [grid_options.seeds]))
     own = {"cache": data.cache, "target": data.target}
     plain = {**chosen, **{name: value for name, value in own.items() if value is not None}}
+
+    def parse(name: str, value: Any) -> Any:
+        return _parse(options[name], value)
+
     combinations = make_grid(
         read_toml(grid_file(grid)) if grid else {},
         sets,
         {label: plain[each.name] for label, each in options.items() if each.name in plain},
         options,
-        lambda name, value: _parse(options[name], value),
+        parse,
     )
     if not combinations.axes:
         raise typer.BadParameter(
@@ -134,10 +144,12 @@ def ablate(
     _confirm(combinations.count, yes=grid_options.yes)
     if grid_options.table is not None:
         _check_table(grid_options.table, save.runs_dir)
+    baseline = read_baseline(grid_options.baseline, combinations.values, parse)
 
     from ...cache.common.device import resolve_device
     from ...cache.common.files import check_writable
     from ...cache.common.progress import show_progress
+    from ..ablations.differences import differences
     from ..ablations.existing import describe_existing
     from ..ablations.runner import (
         Entry,
@@ -173,6 +185,7 @@ def ablate(
             runs_dir=save.runs_dir,
             engine=compute.engine,
             keep=kept.keep,
+            loggers=save.loggers,
         )
         entries.setdefault(experiment.folder, Entry(values, experiment))
     runs = list(entries.values())
@@ -197,7 +210,8 @@ def ablate(
     with show_progress() as progress:
         done = run_ablation(runs, progress, save.save_every)
     write_csv(table, runs, combinations.names)
-    output.table(ablation_table(summarize(runs, combinations.names)))
+    summaries = summarize(runs, combinations.names)
+    output.table(ablation_table(summaries, differences(summaries, baseline), baseline))
     output.note(f"runs       {table}")
     if left_out := describe_left_out(runs):
         output.note(left_out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import typer
@@ -83,6 +83,7 @@ def federate(
     latest = data.cache is None and run.resume is None
     output = Output(form.format)
     output.note(cache_line(experiment.cache.name, caches.cache_dir, latest=latest))
+    experiment = replace(experiment, loggers=run.loggers)
     carry_out(experiment, output, resume=run.resume is not None, save_every=run.save_every)
 
 

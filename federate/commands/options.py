@@ -18,12 +18,15 @@ from ..settings import PAPER, PRESETS, REGISTRIES, Settings, method_options, set
 if TYPE_CHECKING:
     from ...cache import CacheFolder, FeatureCache
     from ..runs.experiment import Experiment, MakeModel
+    from ..runs.loggers import MakeLogger
 
 # How a file of each format of an export ends.
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
 
 # Options that --resume leaves a choice in.
-_WITH_RESUME = frozenset({"resume", "save_every", "runs_dir", "cache_dir", "keep_model", "format"})
+_WITH_RESUME = frozenset(
+    {"resume", "save_every", "runs_dir", "cache_dir", "keep_model", "format", "tensorboard"}
+)
 
 
 @dataclass(frozen=True)
@@ -178,6 +181,18 @@ class SaveOptions(RunsDir):
         shown="as often as takes 1 % of the time",
         help="Rounds between two saves of a run's state.",
     )
+    tensorboard: bool = option(
+        False, help="Write TensorBoard events into the run's folder (extra: tensorboard)."
+    )
+
+    @property
+    def loggers(self) -> list[MakeLogger]:
+        """What follows each run."""
+        from ..runs.loggers import TensorBoard, check_tensorboard
+
+        if self.tensorboard:
+            check_tensorboard()
+        return [TensorBoard] if self.tensorboard else []
 
 
 @dataclass(frozen=True)

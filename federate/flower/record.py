@@ -20,7 +20,6 @@ from ...cache.compatibility import Described
 from ...cache.key import canonical_json, image_key
 from ..data.federation import Client, Federation
 from ..models.base import Model
-from ..runs.experiment import FACTS_VERSION
 from ..runs.find import CONFIG, NONE
 from ..runs.folder import RunFolder
 from ..runs.results import RunResult, Status, finite_or_null, result_of
@@ -30,6 +29,9 @@ from ..simulation import Run, RunState
 from .messages import SiteFacts
 
 SITES = "sites.jsonl"
+
+# Version of the facts of saved parameters: the server does not have the class texts.
+WITHOUT_TEXTS = 2
 
 
 @dataclass(frozen=True)
@@ -349,7 +351,7 @@ def parameter_facts(settings: Settings, client: Described) -> dict[str, Any]:
     """
     prompts = list(settings.prompts) or list(client.templates[:1])
     return {
-        "version": FACTS_VERSION,
+        "version": WITHOUT_TEXTS,
         "kind": settings.adapter.kind,
         "adapter": settings.name_of("adapter"),
         "options": {

@@ -17,7 +17,7 @@ from ...cache.key import differing_facts
 from ...cache.schema import content_sha256
 from ..models.classifier import Classifier, Scores
 from ..runs.saved import tested_rows
-from .terminal import Accuracy
+from .cells import Accuracy
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from ...cache.common.fields import options_of, show_value
@@ -16,44 +17,13 @@ from ..runs.experiment import Experiment
 from ..runs.find import show_target
 from ..runs.results import FIGURES, ByClient, Result, RunResult, summary_of
 from ..settings import Settings
-from ..training.evaluate import mean
+from ..training.metrics import mean
+from .cells import Accuracy, Interval, MeasuredAccuracy
 
 # With more clients than this a table has a column per domain instead.
 CLIENT_COLUMNS = 8
 
 _SUMMARY = ("generalization", "personalization", "personal_mean", "mean")
-
-
-@dataclass(frozen=True)
-class Accuracy(Compound):
-    """An accuracy without an adapter, and with it."""
-
-    zero_shot: float | None
-    adapted: float | None
-
-    @property
-    def rank(self) -> float | None:
-        """The adapted accuracy."""
-        return self.adapted
-
-    def text(self, show: Show) -> str:
-        """Return `zero-shot > adapted`."""
-        return (
-            show(None) if self.adapted is None else f"{show(self.zero_shot)} > {show(self.adapted)}"
-        )
-
-    def latex(self, show: Show) -> str:
-        """Return the two with an arrow between them."""
-        if self.adapted is None:
-            return show(None)
-        return rf"{show(self.zero_shot)} \to {show(self.adapted)}"
-
-
-@dataclass(frozen=True)
-class MeasuredAccuracy(Accuracy):
-    """An accuracy, and the number of test samples that it is of."""
-
-    test_samples: int | None
 
 
 @dataclass(frozen=True)
@@ -156,11 +126,17 @@ def _sizes(results: Sequence[RunResult], members: Sequence[str]) -> str:
     return f"{own} ({left_out} as the target)"
 
 
-def ablation_table(summaries: Sequence[Summary]) -> Table:
+def ablation_table(
+    summaries: Sequence[Summary],
+    differences: Sequence[Interval | None] = (),
+    baseline: Mapping[str, str] = MappingProxyType({}),
+) -> Table:
     """Lay out one row per setting: mean and standard deviation over seeds, gain over zero-shot.
 
     Args:
         summaries: One or more, best first.
+        differences: Of each one's mean accuracy to its baseline.
+        baseline: Values of options that the baselines have; none for the best setting.
     """
     known = {name for name in FIGURES if any(each.accuracy(name) for each in summaries)}
     if "generalization" not in known:  # without a target personalization is the mean
@@ -170,7 +146,7 @@ def ablation_table(summaries: Sequence[Summary]) -> Table:
     for figure in figures:
         columns.append(Column(_heading(figure), key=figure, show=percent, best="max"))
         columns.append(Column("gain", key=f"{figure}_gain", show=points, best="max"))
-    rows = [
+    rows: list[list[Cell]] = [
         [
             *map(_value, each.values.values()),
             Finished(len(each.results), len(each.entries)),
@@ -182,6 +158,14 @@ def ablation_table(summaries: Sequence[Summary]) -> Table:
         "accuracy in %, and gain over zero-shot in points: mean (standard deviation), "
         "the best mean first"
     )
+    if any(differences):
+        values = ", ".join(f"{name}={value}" for name, value in baseline.items())
+        columns.append(Column(f"mean less {values or 'best'}", key="difference", show=points))
+        rows = [[*row, each] for row, each in zip(rows, differences, strict=True)]
+        caption += (
+            f"; mean less that of {values or 'the best setting'}, image by image, with its 95 % "
+            "interval, * beyond noise"
+        )
     statuses = Counter(entry.status for each in summaries for entry in each.entries)
     if statuses["interrupted"] or statuses["not started"]:
         left = f"{statuses['finished']} of {counted(statuses.total(), 'run')} finished"

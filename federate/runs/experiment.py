@@ -24,6 +24,7 @@ from ..settings import Settings
 from ..training.engine import AUTO, choose_engine
 from .find import ALL, choose_targets, show_target
 from .folder import RunFolder
+from .loggers import MakeLogger
 
 # Which parameters a run leaves: the server's and the participants' own, the server's, or none.
 KEEP = ("personal", "shared", "none")
@@ -47,6 +48,7 @@ class Experiment:
         overwrite: Whether a run of that name may be replaced.
         engine: What trains the clients; the numbers depend on it only by rounding.
         keep: One of `KEEP`: which parameters are left when the run is over.
+        loggers: What else follows each run, besides its records.
     """
 
     cache: CacheFolder
@@ -61,6 +63,7 @@ class Experiment:
     overwrite: bool = False
     engine: str = AUTO
     keep: str = KEEP_ALL
+    loggers: Sequence[MakeLogger] = ()
 
     @property
     def folder(self) -> Path:

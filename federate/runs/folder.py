@@ -1,25 +1,25 @@
 """A run on disk: config, a line per round, the state, the result, the best parameters."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ...cache import FedclipError
-from ...cache.common.files import TEMPORARY_PREFIX, lock, replacing, sync, write_json
+from ...cache.common.files import TEMPORARY_PREFIX, replacing, sync, write_json
 from ...cache.key import canonical_json
 from ..server import Round
 from ..simulation import RunState
+from ..training.metrics import Scores
 from ..training.tasks import Parameters
+from .catalog import RESULT, ROUNDS, claimed, read_json
 from .checkpoint import read_state, round_line, write_state, write_tensors
 from .find import CONFIG, is_run
 from .results import OVER, Result, finite_or_null, read_result
 
-ROUNDS = "rounds.jsonl"
-RESULT = "result.json"
 PERSONAL = "personal.safetensors"
 STATE = "state.safetensors"
 
@@ -74,15 +74,8 @@ class RunFolder:
         Raises:
             FedclipError: another process is working on it.
         """
-        handle = os.open(self.path, os.O_RDONLY)
-        try:
-            if not lock(handle, self.path):
-                raise FedclipError(
-                    f"{self.path}: another process is working on this run; wait until it is done"
-                )
+        with claimed(self.path):
             yield
-        finally:
-            os.close(handle)
 
     def read_config(self) -> dict[str, Any]:
         """Read every setting of the run.
@@ -92,16 +85,27 @@ class RunFolder:
         """
         if not self.begun:
             raise FedclipError(f"{self.path}: is not a run (it has no {CONFIG})")
-        config = _read_json(self.path / CONFIG)
+        config = read_json(self.path / CONFIG)
         if config is None:
             raise FedclipError(f"{self.path / CONFIG}: is damaged; run it again with --overwrite")
         return config
 
-    def append_round(self, current: Round) -> None:
-        """Append a line to the rounds."""
+    def append_round(
+        self, current: Round, scores: Mapping[str, Scores] = MappingProxyType({})
+    ) -> None:
+        """Append a line to the rounds.
+
+        Args:
+            current: The round.
+            scores: By client, what its test part came to if it was evaluated.
+        """
         line = round_line(current)
+        more = ("balanced_accuracy", "macro_f1")
+        for name in more:
+            by_client = {client: getattr(each, name) for client, each in scores.items()}
+            line[name] = by_client or None
         if not current.finite:  # accuracies of parameters with NaN mean nothing
-            for part in ("validation", "test", "personal"):
+            for part in ("validation", "test", "personal", *more):
                 line[part] = line[part] and dict.fromkeys(line[part])
         with (self.path / ROUNDS).open("a", encoding="utf-8") as file:
             file.write(canonical_json(finite_or_null(line)) + "\n")
@@ -153,7 +157,7 @@ class RunFolder:
 
     def read_result(self) -> Result | None:
         """Read the result, if there is one."""
-        content = _read_json(self.path / RESULT)
+        content = read_json(self.path / RESULT)
         return None if content is None else read_result(content)
 
     def result_if_over(self) -> Result | None:
@@ -168,11 +172,3 @@ class RunFolder:
     def write_parameters(self, name: str, parameters: Parameters, facts: Mapping[str, Any]) -> None:
         """Write parameters as safetensors, with `facts` as JSON in the one metadata entry."""
         write_tensors(self.path / name, parameters, canonical_json(dict(facts)))
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None

@@ -6,11 +6,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from statistics import median
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ...cache import FedclipError
-from ..simulation import Run
-from ..training.evaluate import mean, pooled
+from ..training.metrics import mean, pooled
+from .predictions import ADAPTED, PERSONAL, ZERO_SHOT, Predictions
+
+if TYPE_CHECKING:
+    from ..simulation import Run
 
 Status = Literal["finished", "interrupted", "failed"]
 
@@ -28,6 +31,11 @@ _NUMBERS = ("trainable_parameters", "bytes_per_round", "seconds_per_round", "rou
 _BY_NAME = ("zero_shot", "accuracy", "validation", "test_samples")
 
 ByClient = Mapping[str, float | None]
+
+# Fields with the figures of `training.metrics.METRICS` by client.
+_METRICS = ("metrics", "zero_shot_metrics", "personal_metrics")
+
+Metrics = Mapping[str, Mapping[str, float | None]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +100,10 @@ class RunResult(Result):
         domains: Domain of each client.
         test_samples: Number of test samples of each client.
         dropped: Clients that the partition left with too few rows, and how many.
+        metrics: By client, the figures of `training.metrics.METRICS` on its test part; of runs
+            that are over. None in the results of earlier versions.
+        zero_shot_metrics: The same without an adapter.
+        personal_metrics: By participant, the same of its own model; None if it has none.
     """
 
     rounds: int
@@ -104,6 +116,9 @@ class RunResult(Result):
     domains: Mapping[str, str]
     test_samples: Mapping[str, int]
     dropped: Mapping[str, int]
+    metrics: Metrics | None = None
+    zero_shot_metrics: Metrics | None = None
+    personal_metrics: Metrics | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +167,13 @@ def read_result(content: Mapping[str, Any]) -> Result | None:
         if not isinstance(by_name, dict):
             return None
         figures += by_name.values()
+    for name in _METRICS:
+        by_client = values.get(name) or {}
+        if not isinstance(by_client, dict) or not all(
+            isinstance(each, dict) for each in by_client.values()
+        ):
+            return None
+        figures += (figure for each in by_client.values() for figure in each.values())
     if not all(each is None or isinstance(each, int | float) for each in figures):
         return None
     try:
@@ -171,13 +193,16 @@ def finite_or_null(value: Any) -> Any:
     return value
 
 
-def result_of(run: Run, status: Status, seconds: Sequence[float]) -> RunResult:
+def result_of(
+    run: Run, status: Status, seconds: Sequence[float], predictions: Predictions | None = None
+) -> RunResult:
     """Sum up a run.
 
     Args:
         run: As its last round left it.
         status: How it ended.
         seconds: Of each round.
+        predictions: Those of the best round, if they were made.
     """
     federation, zero_shot = run.federation, run.state.zero_shot
     best = run.state.server.best.round if run.state.server.best else None
@@ -213,7 +238,17 @@ def result_of(run: Run, status: Status, seconds: Sequence[float]) -> RunResult:
         bytes_per_round=run.bytes_per_client,
         model=run.model.facts,
         seconds_per_round=_number(median(seconds)) if seconds else None,
+        metrics=_metrics(predictions, ADAPTED),
+        zero_shot_metrics=_metrics(predictions, ZERO_SHOT),
+        personal_metrics=_metrics(predictions, PERSONAL),
     )
+
+
+def _metrics(predictions: Predictions | None, model: str) -> Metrics | None:
+    if predictions is None or model not in predictions.classes:
+        return None
+    tallies = predictions.tallies(model)
+    return {client: finite_or_null(tally.figures()) for client, tally in tallies.items()}
 
 
 def summary_of(results: Sequence[RunResult], *, complete: bool = True) -> TargetsResult:

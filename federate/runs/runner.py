@@ -18,6 +18,7 @@ from .cost import forecast
 from .experiment import KEEP_ALL, KEEP_SHARED, Experiment, kept_by
 from .find import show_target
 from .folder import PERSONAL, RUNS_DIR, RunFolder
+from .predictions import PREDICTIONS, predictions_of, write_predictions
 from .results import Result, RunResult, Status, result_of, summary_of
 
 logger = logging.getLogger(__name__)
@@ -120,7 +121,8 @@ class Trial:
             else:
                 recorder = Recorder(self, place)
                 settings, engine = experiment.settings, experiment.engine
-                own, callbacks = experiment.keep == KEEP_ALL, [recorder, *self._callbacks]
+                loggers = [make(place.path) for make in experiment.loggers]
+                own, callbacks = experiment.keep == KEEP_ALL, [recorder, *self._callbacks, *loggers]
                 run = Run(federation, settings, experiment.model, engine, callbacks, keep_own=own)
                 recorder.restore(run)
                 yield run
@@ -162,7 +164,7 @@ class Recorder(Callback):
 
     def on_round(self, run: Run, current: Round) -> None:
         """Record a round."""
-        self._folder.append_round(current)
+        self._folder.append_round(current, run.scores)
         self._seconds.append(current.seconds)
 
     def save(self, run: Run) -> None:
@@ -177,7 +179,11 @@ class Recorder(Callback):
             self._seconds = self._folder.keep_rounds(run.number)
             self.save(run)
         self._write_parameters(run)
-        result = result_of(run, status, self._seconds)
+        # Predicting takes as long as testing, for which nobody waits after an interrupt.
+        predictions = None if interrupted else predictions_of(run)
+        if predictions is not None:
+            write_predictions(self._folder.path / PREDICTIONS, predictions)
+        result = result_of(run, status, self._seconds, predictions)
         self._folder.write_result(result)
         if not interrupted:
             self._folder.clear()

@@ -881,14 +881,24 @@ def test_random_weights_are_named_in_the_folder_the_file_and_a_warning(
     assert run.warnings == []
 
 
-def test_weights_that_are_not_finite_are_refused_and_leave_no_file(
-    run: Extract, make_images: MakeImages, tiny_clip: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("factor", "reason"),
+    [
+        (float("nan"), "it has NaN or Inf in "),
+        (1e38, "check its weights, or choose another --precision"),
+    ],
+)
+def test_weights_that_make_vectors_that_are_not_finite_are_refused_and_leave_no_file(
+    run: Extract,
+    make_images: MakeImages,
+    tiny_clip: Path,
+    tmp_path: Path,
+    factor: float,
+    reason: str,
 ) -> None:
-    place = other_weights(tiny_clip, tmp_path / "place", factor=float("nan"))
+    place = other_weights(tiny_clip, tmp_path / "place", factor=factor)
     encoder = EncoderName.of(f"local-dir:{place}", None, "fp32")
-    message = refusal(run, make_images(), encoder=encoder)
-    assert message.startswith("photo: the cache that local-dir:")
-    assert "check its weights, or choose another --precision" in message
+    assert reason in refusal(run, make_images(), encoder=encoder)
     assert list(run.cache_dir.rglob("*.h5")) == []
 
 

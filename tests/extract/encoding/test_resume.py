@@ -596,7 +596,10 @@ def test_a_full_disk_is_one_line_and_the_next_run_goes_on(
     assert refused.returncode == 2
     assert "Traceback" not in refused.stderr
     assert refused.stderr.splitlines()[-1].startswith("error: ")
-    assert refused.stderr.splitlines()[-1].endswith("/photo.h5: File too large")
+    assert refused.stderr.splitlines()[-1].endswith(
+        "/photo.h5: File too large; raise the limit on the size of files (ulimit -f) and run this "
+        "again"
+    )
     left = {path.name for path in (tmp_path / "caches").rglob("*") if path.is_file()}
     assert not [name for name in left if name.endswith(".h5") or name.startswith(".")]
     result = fedclip(*command)

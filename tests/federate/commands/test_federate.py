@@ -27,7 +27,13 @@ Refusal = Callable[..., str]
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
 
-RUN_FILES = ["adapter.safetensors", "config.json", "result.json", "rounds.jsonl"]
+RUN_FILES = [
+    "adapter.safetensors",
+    "config.json",
+    "predictions.npz",
+    "result.json",
+    "rounds.jsonl",
+]
 
 
 def read(path: Path) -> Any:
@@ -38,7 +44,7 @@ def lines(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_run_with_one_target_leaves_its_four_files(make_cache: MakeCache) -> None:
+def test_a_run_with_one_target_leaves_its_five_files(make_cache: MakeCache) -> None:
     make_cache({"art": 30, "photo": 40, "sketch": 25})
     assert run(["federate", "--target", "sketch", "--rounds", "4", "--name", "one"]) == 0
     folder = Path("runs/one")
@@ -48,7 +54,7 @@ def test_a_run_with_one_target_leaves_its_four_files(make_cache: MakeCache) -> N
     assert [line["round"] for line in rounds] == [1, 2, 3, 4]
     assert set(rounds[0]) == {
         *("round", "seconds", "train_loss", "validation", "test", "personal"),
-        *("bytes_up", "bytes_down"),
+        *("balanced_accuracy", "macro_f1", "bytes_up", "bytes_down"),
     }
     assert set(rounds[0]["validation"]) == {"art", "photo"}
     assert set(rounds[0]["test"]) == {"art", "photo", "sketch"}
@@ -602,8 +608,8 @@ def test_the_table_of_an_interrupted_run_is_not_final(
     rounds = []
     append = RunFolder.append_round
 
-    def interrupt(folder: RunFolder, current: Round) -> None:
-        append(folder, current)
+    def interrupt(folder: RunFolder, current: Round, scores: Any) -> None:
+        append(folder, current, scores)
         rounds.append(current.number)
         if len(rounds) == 3 + 2:
             raise KeyboardInterrupt

@@ -118,8 +118,8 @@ def test_an_interrupted_run_is_resumed(
     assert run([*COMMAND, *options, "--name", "unbroken"]) == 0
     append = RunFolder.append_round
 
-    def interrupt(folder: RunFolder, current: Round) -> None:
-        append(folder, current)  # recorded, and not yet part of the state
+    def interrupt(folder: RunFolder, current: Round, scores: Any) -> None:
+        append(folder, current, scores)  # recorded, and not yet part of the state
         if folder.path.name == "art" and current.number == 3:
             raise KeyboardInterrupt
 

@@ -1,0 +1,316 @@
+"""The runs in a folder: found, described and removed, without loading what trains them.
+
+Importing this imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from ...cache import FedclipError
+from ...cache.common.fields import listed, show_value, suggest
+from ...cache.common.files import lock, path_for
+from ..settings import PAPER, REGISTRIES, Settings
+from .find import CONFIG
+from .results import Result, RunResult, read_result
+
+ROUNDS = "rounds.jsonl"
+RESULT = "result.json"
+
+NO_RESULT = "started"
+
+# What an ablation's table is called.
+TABLES = "*-ablation.csv"
+
+_SEED = re.compile(r"-seed\d+$")
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """A run on disk: one, or one for each target in folders below it.
+
+    Attributes:
+        path: Its folder.
+        config: What `config.json` has.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    @cached_property
+    def result(self) -> Result | None:
+        """What it came to; None if there is no result yet, or none that can be read."""
+        try:
+            return read_result(self._content) if self._content else None
+        except FedclipError:  # of a later version
+            return None
+
+    @cached_property
+    def _content(self) -> Mapping[str, Any]:
+        return read_json(self.path / RESULT) or {}
+
+    @property
+    def status(self) -> str:
+        """How it ended; of one without a result, that it was started."""
+        return str(self._content.get("status", NO_RESULT))
+
+    def figure(self, name: str) -> tuple[float | None, float | None]:
+        """Return zero-shot and adapted accuracy of one of `FIGURES`, faster than `result` does."""
+        before, after = (self._content.get(each) for each in (f"zero_shot_{name}", name))
+        return _number(before), _number(after)
+
+    @property
+    def started(self) -> float:
+        """When it was started, in seconds since the epoch."""
+        return (self.path / CONFIG).stat().st_mtime
+
+    @property
+    def cache(self) -> str:
+        """Name of the cache: dataset and encoder."""
+        return str(self._part("cache").get("name", ""))
+
+    @property
+    def dataset(self) -> str:
+        """Name of the dataset."""
+        return self.cache.partition("/")[0]
+
+    @property
+    def encoder(self) -> str:
+        """The encoder and its weights; what stands for the key is left out."""
+        return re.sub(r"-[0-9a-f]{8}$", "", self.cache.partition("/")[2])
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Its settings as JSON values, methods by name."""
+        return self._part("settings")
+
+    @property
+    def seed(self) -> int:
+        """Its seed."""
+        seed = self.settings.get("seed")
+        return seed if isinstance(seed, int) else 0
+
+    @property
+    def target(self) -> str:
+        """The domain left out, `all` or `none`."""
+        return str(self.config.get("target", ""))
+
+    @property
+    def method(self) -> str:
+        """What is trained: an adapter, or a full model."""
+        facts = self._part("model").get("facts")
+        if isinstance(facts, dict):
+            return f"all of {facts.get('backbone')}"
+        return str(self.settings.get("adapter", ""))
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """The settings that are not those of its preset, methods and seed aside."""
+        values = self.settings
+        preset = _preset(
+            str(self.config.get("preset", PAPER)),
+            tuple((kind, str(values[kind])) for kind in REGISTRIES if values.get(kind)),
+        )
+        return {
+            name: value
+            for name, value in values.items()
+            if name not in {"seed", "adapter", "strategy"}
+            and not name.endswith("_source")
+            and (preset is None or name in preset)
+            and value != (preset or {}).get(name)
+        }
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Everything that it can be chosen by."""
+        return {
+            **self.settings,
+            "name": self.name,
+            "dataset": self.dataset,
+            "encoder": self.encoder,
+            "cache": self.cache,
+            "preset": self.config.get("preset"),
+            "target": self.target,
+            "status": self.status,
+        }
+
+    @property
+    def bytes(self) -> int:
+        """Size of all its files."""
+        return _size(str(self.path))
+
+    @property
+    def parts(self) -> list[RecordedRun]:
+        """Itself, or the runs over its targets."""
+        targets = getattr(self.result, "targets", None)
+        if targets is None:
+            return [self]
+        names = [str(target) for target in targets]
+        found = (_read(path_for(self.path, name)) for name in names)
+        return [each for each in found if each is not None]
+
+    @property
+    def results(self) -> list[RunResult]:
+        """The results of its parts that have one."""
+        return [each.result for each in self.parts if isinstance(each.result, RunResult)]
+
+    def _part(self, name: str) -> Mapping[str, Any]:
+        part = self.config.get(name)
+        return part if isinstance(part, dict) else {}
+
+
+@lru_cache
+def _preset(name: str, methods: tuple[tuple[str, str], ...]) -> dict[str, Any] | None:
+    """Return a preset's settings with some methods; None if one is unknown or not ours.
+
+    A method from outside the package is not imported to list runs.
+    """
+    if any(REGISTRIES[kind].is_outside(method) for kind, method in methods):
+        return None
+    chosen: dict[str, Any] = dict(methods)
+    if "partition" in chosen:
+        chosen["clients"] = 1
+    try:
+        values = Settings.preset(name, chosen).to_json()
+    except FedclipError:
+        return None
+    return {**values, "clients": None, "alpha": None} if "partition" in chosen else values
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Read a JSON object; None if the file is missing or damaged."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def find_runs(runs_dir: Path) -> list[RecordedRun]:
+    """Find all runs in a folder, sorted by name; those of targets are parts of their run."""
+    try:
+        names = sorted(entry.name for entry in os.scandir(runs_dir) if entry.is_dir())
+    except FileNotFoundError:
+        return []
+    found = (_read(runs_dir / name) for name in names)
+    return [run for run in found if run is not None]
+
+
+def _read(path: Path) -> RecordedRun | None:
+    config = read_json(path / CONFIG)
+    return None if config is None else RecordedRun(path, config)
+
+
+def find_recorded(runs_dir: Path, name: str) -> list[RecordedRun]:
+    """Find the runs that `name` means: one, or those of a setting with several seeds.
+
+    Args:
+        runs_dir: Where runs are kept.
+        name: A run's folder, its name below `runs_dir`, or that name without `-seed0`.
+
+    Raises:
+        FedclipError: no run has that name, or it means several settings.
+    """
+    for path in (Path(name), runs_dir / name):
+        run = _read(path) if name else None
+        if run is not None:
+            return [run]
+    every = find_runs(runs_dir)
+    found = [run for run in every if name and run.name.startswith(name)]
+    settings = {_SEED.sub("", run.name) for run in found}
+    if len(settings) == 1:
+        return sorted(found, key=lambda run: run.seed)
+    if not found:
+        hint = suggest(name, [run.name for run in every]) or "; 'fedclip ls' lists them"
+        raise FedclipError(f"unknown run {name!r} in {runs_dir}{hint}")
+    raise FedclipError(f"run {name!r} is ambiguous; choose {listed(sorted(settings))}")
+
+
+def filtered(runs: Sequence[RecordedRun], conditions: Sequence[str]) -> list[RecordedRun]:
+    """Return those of one or more runs that fulfil all conditions.
+
+    Args:
+        runs: To choose from.
+        conditions: Each as ``NAME=VALUE``, where the name is one of `facts`.
+
+    Raises:
+        FedclipError: a condition has no ``=``, or none of the runs has such a fact.
+    """
+    known = {name: None for run in runs for name in run.facts} if conditions else {}
+    for condition in conditions:
+        written, equals, value = condition.partition("=")
+        name = written.strip().replace("-", "_")
+        if not equals:
+            raise FedclipError(f"--filter {condition!r}: must be NAME=VALUE such as adapter=linear")
+        if name not in known:
+            raise FedclipError(f"--filter {condition}: unknown setting{suggest(name, known)}")
+        runs = [run for run in runs if _is(run.facts.get(name), value.strip())]
+    return [*runs]
+
+
+def _is(fact: Any, value: str) -> bool:
+    """Return whether a fact is what was typed; numbers may be typed in any way."""
+    if isinstance(fact, int | float) and not isinstance(fact, bool):
+        try:
+            return fact == float(value)
+        except ValueError:
+            return False
+    return value in (str(fact), show_value(fact))
+
+
+def remove_run(run: RecordedRun) -> None:
+    """Delete a run's folder.
+
+    Raises:
+        FedclipError: it is a link, or another process is working on it.
+    """
+    if run.path.is_symlink():
+        raise FedclipError(f"{run.path}: is a link; remove the link itself")
+    with claimed(run.path):
+        shutil.rmtree(run.path)
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Lock out other processes; the system releases the lock when this one ends.
+
+    Raises:
+        FedclipError: another process is working on it.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        if not lock(handle, path):
+            raise FedclipError(
+                f"{path}: another process is working on this run; wait until it is done"
+            )
+        yield
+    finally:
+        os.close(handle)
+
+
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, float) else None
+
+
+def _size(path: str) -> int:
+    total = 0
+    for entry in os.scandir(path):
+        if entry.is_dir(follow_symlinks=False):
+            total += _size(entry.path)
+        else:
+            total += entry.stat(follow_symlinks=False).st_size
+    return total
