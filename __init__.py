@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .cache.common.progress import Progress
     from .extract.api import extract_features
     from .extract.datasets.inputs import Image, ImageLike
-    from .extract.encoders.base import ImageEncoder
+    from .extract.encoders.base import SampleEncoder
     from .federate.api import Ablation, SavedRun, load_run, run_ablation, run_federation
     from .federate.models.classifier import Classifier
     from .federate.report.predictions import Predictions, Scored
@@ -78,7 +78,7 @@ class ImageClassifier:
         return self.classifier.class_names
 
     @cached_property
-    def encoder(self) -> ImageEncoder:
+    def encoder(self) -> SampleEncoder:
         """The frozen encoder, which is loaded on first use, and downloaded if necessary.
 
         Raises:
@@ -86,7 +86,7 @@ class ImageClassifier:
         """
         return self._load_encoder()
 
-    def _load_encoder(self, progress: Progress | None = None) -> ImageEncoder:
+    def _load_encoder(self, progress: Progress | None = None) -> SampleEncoder:
         from .cache.common.device import resolve_device
         from .cache.common.progress import no_progress
         from .extract.encoders.rebuild import load_recorded, recorded_name

@@ -385,10 +385,10 @@ def cost(measured: CostOptions, form: FormatOptions) -> None:
     output.note(f"model      {model} with random weights; counting, then timing on {where}")
     encoder = load_encoder(EncoderName.of(model, RANDOM), torch.device("cpu"))
     backbone = clip_backbone(encoder)
-    image = torch.zeros(1, *encoder.pixel_shape)
-    encoding = multiply_adds(lambda: encoder.encode_images(image))
-    width = encoder.encode_images(image).shape[1]
-    pixels = torch.randint(256, (settings.batch_size, *encoder.pixel_shape), dtype=torch.uint8)
+    image = encoder.blank[None]
+    encoding = multiply_adds(lambda: encoder.launch(image).numpy())
+    width = encoder.launch(image).numpy().shape[1]
+    pixels = torch.randint(256, (settings.batch_size, *encoder.blank.shape), dtype=torch.uint8)
     prompts = [prompt(DEFAULT_TEMPLATE, f"class {index}") for index in range(classes)]
     full = FullModel(
         facts=backbone.facts,

@@ -47,16 +47,16 @@ class Cost:
 
 def pixels_of(encoder: OpenClipEncoder) -> torch.Tensor:
     """Make a batch of noise in memory."""
-    return torch.randn(default_batch_size(encoder.device), *encoder.pixel_shape)
+    return torch.randn(default_batch_size(encoder.device), *encoder.blank.shape)
 
 
 def measure_encoder(encoder: OpenClipEncoder) -> Cost:
     """Encode batches of noise that are already in the device's memory."""
     pixels = pixels_of(encoder).to(encoder.device)
-    encoder.encode_images(pixels)
+    encoder.launch(pixels).numpy()
     wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(BATCHES):
-        launched = encoder.launch_images(pixels)
+        launched = encoder.launch(pixels)
     launched.numpy()
     images = BATCHES * len(pixels)
     return Cost((time.perf_counter() - wall) / images, (time.process_time() - cpu) / images)
@@ -79,7 +79,7 @@ def measure_loading(encoder: OpenClipEncoder, paths: Sequence[Path]) -> float:
     batch_size, workers = default_batch_size(encoder.device), default_workers(encoder.device)
     start = time.perf_counter()
     sources = [FileSource(path) for path in paths]
-    for _ in load_batches(sources, encoder.decode, encoder.pixel_shape, batch_size, workers):
+    for _ in load_batches(sources, encoder.decode, encoder.blank, batch_size, workers):
         pass
     return len(paths) / (time.perf_counter() - start)
 
@@ -136,7 +136,7 @@ def teraflops(encoder: OpenClipEncoder, rate: float) -> float:
     """Convert images/s to the encoder's multiplications and additions, in 10^12 per second."""
     torch.backends.mha.set_fastpath_enabled(False)  # which the counter does not know
     with FlopCounterMode(display=False) as counter:
-        encoder.encode_images(pixels_of(encoder)[:1])
+        encoder.launch(pixels_of(encoder)[:1]).numpy()
     torch.backends.mha.set_fastpath_enabled(True)
     return float(rate * counter.get_total_flops() / 1e12)
 

@@ -28,7 +28,8 @@ from torch.nn import functional
 
 from ...cache.common.files import replacing_folder, to_json
 from ...cache.common.progress import Progress, no_progress, show_progress
-from ..encoders.openclip import CONFIG_FILE, quiet
+from ..encoders.base import quiet
+from ..encoders.openclip import CONFIG_FILE
 from ..encoders.spec import LOCAL_DIR
 from .draw import SIZE, draw_picture
 from .shapes import THINGS, Draw

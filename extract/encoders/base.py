@@ -1,27 +1,45 @@
 """The interface between the pipeline and a frozen encoder of any library.
 
-An encoder implements `ImageEncoder`, `TextEncoder` or, like CLIP, both. To add a family of
-encoders, add a file beside this one and a line in `registry.py`.
+An encoder of a dataset's samples, images or texts, implements `SampleEncoder`, and one of prompts
+`TextEncoder`. CLIP is both, and so is an encoder of texts, whose one tower serves for both. To add
+a family of encoders, add a file beside this one and a line in `registry.py`.
 """
 
+import hashlib
+import logging
+import string
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ...cache import FedclipError
 from ...cache.common.device import repeatable_cudnn
-from ...cache.key import EncoderFacts
+from ...cache.common.errors import first_line
+from ...cache.key import EncoderFacts, canonical_json
 from .spec import EncoderName
 from .transforms import Decoder
 
 Vectors = npt.NDArray[np.float32]
+
+SampleKind = Literal["images", "texts"]
+
+# Texts that distinguish tokenizers: every printable ASCII character, other scripts, case,
+# spaces, digits, rare words, and a text longer than any context.
+_PROBE = (
+    string.printable,
+    "Ärger, naïveté, Ελλάδα, Москва, 東京, مرحبا, 🙂",
+    "a picture of a Dog; an X-ray, 3.5 mm; A  SKETCH\tof the electroencephalographs' giraffes!",
+    "quartz sphinx judges my vow of antidisestablishmentarianism " * 50,
+)
 
 
 class Encoder(Protocol):
@@ -49,22 +67,23 @@ class Encoder(Protocol):
 
 
 @runtime_checkable
-class ImageEncoder(Encoder, Protocol):
-    """An encoder with an image side."""
+class SampleEncoder(Encoder, Protocol):
+    """An encoder of a dataset's samples."""
+
+    @property
+    def samples(self) -> SampleKind:
+        """What it encodes."""
 
     @property
     def decode(self) -> Decoder:
-        """Function from an image file's bytes to (3, H, W) float32 pixels; can be pickled."""
+        """Function from a sample's bytes to what the network takes; can be pickled."""
 
     @property
-    def pixel_shape(self) -> tuple[int, int, int]:
-        """Shape of what `decode` returns: channels, height, width."""
+    def blank(self) -> Tensor:
+        """Zeros of the shape and dtype of what `decode` returns."""
 
-    def launch_images(self, pixels: Tensor) -> "Launched":
-        """Start encoding (B, 3, H, W) float32 pixels to (B, D) float32 raw features."""
-
-    def encode_images(self, pixels: Tensor) -> Vectors:
-        """Encode (B, 3, H, W) float32 pixels to (B, D) float32 raw features."""
+    def launch(self, inputs: Tensor) -> "Launched":
+        """Start encoding (B, ...) decoded samples to (B, D) float32 raw features."""
 
 
 @runtime_checkable
@@ -92,26 +111,24 @@ class Launched:
 
 @dataclass(frozen=True, eq=False)
 class Launcher:
-    """Encodes batches of pixels on a device; a GPU copies and computes at the same time.
+    """Encodes batches on a device; a GPU copies and computes at the same time.
 
     Attributes:
-        encode: The network: (B, 3, H, W) pixels on the device to (B, D) raw features.
+        encode: The network: (B, ...) inputs on the device to (B, D) raw features.
         device: The device it runs on.
-        dtype: Dtype of the pixels that it takes.
     """
 
     encode: Callable[[Tensor], Tensor]
     device: torch.device
-    dtype: torch.dtype = torch.float32
 
-    def __call__(self, pixels: Tensor) -> Launched:
-        """Start encoding (B, 3, H, W) float32 pixels to (B, D) float32 raw features.
+    def __call__(self, inputs: Tensor) -> Launched:
+        """Start encoding (B, ...) decoded samples to (B, D) float32 raw features.
 
-        On a GPU this returns before the features are computed, and pinned pixels are copied while
+        On a GPU this returns before the features are computed, and pinned inputs are copied while
         the previous batch is still being encoded.
         """
         with inference():
-            features = self.encode(self._upload(pixels).to(self.dtype)).float()
+            features = self.encode(self._upload(inputs)).float()
             # Only CUDA has events that report when a background copy is complete.
             here = features.to("cpu", non_blocking=self.device.type == "cuda")
         if self.device.type != "cuda":
@@ -124,12 +141,12 @@ class Launcher:
             return None
         return torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
-    def _upload(self, pixels: Tensor) -> Tensor:
+    def _upload(self, inputs: Tensor) -> Tensor:
         if self._copies is None:
-            return pixels.to(self.device)
+            return inputs.to(self.device)
         computing = torch.cuda.current_stream(self.device)
         with torch.cuda.stream(self._copies):
-            there = pixels.to(self.device, non_blocking=True)
+            there = inputs.to(self.device, non_blocking=True)
         computing.wait_stream(self._copies)
         there.record_stream(computing)
         return there
@@ -148,3 +165,57 @@ def inference() -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(precision)
+
+
+def pad_batch(batch: Tensor, size: int) -> Tensor:
+    """Repeat the last of at most `size` rows until there are `size`."""
+    return torch.cat([batch, batch[-1:].expand(size - len(batch), *batch.shape[1:])])
+
+
+def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Compile a network's function with ``torch.compile``, for batches of one shape."""
+    fast = torch.compile(function, dynamic=False)
+
+    def call(*arguments: Any, **options: Any) -> Tensor:
+        try:
+            result: Tensor = fast(*arguments, **options)
+        except RuntimeError as error:
+            raise FedclipError(
+                f"--compile: does not work here ({first_line(error)}); leave out --compile"
+            ) from None
+        return result
+
+    return call
+
+
+def tensors_sha256(model: nn.Module) -> str:
+    """Hash a model's parameters and buffers, such as random ones: SHA-256, 64 hex digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence libraries while a model loads; problems are raised or recorded anyway."""
+    previous = logging.root.manager.disable
+    # open_clip calls `logging.info`, which adds a printing handler to a root logger that has
+    # none. That handler would print our records too from then on.
+    silent = logging.NullHandler()
+    logging.root.addHandler(silent)
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)
+        logging.root.removeHandler(silent)
+
+
+def tokenizer_sha256(tokenizer: Callable[[list[str]], Tensor]) -> str:
+    """Hash a tokenizer's output for a fixed list of texts."""
+    tokens = tokenizer(list(_PROBE))
+    return hashlib.sha256(canonical_json(tokens.tolist()).encode()).hexdigest()

@@ -4,14 +4,9 @@ Any error that open_clip, torch or the hub's client raises on weights or configs
 one line as a fault of these files.
 """
 
-import hashlib
-import logging
-import string
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +19,19 @@ from torch import Tensor, nn
 from ...cache import FedclipError
 from ...cache.common.errors import first_line
 from ...cache.common.fields import suggest
-from ...cache.key import EncoderFacts, canonical_json
-from .base import Launched, Launcher, Vectors, inference
+from ...cache.key import EncoderFacts
+from .base import (
+    Launched,
+    Launcher,
+    SampleKind,
+    Vectors,
+    compiled,
+    inference,
+    pad_batch,
+    quiet,
+    tensors_sha256,
+    tokenizer_sha256,
+)
 from .checkpoint import Checkpoint, load_weights, read_checkpoint
 from .spec import HF_HUB, LOCAL_DIR, RANDOM, EncoderName, is_file
 from .transforms import Decoder, make_decoder
@@ -62,19 +68,10 @@ QUICK_GELU = "-quickgelu"
 # Size of every batch of prompts; small, since most datasets have few classes.
 TEXT_BATCH = 16
 
-# Texts that distinguish tokenizers: every printable ASCII character, other scripts, case,
-# spaces, digits, rare words, and a text longer than any context.
-_PROBE = (
-    string.printable,
-    "Ärger, naïveté, Ελλάδα, Москва, 東京, مرحبا, 🙂",
-    "a picture of a Dog; an X-ray, 3.5 mm; A  SKETCH\tof the electroencephalographs' giraffes!",
-    "quartz sphinx judges my vow of antidisestablishmentarianism " * 50,
-)
-
 
 @dataclass(frozen=True, eq=False)
 class OpenClipEncoder:
-    """A frozen CLIP on a device, an `ImageEncoder` and a `TextEncoder`.
+    """A frozen CLIP on a device, a `SampleEncoder` and a `TextEncoder`.
 
     Attributes:
         name: The encoder as the user names it.
@@ -96,28 +93,27 @@ class OpenClipEncoder:
     logit_scale: float
     device: torch.device
 
+    samples: SampleKind = "images"
+
     @property
-    def pixel_shape(self) -> tuple[int, int, int]:
-        """Shape of what `decode` returns: channels, height, width."""
-        height, width = self.facts["image_size"]
-        return 3, height, width
+    def blank(self) -> Tensor:
+        """Black pixels, (3, H, W) float32."""
+        return torch.zeros(3, *self.facts["image_size"])
 
-    def launch_images(self, pixels: Tensor) -> Launched:
+    def launch(self, inputs: Tensor) -> Launched:
         """Start encoding (B, 3, H, W) float32 pixels to (B, D) float32 raw features."""
-        return self._launcher(pixels)
-
-    def encode_images(self, pixels: Tensor) -> Vectors:
-        """Encode (B, 3, H, W) float32 pixels to (B, D) float32 raw features."""
-        return self.launch_images(pixels).numpy()
+        return self._launcher(inputs)
 
     def encode_texts(self, prompts: Sequence[str], batch_size: int = TEXT_BATCH) -> Vectors:
         """Encode N prompts to (N, D) float32 raw features, in batches of one shape."""
         tokens = self.tokenizer(list(prompts))
-        padding = -len(tokens) % batch_size
-        tokens = torch.cat([tokens, tokens[-1:].expand(padding, -1)]).to(self.device)
         with inference():
             features = [
-                self.model.encode_text(batch, normalize=False).float().cpu()  # type: ignore[operator]
+                self.model.encode_text(  # type: ignore[operator]
+                    pad_batch(batch, batch_size).to(self.device), normalize=False
+                )
+                .float()
+                .cpu()
                 for batch in torch.split(tokens, batch_size)
             ]
         array: Vectors = torch.cat(features)[: len(prompts)].numpy()
@@ -127,24 +123,13 @@ class OpenClipEncoder:
     def _launcher(self) -> Launcher:
         encode: Callable[..., Tensor] = self.model.encode_image  # type: ignore[assignment]
         if self.name.compiled:
-            encode = _compiled(encode)
+            encode = compiled(encode)
         dtype = open_clip.get_input_dtype(self.name.precision)
-        return Launcher(partial(encode, normalize=False), self.device, dtype)
 
+        def raw(pixels: Tensor) -> Tensor:
+            return encode(pixels.to(dtype), normalize=False)
 
-def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    compiled = torch.compile(function, dynamic=False)
-
-    def call(*arguments: Any, **options: Any) -> Tensor:
-        try:
-            result: Tensor = compiled(*arguments, **options)
-        except RuntimeError as error:
-            raise FedclipError(
-                f"--compile: does not work here ({first_line(error)}); leave out --compile"
-            ) from None
-        return result
-
-    return call
+        return Launcher(raw, self.device)
 
 
 def load_encoder(name: EncoderName, device: torch.device) -> OpenClipEncoder:
@@ -176,14 +161,14 @@ def load_encoder(name: EncoderName, device: torch.device) -> OpenClipEncoder:
     facts = EncoderFacts(
         shared={
             "library": "open_clip",
-            "weights_sha256": checkpoint.sha256 if checkpoint else _tensors_sha256(model),
+            "weights_sha256": checkpoint.sha256 if checkpoint else tensors_sha256(model),
             "random_weights": checkpoint is None,
             "architecture": config,
             "precision": name.precision,
             **({"compiled": True} if name.compiled else {}),
         },
         image={**preprocessing, "decoder": "pillow", "resizer": name.resizer},
-        text={"tokenizer": _tokenizer_sha256(tokenizer)},
+        text={"tokenizer": tokenizer_sha256(tokenizer)},
         about={
             "model": shown_model,
             "pretrained": shown_pretrained,
@@ -417,35 +402,3 @@ def _check_quick_gelu(name: EncoderName, model: nn.Module) -> None:
             f"{name.model} {name.pretrained}: these weights were trained with QuickGELU, but "
             "this architecture does not use it; choose the model's -quickgelu variant"
         )
-
-
-def _tokenizer_sha256(tokenizer: Callable[[list[str]], Tensor]) -> str:
-    """Hash a tokenizer's output for a fixed list of texts."""
-    tokens = tokenizer(list(_PROBE))
-    return hashlib.sha256(canonical_json(tokens.tolist()).encode()).hexdigest()
-
-
-def _tensors_sha256(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence libraries while a model loads; problems are raised or recorded anyway."""
-    previous = logging.root.manager.disable
-    # open_clip calls `logging.info`, which adds a printing handler to a root logger that has
-    # none. That handler would print our records too from then on.
-    silent = logging.NullHandler()
-    logging.root.addHandler(silent)
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)
-        logging.root.removeHandler(silent)

@@ -18,7 +18,7 @@ from .spec import DEMO_MODEL, LOCAL_DIR, EncoderName, is_file
 if TYPE_CHECKING:
     import torch
 
-    from .base import ImageEncoder
+    from .base import SampleEncoder
 
 # What a cache records of weights that come with a folder or a repository.
 _OWN = "own"
@@ -104,7 +104,7 @@ def load_recorded(
     facts: EncoderFacts,
     device: torch.device,
     progress: Progress = no_progress,
-) -> ImageEncoder:
+) -> SampleEncoder:
     """Load an encoder, downloading it first if necessary, and check that it has these facts.
 
     Raises:
@@ -119,8 +119,8 @@ def load_recorded(
             f"({differing} differ), so its features would mean something else; pass the right one "
             "with --model and --pretrained"
         )
-    from .base import ImageEncoder
+    from .base import SampleEncoder
 
-    if not isinstance(encoder, ImageEncoder):
+    if not isinstance(encoder, SampleEncoder):
         raise FedclipError(f"{name.model}: encodes texts only")
     return encoder

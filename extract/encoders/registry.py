@@ -11,7 +11,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from ...cache.common.progress import Progress, no_progress
-from .spec import EncoderName
+from .spec import TIMM, TRANSFORMERS, EncoderName
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -36,7 +36,11 @@ class Family(NamedTuple):
 
 
 # One line per family; the first one whose prefix matches is used.
-FAMILIES = (Family("", "openclip", ("open_clip_torch", "torch", "torchvision", "pillow")),)
+FAMILIES = (
+    Family(TIMM, "timm", ("timm", "torch", "torchvision", "pillow")),
+    Family(TRANSFORMERS, "transformers", ("transformers", "tokenizers", "torch")),
+    Family("", "openclip", ("open_clip_torch", "torch", "torchvision", "pillow")),
+)
 
 
 def family_of(name: EncoderName) -> Family:

@@ -1,7 +1,8 @@
 """How a user names an encoder; importing this imports no encoder.
 
 For open_clip, the name is an architecture with a pretrained tag or a checkpoint file, a
-``local-dir:`` folder or an ``hf-hub:`` repository.
+``local-dir:`` folder or an ``hf-hub:`` repository. ``timm:NAME.TAG`` is an image model of timm, and
+``hf:FOLDER`` or ``hf:OWNER/NAME`` a text model of transformers.
 """
 
 from dataclasses import dataclass
@@ -16,12 +17,15 @@ from ..datasets.registry import DEMO
 
 LOCAL_DIR = "local-dir:"
 HF_HUB = "hf-hub:"
+TIMM = "timm:"
+TRANSFORMERS = "hf:"
 DEFAULT_MODEL = "ViT-B-32"
 DEMO_MODEL = f"{LOCAL_DIR}{Path(__file__).parents[1] / 'demo' / 'tinyclip'}"
 DEFAULT_PRETRAINED = "openai"
 RANDOM = "random"
 PRECISIONS = ("fp32", "fp16", "bf16")
 RESIZERS = ("pillow", "torchvision")
+POOLINGS = ("mean", "cls")
 
 
 @dataclass(frozen=True)
@@ -29,12 +33,14 @@ class EncoderName:
     """An encoder as the user names it.
 
     Attributes:
-        model: An open_clip architecture, ``local-dir:FOLDER`` or ``hf-hub:OWNER/NAME``.
+        model: An open_clip architecture, ``local-dir:FOLDER``, ``hf-hub:OWNER/NAME``,
+            ``timm:NAME.TAG``, ``hf:FOLDER`` or ``hf:OWNER/NAME``.
         pretrained: A tag, a checkpoint file or ``random``; None for the weights
             of the folder or repository.
         precision: ``fp32``, ``fp16`` or ``bf16``.
         resizer: ``pillow`` or ``torchvision``, see `transforms`.
         compiled: Whether the network is compiled by ``torch.compile``.
+        pooling: How a text model's tokens are pooled: ``mean``, ``cls`` or None for its own way.
     """
 
     model: str
@@ -42,6 +48,7 @@ class EncoderName:
     precision: str = "fp32"
     resizer: str = "pillow"
     compiled: bool = False
+    pooling: str | None = None
 
     @classmethod
     def of(
@@ -52,6 +59,7 @@ class EncoderName:
         resizer: str = "pillow",
         *,
         compiled: bool = False,
+        pooling: str | None = None,
     ) -> Self:
         """Fill in the default weights: OpenAI's, or those of the folder or repository.
 
@@ -67,7 +75,14 @@ class EncoderName:
         ):
             if value not in known:
                 raise FedclipError(f"--{what} {value}: unknown {what}{suggest(value, known)}")
-        place = model.startswith((LOCAL_DIR, HF_HUB))
+        if pooling is not None and not model.startswith(TRANSFORMERS):
+            raise FedclipError(
+                f"--pooling {pooling}: only applies to text models ({TRANSFORMERS}NAME); leave "
+                "it out"
+            )
+        if model.startswith(TIMM):
+            return cls(model, pretrained, precision, resizer, compiled)
+        place = model.startswith((LOCAL_DIR, HF_HUB, TRANSFORMERS))
         if place and pretrained not in (None, RANDOM):
             raise FedclipError(
                 f"--pretrained {pretrained}: {model} has its own weights; leave out --pretrained"
@@ -76,14 +91,16 @@ class EncoderName:
             pretrained = DEFAULT_PRETRAINED
         if pretrained is not None and not _names_file(pretrained):
             pretrained = pretrained.lower().replace("-", "_")  # as open_clip reads tags
-        return cls(model, pretrained, precision, resizer, compiled)
+        return cls(model, pretrained, precision, resizer, compiled, pooling)
 
     @property
     def shown(self) -> tuple[str, str]:
         """Model and weights as a cache records them, without folders of this machine."""
         model, pretrained = self.model, self.pretrained
-        if model.startswith(LOCAL_DIR):
-            model = LOCAL_DIR + Path(model.removeprefix(LOCAL_DIR)).resolve().name
+        for prefix in (LOCAL_DIR, TRANSFORMERS):
+            place = model.removeprefix(prefix)
+            if model.startswith(prefix) and Path(place).is_dir():
+                model = prefix + Path(place).resolve().name
         if pretrained is None:
             pretrained = "own"
         elif is_file(pretrained):
@@ -94,7 +111,14 @@ class EncoderName:
     def variant(self) -> str:
         """The name as a part of the cache folder's name: ``<model>-<tag>``."""
         model, pretrained = self.shown
-        return slug(f"{model.removeprefix(LOCAL_DIR).removeprefix(HF_HUB)}-{pretrained}")
+        return slug(f"{_bare(model)}-{pretrained}")
+
+
+def _bare(model: str) -> str:
+    """Return a model's name without the prefix of its family."""
+    for prefix in (LOCAL_DIR, HF_HUB, TIMM, TRANSFORMERS):
+        model = model.removeprefix(prefix)
+    return model
 
 
 def default_model(dataset: str | None) -> str:

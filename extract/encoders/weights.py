@@ -18,7 +18,7 @@ from ..hub import MODEL, Repository, Snapshot, download, how_to_carry, look_up, 
 from .spec import HF_HUB, LOCAL_DIR, RANDOM, EncoderName
 
 # Files of which a tokenizer of the `transformers` library consists.
-_TOKENIZER_FILES = frozenset(
+TOKENIZER_FILES = frozenset(
     {
         "added_tokens.json",
         "config.json",
@@ -114,5 +114,5 @@ def _first(snapshot: Snapshot, *names: str) -> str:
 
 def _fetch_tokenizer(repository: Repository, progress: Progress) -> None:
     snapshot = look_up(repository)
-    download(snapshot, sorted(_TOKENIZER_FILES & snapshot.files.keys()), progress)
+    download(snapshot, sorted(TOKENIZER_FILES & snapshot.files.keys()), progress)
     remember(snapshot)

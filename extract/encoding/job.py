@@ -30,7 +30,7 @@ from ...cache.schema import content_digest
 from ...cache.store import writing
 from ...cache.writer import write_caches
 from ..datasets.base import ClientImages, ImageDataset, Source
-from ..encoders.base import ImageEncoder
+from ..encoders.base import SampleEncoder
 from ..encoders.registry import fetch_encoder, library_versions, load_encoder
 from ..encoders.spec import RESIZERS
 from ..manifest import (
@@ -66,7 +66,7 @@ class _Job:
 
     request: Request
     dataset: ImageDataset
-    encoder: ImageEncoder
+    encoder: SampleEncoder
     folder: CacheFolder
     ranks: Ranks
     progress: Progress
@@ -77,7 +77,7 @@ class _Job:
     def of(cls, request: Request, dataset: ImageDataset, ranks: Ranks, progress: Progress) -> Self:
         """Load the encoder; its key is part of the cache's name."""
         encoder = load_encoder(request.encoder, resolve_device(request.device, ranks.local_rank))
-        if not isinstance(encoder, ImageEncoder):
+        if not isinstance(encoder, SampleEncoder):
             raise FedclipError(
                 f"{request.encoder.model}: encodes texts only; choose a --model that encodes images"
             )

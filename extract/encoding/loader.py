@@ -1,4 +1,4 @@
-"""Decodes images to batches of pixels, in worker processes or threads."""
+"""Decodes samples, images or texts, to batches, in worker processes or threads."""
 
 import errno
 import logging
@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -38,67 +38,65 @@ _NO_MEMORY = (
 
 @dataclass(frozen=True)
 class Decoded:
-    """A decoded image file.
+    """A decoded sample.
 
     Attributes:
-        pixels: (3, H, W) float32; zeros if there is a `problem`.
+        inputs: What the encoder takes, such as (3, H, W) pixels; zeros if there is a `problem`.
         digest: `content_digest` of the bytes that were decoded.
-        problem: Why the file is not a usable image, or an empty string.
+        problem: Why the sample is not usable, or an empty string.
         unread: Whether its bytes could not be read, for example from a disconnected disk.
     """
 
-    pixels: Tensor
+    inputs: Tensor
     digest: bytes
     problem: str = ""
     unread: bool = False
 
 
 @dataclass(frozen=True)
-class PixelBatch:
+class Batch:
     """A batch, padded to a fixed size.
 
     Attributes:
-        pixels: (B, 3, H, W) float32; rows past the last image are zeros.
-        digests: Content hash of each image, at most B.
-        problems: Why an image is not usable, or an empty string; as many as `digests`.
-        unread: Whether an image's bytes could not be read; as many as `digests`.
+        inputs: (B, ...) what the encoder takes; rows past the last sample are zeros.
+        digests: Content hash of each sample, at most B.
+        problems: Why a sample is not usable, or an empty string; as many as `digests`.
+        unread: Whether a sample's bytes could not be read; as many as `digests`.
         piped: Whether a worker process sent it through a pipe, for lack of shared memory.
     """
 
-    pixels: Tensor
+    inputs: Tensor
     digests: tuple[bytes, ...]
     problems: tuple[str, ...]
     unread: tuple[bool, ...]
     piped: bool = False
 
-    def __reduce__(self) -> tuple[Callable[..., "PixelBatch"], tuple[object, ...]]:
+    def __reduce__(self) -> tuple[Callable[..., "Batch"], tuple[object, ...]]:
         # Pickling a tensor moves it to shared memory; an array goes through the pipe.
-        shared = self.pixels.is_shared()  # type: ignore[no-untyped-call]
-        pixels = self.pixels if shared else self.pixels.numpy()
-        return _received, (pixels, self.digests, self.problems, self.unread)
+        shared = self.inputs.is_shared()  # type: ignore[no-untyped-call]
+        inputs = self.inputs if shared else self.inputs.numpy()
+        return _received, (inputs, self.digests, self.problems, self.unread)
 
-    def pin_memory(self) -> "PixelBatch":
-        """Copy the pixels to pinned memory, from which a GPU can copy while it computes."""
-        return replace(self, pixels=self.pixels.pin_memory())
+    def pin_memory(self) -> "Batch":
+        """Copy the inputs to pinned memory, from which a GPU can copy while it computes."""
+        return replace(self, inputs=self.inputs.pin_memory())
 
 
 def _received(
-    pixels: Tensor | npt.NDArray[np.float32],
+    inputs: Tensor | npt.NDArray[Any],
     digests: tuple[bytes, ...],
     problems: tuple[str, ...],
     unread: tuple[bool, ...],
-) -> PixelBatch:
-    piped = not isinstance(pixels, Tensor)
-    return PixelBatch(torch.as_tensor(pixels), digests, problems, unread, piped)
+) -> Batch:
+    piped = not isinstance(inputs, Tensor)
+    return Batch(torch.as_tensor(inputs), digests, problems, unread, piped)
 
 
-class _Images(Dataset[Decoded]):
-    def __init__(
-        self, sources: Sequence[Source], decode: Decoder, shape: tuple[int, int, int]
-    ) -> None:
+class _Samples(Dataset[Decoded]):
+    def __init__(self, sources: Sequence[Source], decode: Decoder, blank: Tensor) -> None:
         self.sources = sources
         self.decode = decode
-        self.shape = shape
+        self.blank = blank
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -110,7 +108,7 @@ class _Images(Dataset[Decoded]):
             return Decoded(self.decode(content), content_digest(content))
         except Exception as error:  # broken files raise errors of many types
             return Decoded(
-                torch.zeros(self.shape),
+                self.blank,
                 content_digest(content),
                 describe(error, content),
                 _is_unread(error),
@@ -147,25 +145,26 @@ class _Collate:
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
 
-    def __call__(self, images: Sequence[Decoded]) -> PixelBatch:
-        pixels = torch.zeros(self.batch_size, *images[0].pixels.shape)
+    def __call__(self, samples: Sequence[Decoded]) -> Batch:
+        first = samples[0].inputs
+        inputs = first.new_zeros(self.batch_size, *first.shape)
         if get_worker_info() is not None:
-            pixels = _shared(pixels)
-        for row, image in zip(pixels, images, strict=False):
-            row.copy_(image.pixels)
-        return PixelBatch(
-            pixels,
-            tuple(image.digest for image in images),
-            tuple(image.problem for image in images),
-            tuple(image.unread for image in images),
+            inputs = _shared(inputs)
+        for row, sample in zip(inputs, samples, strict=False):
+            row.copy_(sample.inputs)
+        return Batch(
+            inputs,
+            tuple(sample.digest for sample in samples),
+            tuple(sample.problem for sample in samples),
+            tuple(sample.unread for sample in samples),
         )
 
 
-def _shared(pixels: Tensor) -> Tensor:
-    """Move pixels to shared memory, unless it is full; containers often have only 64 MB."""
+def _shared(inputs: Tensor) -> Tensor:
+    """Move a batch to shared memory, unless it is full; containers often have only 64 MB."""
     with suppress(RuntimeError):
-        pixels.share_memory_()  # type: ignore[no-untyped-call]
-    return pixels
+        inputs.share_memory_()  # type: ignore[no-untyped-call]
+    return inputs
 
 
 def _ignore_interrupts(_worker: int) -> None:
@@ -177,12 +176,12 @@ def _ignore_interrupts(_worker: int) -> None:
 def load_batches(
     sources: Sequence[Source],
     decode: Decoder,
-    shape: tuple[int, int, int],
+    blank: Tensor,
     batch_size: int,
     workers: int,
     *,
     pinned: bool = False,
-) -> Iterator[PixelBatch]:
+) -> Iterator[Batch]:
     """Decode `sources` in order, `batch_size` at a time, in `workers` processes.
 
     The processes start at once, not when the first batch is requested. The batches do not
@@ -193,17 +192,17 @@ def load_batches(
     fastest if an encoder computes on the same cores: a decoder that runs at the same time on
     one core would delay the encoder's threads on all of them.
     """
-    images, collate = _Images(sources, decode, shape), _Collate(batch_size)
+    samples, collate = _Samples(sources, decode, blank), _Collate(batch_size)
     if workers and not _has_room_for_queues(workers):
         logger.warning(
             "shared memory is full, so threads decode the images in place of processes; %s", _ROOM
         )
         workers = 0
     if not workers:
-        batches = _decoded_by_threads(images, collate)
+        batches = _decoded_by_threads(samples, collate)
         return (batch.pin_memory() for batch in batches) if pinned else batches
     loader = DataLoader(
-        images,
+        samples,
         batch_size=batch_size,
         num_workers=workers,
         collate_fn=collate,
@@ -225,17 +224,17 @@ def _has_room_for_queues(workers: int) -> bool:
     return True
 
 
-def _decoded_by_threads(images: _Images, collate: _Collate) -> Iterator[PixelBatch]:
+def _decoded_by_threads(samples: _Samples, collate: _Collate) -> Iterator[Batch]:
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for first in range(0, len(images), collate.batch_size):
-            rows = range(first, min(first + collate.batch_size, len(images)))
-            decoded = list(pool.map(images.__getitem__, rows))
+        for first in range(0, len(samples), collate.batch_size):
+            rows = range(first, min(first + collate.batch_size, len(samples)))
+            decoded = list(pool.map(samples.__getitem__, rows))
             torch.set_num_threads(threads)  # the initializer of the pool's threads set it to 1
             yield collate(decoded)
 
 
-def _explained(batches: Iterator[PixelBatch]) -> Iterator[PixelBatch]:
+def _explained(batches: Iterator[Batch]) -> Iterator[Batch]:
     warned = False
     try:
         for batch in batches:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ...cache.common.progress import Progress, no_progress
 from ..datasets.inputs import Image
-from ..encoders.base import ImageEncoder
+from ..encoders.base import SampleEncoder
 from .job import default_batch_size, default_workers
 from .loader import load_batches
 from .worker import Clock, encode_batches, keep_freed_memory, memory_for
@@ -37,7 +37,7 @@ class EncodedImages:
 
 
 def encode_images(
-    encoder: ImageEncoder,
+    encoder: SampleEncoder,
     images: Iterable[Image],
     batch_size: int | None = None,
     workers: int | None = None,
@@ -66,7 +66,7 @@ def encode_images(
         batches = load_batches(
             [image.source for image in chunk],
             encoder.decode,
-            encoder.pixel_shape,
+            encoder.blank,
             batch_size,
             min(workers, len(chunk)),
             pinned=encoder.device.type == "cuda",

@@ -1,4 +1,4 @@
-"""One process's share of the encoding: from batches of pixels to parts on disk."""
+"""One process's share of the encoding: from decoded batches to parts on disk."""
 
 import ctypes
 import time
@@ -17,9 +17,9 @@ from ...cache import FedclipError
 from ...cache.common.progress import Progress, no_progress
 from ...cache.parts import write_part
 from ..datasets.base import Source
-from ..encoders.base import ImageEncoder, Launched
+from ..encoders.base import Launched, SampleEncoder
 from .distributed import RankFailedError
-from .loader import PixelBatch, is_out_of_memory, load_batches
+from .loader import Batch, is_out_of_memory, load_batches
 
 # The most that a killed extraction loses: a dozen seconds on a CPU, less than one on a GPU.
 PART_ROWS = 256
@@ -110,7 +110,7 @@ class Share:
 
     def __init__(
         self,
-        encoder: ImageEncoder,
+        encoder: SampleEncoder,
         folder: Path,
         tasks: Sequence[Task],
         batch_size: int,
@@ -127,11 +127,11 @@ class Share:
         self._tasks = tasks
         self._batch_size = batch_size
         self._clock = clock
-        self._progress = _ClientProgress(progress, [task.client for task in tasks])
+        self._progress = _ClientProgress(progress, encoder.samples, [task.client for task in tasks])
         self._batches = load_batches(
             [task.source for task in tasks],
             encoder.decode,
-            encoder.pixel_shape,
+            encoder.blank,
             batch_size,
             min(workers, len(tasks)),
             pinned=encoder.device.type == "cuda",
@@ -169,16 +169,16 @@ class Share:
 
 
 def encode_batches(
-    encoder: ImageEncoder, batches: Iterator[PixelBatch], clock: Clock
-) -> Generator[tuple[PixelBatch, npt.NDArray[np.float32]], None, None]:
+    encoder: SampleEncoder, batches: Iterator[Batch], clock: Clock
+) -> Generator[tuple[Batch, npt.NDArray[np.float32]], None, None]:
     """Yield encoded batches; a device may compute one while the previous one is fetched."""
-    computing: tuple[PixelBatch, Launched] | None = None
+    computing: tuple[Batch, Launched] | None = None
     while True:
         with clock.timing(WAITING):
             batch = next(batches, None)
         done = computing
         with clock.timing(ENCODING):
-            computing = (batch, encoder.launch_images(batch.pixels)) if batch else None
+            computing = (batch, encoder.launch(batch.inputs)) if batch else None
             finished = (done[0], done[1].numpy()) if done else None
         if finished:
             yield finished
@@ -221,9 +221,7 @@ class _Keeper:
     def full(self) -> bool:
         return len(self._outcomes) >= PART_ROWS
 
-    def add(
-        self, batch: PixelBatch, vectors: npt.NDArray[np.float32], tasks: Sequence[Task]
-    ) -> None:
+    def add(self, batch: Batch, vectors: npt.NDArray[np.float32], tasks: Sequence[Task]) -> None:
         """Collect a batch's rows; those past its last image are padding."""
         rows = len(batch.digests)
         numbers = [task.number for task in tasks[self._done : self._done + rows]]
@@ -270,17 +268,18 @@ def keep_freed_memory() -> None:
 
 
 class _ClientProgress:
-    """Reports progress of one client after the other."""
+    """Reports progress of one client after the other, counted in `unit`."""
 
-    def __init__(self, progress: Progress, clients: Sequence[str]) -> None:
+    def __init__(self, progress: Progress, unit: str, clients: Sequence[str]) -> None:
         self._progress = progress
+        self._unit = unit
         self._clients = clients
         self._totals = Counter(clients)
         self._done: Counter[str] = Counter()
         self._skipped: Counter[str] = Counter()
         self._begin_next()
 
-    def advance(self, batch: PixelBatch) -> None:
+    def advance(self, batch: Batch) -> None:
         """Report that a batch is done."""
         begun = self._done.total()
         clients = self._clients[begun : begun + len(batch.problems)]
@@ -298,4 +297,4 @@ class _ClientProgress:
 
     def _tell(self, client: str) -> None:
         skipped = f"{self._skipped[client]} skipped" if self._skipped[client] else ""
-        self._progress(client, self._done[client], self._totals[client], "images", skipped)
+        self._progress(client, self._done[client], self._totals[client], self._unit, skipped)

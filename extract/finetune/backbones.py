@@ -62,7 +62,7 @@ class Backbone:
 def clip_backbone(encoder: OpenClipEncoder) -> Backbone:
     """Make a backbone from a CLIP; all of its parameters are trained."""
     preprocess = PreprocessCfg(**open_clip.get_model_preprocess_cfg(encoder.model))
-    _, height, width = encoder.pixel_shape
+    _, height, width = encoder.blank.shape
     return Backbone(
         facts={"backbone": "clip", "parameters": encoder.facts["parameters"]},
         network=lambda seed: deepcopy(encoder.model).requires_grad_(True),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...cache import FedclipError
-from ..encoders.base import ImageEncoder
+from ..encoders.base import SampleEncoder
 from ..encoders.openclip import OpenClipEncoder
 from .backbones import clip_backbone
 from .images import ByteDecoder
@@ -58,7 +58,7 @@ class ImageSide:
         return torch.stack(pixels)
 
 
-def image_side(encoder: ImageEncoder) -> ImageSide:
+def image_side(encoder: SampleEncoder) -> ImageSide:
     """Take an encoder's image side.
 
     Raises:

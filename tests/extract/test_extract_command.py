@@ -126,7 +126,7 @@ def test_a_gpu_without_memory_for_a_batch_is_one_line(
     def full(self: OpenClipEncoder, pixels: torch.Tensor) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nGPU 0 has ...")
 
-    monkeypatch.setattr(OpenClipEncoder, "launch_images", full)
+    monkeypatch.setattr(OpenClipEncoder, "launch", full)
     assert extract("--dataset", make_images()) == 2
     assert "--batch-size 64: needs more memory" in only_error(capsys.readouterr().err)
 

@@ -683,13 +683,13 @@ def test_a_cache_keeps_the_batch_size_it_was_begun_with(
     run: Extract, make_images: MakeImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shapes: list[tuple[int, ...]] = []
-    encode = OpenClipEncoder.launch_images
+    encode = OpenClipEncoder.launch
 
     def recorded(self: OpenClipEncoder, pixels: torch.Tensor) -> Any:
         shapes.append(tuple(pixels.shape))
         return encode(self, pixels)
 
-    monkeypatch.setattr(OpenClipEncoder, "launch_images", recorded)
+    monkeypatch.setattr(OpenClipEncoder, "launch", recorded)
     root = make_images()
     run(root, batch_size=4)
     draw(root / "photo" / "cat" / "new.png", seed=1000)
@@ -906,7 +906,7 @@ def test_an_extraction_that_dies_leaves_no_client_without_the_others(
     run: Extract, make_images: MakeImages, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     root = make_images()
-    encode = OpenClipEncoder.launch_images
+    encode = OpenClipEncoder.launch
     batches = iter(range(2))
 
     def dying(self: OpenClipEncoder, pixels: torch.Tensor) -> Any:
@@ -915,7 +915,7 @@ def test_an_extraction_that_dies_leaves_no_client_without_the_others(
         return encode(self, pixels)
 
     with monkeypatch.context() as patch:
-        patch.setattr(OpenClipEncoder, "launch_images", dying)
+        patch.setattr(OpenClipEncoder, "launch", dying)
         with pytest.raises(MemoryError):
             run(root)
     left = [path.name for path in run.cache_dir.rglob("*") if path.is_file()]
@@ -999,7 +999,7 @@ def test_a_cache_folder_that_cannot_be_is_refused_before_anything_is_encoded(
     def forbidden(self: OpenClipEncoder, pixels: torch.Tensor) -> Any:
         raise AssertionError("encoded before the folder was there")
 
-    monkeypatch.setattr(OpenClipEncoder, "launch_images", forbidden)
+    monkeypatch.setattr(OpenClipEncoder, "launch", forbidden)
     (tmp_path / "file").touch()
     with pytest.raises((FedclipError, OSError)):
         run(make_images(), cache_dir=tmp_path / "file")

@@ -248,7 +248,7 @@ def test_the_facts_are_those_of_the_model(tiny_clip: Path) -> None:
     }
     assert len(encoder.facts["tokenizer"]) == 64
     assert encoder.sources == (tiny_clip, tiny_clip / CONFIG, tiny_clip / WEIGHTS)
-    assert encoder.pixel_shape == (3, 32, 32)
+    assert encoder.blank.shape == (3, 32, 32)
     assert encoder.logit_scale == float(weights["logit_scale"].exp())
     assert json.loads(json.dumps(encoder.facts.groups)) == encoder.facts.groups
     assert {group: sorted(facts) for group, facts in encoder.facts.groups.items()} == {
@@ -293,7 +293,7 @@ def test_encoding_leaves_torch_s_precision_as_it_was(tiny_clip: Path) -> None:
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("medium")
-        encoder.encode_images(pixels())
+        encoder.launch(pixels()).numpy()
         after = torch.get_float32_matmul_precision()
     finally:
         torch.set_float32_matmul_precision(before)
@@ -309,7 +309,7 @@ def test_encoding_leaves_cudnn_on_or_off(tiny_clip: Path, enabled: bool) -> None
         lambda *_: seen.append(torch.backends.cudnn.enabled)
     )
     with torch.backends.cudnn.flags(enabled=enabled):
-        encoder.encode_images(pixels())
+        encoder.launch(pixels()).numpy()
     assert seen == [enabled]
 
 
@@ -330,7 +330,7 @@ class Copied:
 def test_where_no_event_tells_of_its_end_a_copy_is_waited_for(tiny_clip: Path) -> None:
     encoder, features = load(tiny_clip), Copied()
     encoder.model.encode_image = lambda *_, **__: features  # type: ignore[assignment]
-    assert encoder.launch_images(pixels()).arrived is None
+    assert encoder.launch(pixels()).arrived is None
     assert features.copies == [{"non_blocking": False}]
 
 
@@ -340,7 +340,7 @@ def test_an_architecture_with_quick_gelu_is_another_encoder(
     plain, quick = load(tiny_clip), load(make_place(quick_gelu=True))
     assert quick.facts["weights_sha256"] == plain.facts["weights_sha256"]
     assert image_key(quick.facts) != image_key(plain.facts)
-    difference = np.abs(quick.encode_images(pixels()) - plain.encode_images(pixels()))
+    difference = np.abs(quick.launch(pixels()).numpy() - plain.launch(pixels()).numpy())
     assert difference.max() > 1e-3
 
 
@@ -379,8 +379,8 @@ def test_a_tag_trained_with_quick_gelu_is_encoded_with_it(
     assert torch.equal(quick.decode(png(noise())).unsqueeze(0), image)
     with torch.no_grad():
         expected = own.eval().encode_image(image, normalize=False).numpy()
-    np.testing.assert_allclose(quick.encode_images(image), expected, rtol=0, atol=1e-4)
-    assert np.abs(plain.encode_images(image) - expected).max() > 1e-3
+    np.testing.assert_allclose(quick.launch(image).numpy(), expected, rtol=0, atol=1e-4)
+    assert np.abs(plain.launch(image).numpy() - expected).max() > 1e-3
 
 
 def test_a_tag_trained_with_quick_gelu_is_refused_where_the_architecture_cannot_use_it(
@@ -419,7 +419,7 @@ def test_a_checkpoint_file_is_loaded_and_identified_by_its_bytes(
     assert encoder.sources == (path,)
     assert str(tmp_path) not in json.dumps(encoder.facts.groups)
     np.testing.assert_array_equal(
-        encoder.encode_images(pixels()), load(tiny_clip).encode_images(pixels())
+        encoder.launch(pixels()).numpy(), load(tiny_clip).launch(pixels()).numpy()
     )
 
 
@@ -442,7 +442,9 @@ def test_the_weights_hashed_are_the_weights_loaded_where_a_file_is_named_like_a_
     tagged = load(model, "toy")
     monkeypatch.chdir(tmp_path)
     shadowed = load(model, "toy")
-    same_vectors = np.array_equal(shadowed.encode_images(pixels()), tagged.encode_images(pixels()))
+    same_vectors = np.array_equal(
+        shadowed.launch(pixels()).numpy(), tagged.launch(pixels()).numpy()
+    )
     same_hash = shadowed.facts["weights_sha256"] == tagged.facts["weights_sha256"]
     assert same_vectors == same_hash
 
@@ -468,7 +470,7 @@ def test_the_file_hashed_is_the_one_loaded_of_several_in_a_folder(
     encoder = load(place)
     assert encoder.facts["weights_sha256"] == sha256(tiny_clip / WEIGHTS)
     np.testing.assert_array_equal(
-        encoder.encode_images(pixels()), load(tiny_clip).encode_images(pixels())
+        encoder.launch(pixels()).numpy(), load(tiny_clip).launch(pixels()).numpy()
     )
 
 
@@ -482,7 +484,7 @@ def test_random_weights_are_the_same_each_time_and_said_to_be_random(tiny_clip: 
     assert first.facts["pretrained"] == "random"
     assert first.facts["weights_sha256"] != load(tiny_clip).facts["weights_sha256"]
     assert first.sources == (tiny_clip, tiny_clip / CONFIG, tiny_clip / WEIGHTS)
-    np.testing.assert_array_equal(first.encode_images(pixels()), second.encode_images(pixels()))
+    np.testing.assert_array_equal(first.launch(pixels()).numpy(), second.launch(pixels()).numpy())
 
 
 def test_random_weights_of_an_architecture_need_no_file(register: Register) -> None:
@@ -494,7 +496,7 @@ def test_random_weights_of_an_architecture_need_no_file(register: Register) -> N
     torch.manual_seed(0)
     expected = open_clip.create_model(model).eval().encode_image(pixels())
     np.testing.assert_allclose(
-        encoder.encode_images(pixels()), expected.detach().numpy(), rtol=0, atol=1e-5
+        encoder.launch(pixels()).numpy(), expected.detach().numpy(), rtol=0, atol=1e-5
     )
 
 
@@ -722,7 +724,7 @@ def test_a_model_of_the_hub_is_the_model_that_its_files_make(
     assert encoder.name.shown == ("hf-hub:owner/tiny", "own")
     assert encoder.sources == (tiny_clip / WEIGHTS,)
     assert image_key(encoder.facts) == image_key(local.facts)
-    np.testing.assert_array_equal(encoder.encode_images(pixels()), local.encode_images(pixels()))
+    np.testing.assert_array_equal(encoder.launch(pixels()).numpy(), local.launch(pixels()).numpy())
 
 
 @pytest.mark.usefixtures("hub")
@@ -751,7 +753,7 @@ def test_a_lower_precision_is_another_encoder_with_close_float32_features(
     assert image_key(half.facts) != image_key(full.facts)
     prompts = ["a picture of a dog", "a picture of a cat"]
     pairs: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]] = [
-        (half.encode_images(pixels()), full.encode_images(pixels())),
+        (half.launch(pixels()).numpy(), full.launch(pixels()).numpy()),
         (half.encode_texts(prompts), full.encode_texts(prompts)),
     ]
     for features, expected in pairs:
@@ -767,7 +769,7 @@ def test_a_compiled_encoder_is_another_one_within_rounding(tiny_clip: Path) -> N
     name = EncoderName.of(f"local-dir:{tiny_clip}", None, compiled=True)
     compiled = load_encoder(name, torch.device("cpu"))
     np.testing.assert_allclose(
-        compiled.encode_images(pixels()), plain.encode_images(pixels()), rtol=0, atol=1e-5
+        compiled.launch(pixels()).numpy(), plain.launch(pixels()).numpy(), rtol=0, atol=1e-5
     )
     assert compiled.facts == {**plain.facts, "compiled": True}
 
@@ -785,4 +787,4 @@ def test_where_compiling_fails_the_line_says_so(
     name = EncoderName.of(f"local-dir:{tiny_clip}", None, compiled=True)
     compiled = load_encoder(name, torch.device("cpu"))
     with pytest.raises(FedclipError, match=r"--compile: does not work here \(no C\+\+ compiler"):
-        compiled.encode_images(pixels())
+        compiled.launch(pixels()).numpy()

@@ -15,9 +15,10 @@ from fedclip.cli import run
 from fedclip.extract.encoders import registry
 from fedclip.extract.encoders.base import (
     Encoder,
-    ImageEncoder,
     Launched,
     Launcher,
+    SampleEncoder,
+    SampleKind,
     TextEncoder,
     Vectors,
 )
@@ -51,21 +52,22 @@ class Toy:
 class ToyImages(Toy):
     """An encoder of images: the mean of each channel, and of its square."""
 
-    pixel_shape: tuple[int, int, int] = (3, 8, 8)
+    samples: SampleKind = "images"
+
+    @property
+    def blank(self) -> torch.Tensor:
+        return torch.zeros(3, 8, 8)
 
     def decode(self, content: bytes) -> torch.Tensor:
         from open_clip.transform import PreprocessCfg
 
         return open_clip_decoder(PreprocessCfg(size=8), "pillow")(content)
 
-    def launch_images(self, pixels: torch.Tensor) -> Launched:
+    def launch(self, pixels: torch.Tensor) -> Launched:
         def encode(there: torch.Tensor) -> torch.Tensor:
             return torch.cat([there.mean((2, 3)), there.square().mean((2, 3))], 1)
 
         return Launcher(encode, self.device)(pixels)
-
-    def encode_images(self, pixels: torch.Tensor) -> Vectors:
-        return self.launch_images(pixels).numpy()
 
 
 class ToyTexts(Toy):
@@ -138,7 +140,7 @@ def test_the_versions_that_count_are_those_of_the_family() -> None:
 def test_open_clip_s_encoders_have_both_sides(tiny_clip: Path) -> None:
     name = EncoderName.of(f"local-dir:{tiny_clip}", None)
     encoder = load_encoder(name, torch.device("cpu"))
-    assert isinstance(encoder, ImageEncoder)
+    assert isinstance(encoder, SampleEncoder)
     assert isinstance(encoder, TextEncoder)
 
 

@@ -35,6 +35,7 @@ SIDE = 32
 PREPROCESS = PreprocessCfg(size=SIDE)
 TRANSFORM = image_transform_v2(PREPROCESS, is_train=False)
 SHAPE = (3, SIDE, SIDE)
+BLANK = torch.zeros(SHAPE)
 
 # Pillow's own limit on pixels, which we also apply to what an image is resized to.
 PIXEL_LIMIT = Image.MAX_IMAGE_PIXELS or 0
@@ -156,18 +157,18 @@ def test_any_bytes_give_finite_pixels_or_a_reason(
 ) -> None:
     path = tmp_path / "any.jpg"
     path.write_bytes(content)
-    (batch,) = load_batches([FileSource(path)], open_clip_decoder(PREPROCESS, resizer), SHAPE, 1, 0)
+    (batch,) = load_batches([FileSource(path)], open_clip_decoder(PREPROCESS, resizer), BLANK, 1, 0)
     assert batch.digests == (content_digest(content),)
-    assert batch.pixels.shape == (1, *SHAPE)
-    assert batch.pixels.isfinite().all()
+    assert batch.inputs.shape == (1, *SHAPE)
+    assert batch.inputs.isfinite().all()
     expected = theirs(content)
     if expected is None:
         check_reason(*batch.problems)
-        assert torch.equal(batch.pixels[0], torch.zeros(SHAPE))
+        assert torch.equal(batch.inputs[0], BLANK)
     else:
         assert batch.problems == ("",)
         if resizer == "pillow":
-            assert torch.equal(batch.pixels[0], expected)
+            assert torch.equal(batch.inputs[0], expected)
 
 
 def extract_spoilt(

@@ -17,12 +17,13 @@ from fedclip.cache import FedclipError
 from fedclip.cache.schema import content_digest
 from fedclip.extract.datasets.base import FileSource
 from fedclip.extract.encoders.openclip import open_clip_decoder
-from fedclip.extract.encoding.loader import PixelBatch, load_batches
+from fedclip.extract.encoding.loader import Batch, load_batches
 
 PREPROCESS = PreprocessCfg(size=16)
 TRANSFORM = image_transform_v2(PREPROCESS, is_train=False)
 DECODE = open_clip_decoder(PREPROCESS, "pillow")
 SHAPE = (3, 16, 16)
+BLANK = torch.zeros(SHAPE)
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (40, 48)) -> Image.Image:
@@ -36,9 +37,9 @@ def encoded(image: Image.Image, suffix: str) -> bytes:
     return buffer.getvalue()
 
 
-def batches(paths: Sequence[Path], batch_size: int = 4, workers: int = 0) -> list[PixelBatch]:
+def batches(paths: Sequence[Path], batch_size: int = 4, workers: int = 0) -> list[Batch]:
     sources = [FileSource(path) for path in paths]
-    return list(load_batches(sources, DECODE, SHAPE, batch_size, workers))
+    return list(load_batches(sources, DECODE, BLANK, batch_size, workers))
 
 
 @pytest.fixture
@@ -52,22 +53,22 @@ def files(tmp_path: Path) -> list[Path]:
 
 def test_each_image_is_decoded_in_its_place_and_identified_by_its_bytes(files: list[Path]) -> None:
     loaded = batches(files)
-    pixels = torch.cat([batch.pixels for batch in loaded])
+    pixels = torch.cat([batch.inputs for batch in loaded])
     digests = [digest for batch in loaded for digest in batch.digests]
     assert digests == [content_digest(path.read_bytes()) for path in files]
     for index, path in enumerate(files):
-        expected = torch.zeros(SHAPE) if index == 4 else TRANSFORM(Image.open(path))
+        expected = BLANK if index == 4 else TRANSFORM(Image.open(path))
         assert torch.equal(pixels[index], expected)
 
 
 def test_the_last_batch_is_padded_with_zeros_to_the_one_shape(files: list[Path]) -> None:
     loaded = batches(files)
-    assert [tuple(batch.pixels.shape) for batch in loaded] == [(4, *SHAPE)] * 3
+    assert [tuple(batch.inputs.shape) for batch in loaded] == [(4, *SHAPE)] * 3
     assert [len(batch.digests) for batch in loaded] == [4, 4, 2]
     assert [len(batch.problems) for batch in loaded] == [4, 4, 2]
-    assert loaded[2].pixels[:2].abs().sum() > 0
-    assert torch.equal(loaded[2].pixels[2:], torch.zeros(2, *SHAPE))
-    assert {batch.pixels.dtype for batch in loaded} == {torch.float32}
+    assert loaded[2].inputs[:2].abs().sum() > 0
+    assert torch.equal(loaded[2].inputs[2:], torch.zeros(2, *SHAPE))
+    assert {batch.inputs.dtype for batch in loaded} == {torch.float32}
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -75,7 +76,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(files: list[Path], worke
     alone, shared = batches(files), batches(files, workers=workers)
     assert len(shared) == len(alone)
     for one, other in zip(alone, shared, strict=True):
-        assert torch.equal(one.pixels, other.pixels)
+        assert torch.equal(one.inputs, other.inputs)
         assert one.digests == other.digests
         assert one.problems == other.problems
 
@@ -107,8 +108,8 @@ def test_a_file_that_is_no_usable_image_is_named_with_its_problem(
     assert "\n" not in batch.problems[0]
     assert batch.problems[1] == ""
     assert batch.digests[0] == content_digest(content)
-    assert torch.equal(batch.pixels[0], torch.zeros(SHAPE))
-    assert torch.equal(batch.pixels[1], TRANSFORM(picture()))
+    assert torch.equal(batch.inputs[0], BLANK)
+    assert torch.equal(batch.inputs[1], TRANSFORM(picture()))
 
 
 def test_a_file_that_went_away_is_a_problem(tmp_path: Path) -> None:
@@ -144,7 +145,7 @@ def test_an_image_that_pillow_only_warns_of_is_used_without_a_word(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     (batch,) = batches([tmp_path / "large.png"])
     assert batch.problems == ("",)
-    assert torch.equal(batch.pixels[0], TRANSFORM(picture()))
+    assert torch.equal(batch.inputs[0], TRANSFORM(picture()))
 
 
 def test_bytes_are_decoded_whatever_the_file_is_called() -> None:
@@ -162,4 +163,4 @@ def test_a_worker_that_is_killed_is_explained_in_one_line(tmp_path: Path) -> Non
         raise AssertionError(f"alive with {content!r}")
 
     with pytest.raises(FedclipError, match=r"was killed.*--workers 0"):
-        list(load_batches([FileSource(path) for path in paths], deadly, SHAPE, 2, workers=1))
+        list(load_batches([FileSource(path) for path in paths], deadly, BLANK, 2, workers=1))

@@ -282,7 +282,7 @@ class StoppedError(Exception):
 
 
 def stop_after(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    encode_images = OpenClipEncoder.launch_images
+    encode_images = OpenClipEncoder.launch
     seen = 0
 
     def limited(self: OpenClipEncoder, pixels: Any) -> Any:
@@ -292,7 +292,7 @@ def stop_after(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
             raise StoppedError
         return encode_images(self, pixels)
 
-    monkeypatch.setattr(OpenClipEncoder, "launch_images", limited)
+    monkeypatch.setattr(OpenClipEncoder, "launch", limited)
 
 
 def test_what_was_encoded_is_taken_up_and_only_the_rest_is_encoded(

@@ -1,0 +1,403 @@
+"""Encoders of Hugging Face's transformers: text models such as BERT and sentence-transformers.
+
+A text's vector is pooled over its tokens: their mean, or that of the first token (CLS). A folder
+of sentence-transformers says which it was trained with; others use the mean. A final
+normalization is left out, since caches contain raw vectors. One tower serves both samples and
+prompts, so texts compare with class names.
+
+Any error that transformers, torch or the hub's client raises on weights, configs or tokenizers is
+reported in one line.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ...cache import FedclipError
+from ...cache.common.errors import first_line
+from ...cache.common.progress import Progress, no_progress
+from ...cache.key import EncoderFacts, file_sha256
+from ..hub import MODEL, Repository, download, look_up, remember
+from .base import (
+    Launched,
+    Launcher,
+    Vectors,
+    compiled,
+    pad_batch,
+    quiet,
+    tensors_sha256,
+    tokenizer_sha256,
+)
+from .spec import POOLINGS, RANDOM, TRANSFORMERS, EncoderName
+from .weights import TOKENIZER_FILES
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+# Files of a sentence-transformers folder: its parts, how tokens are pooled, the longest text.
+MODULES_FILE = "modules.json"
+POOLING_FILE = "1_Pooling/config.json"
+SENTENCE_FILE = "sentence_bert_config.json"
+
+# Parts of a sentence-transformers folder that change nothing, or that we do ourselves.
+_MODULES = {"Transformer", "Pooling", "Normalize"}
+
+# The longest text of a model whose config names none, in tokens.
+LONGEST = 512
+
+# Texts are padded to the first of these numbers of tokens that they fit into. A text's number
+# depends on itself alone, so its vector does not depend on the texts beside it.
+BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+
+PROMPT_BATCH = 16
+
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, eq=False)
+class TransformersEncoder:
+    """A frozen text model on a device, a `SampleEncoder` and a `TextEncoder`.
+
+    Attributes:
+        name: The encoder as the user names it.
+        facts: The facts that identify it.
+        sources: The files on this machine that it was loaded from.
+        model: The network, in evaluation mode.
+        decode: Function from UTF-8 bytes to (2, L) int64: token numbers, and 1 for each token.
+        device: The device it runs on.
+        logit_scale: 1, as it has none.
+        samples: Texts.
+    """
+
+    name: EncoderName
+    facts: EncoderFacts
+    sources: tuple[Path, ...]
+    model: nn.Module
+    decode: "Tokenize"
+    device: torch.device
+    logit_scale: float = 1.0
+    samples: Literal["texts"] = "texts"
+
+    @property
+    def blank(self) -> Tensor:
+        """No tokens, (2, L) int64."""
+        return torch.zeros(2, self.decode.context, dtype=torch.int64)
+
+    def launch(self, inputs: Tensor) -> Launched:
+        """Start encoding (B, 2, L) int64 tokens to (B, D) float32 raw features."""
+        return self._launcher(inputs)
+
+    def encode_texts(self, prompts: Sequence[str]) -> Vectors:
+        """Encode N prompts to (N, D) float32 raw features, in batches of one size."""
+        tokens = torch.stack([self.decode(text.encode()) for text in prompts])
+        batches = [
+            self.launch(pad_batch(batch, PROMPT_BATCH)).features
+            for batch in torch.split(tokens, PROMPT_BATCH)
+        ]
+        array: Vectors = torch.cat(batches)[: len(prompts)].numpy()
+        return array
+
+    @cached_property
+    def _launcher(self) -> Launcher:
+        encode = compiled(self._pooled) if self.name.compiled else self._pooled
+
+        def by_length(inputs: Tensor) -> Tensor:
+            features = torch.zeros(
+                len(inputs), self.facts["architecture"]["hidden_size"], device=inputs.device
+            )
+            for rows, length in _buckets(inputs[:, 1].sum(dim=1), inputs.shape[2]):
+                batch = pad_batch(inputs[rows, :, :length], len(inputs))
+                features[rows] = encode(batch)[: len(rows)].float()
+            return features
+
+        return Launcher(by_length, self.device)
+
+    def _pooled(self, tokens: Tensor) -> Tensor:
+        """Encode (B, 2, L) tokens of which each row has at least one."""
+        numbers, mask = tokens.unbind(1)
+        hidden: Tensor = self.model(input_ids=numbers, attention_mask=mask).last_hidden_state
+        if self.facts["pooling"] == "cls":
+            return hidden[:, 0]
+        # As sentence-transformers computes it: Reimers and Gurevych 2019, section 3.
+        weights = mask[:, :, None].to(hidden.dtype)
+        return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Tokenize:
+    """Turns a text's bytes into tokens; longer texts are cut off.
+
+    Attributes:
+        tokenizer: A fast tokenizer of transformers, which can be pickled.
+        context: Number of tokens, L.
+    """
+
+    tokenizer: Any
+    context: int
+
+    def __call__(self, content: bytes) -> Tensor:
+        """Tokenize UTF-8 bytes to (2, L) int64: token numbers, and 1 for each token.
+
+        Raises:
+            ValueError: the bytes are not UTF-8 or contain no text.
+        """
+        text = content.decode()
+        if not text.strip():
+            raise ValueError("the text is blank")
+        return self.encode([text])[0]
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Tokenize N texts to (N, 2, L) int64."""
+        encoded = self.tokenizer(
+            list(texts),
+            truncation=True,
+            max_length=self.context,
+            padding="max_length",
+            return_attention_mask=True,
+        )
+        return torch.stack(
+            [torch.tensor(encoded["input_ids"]), torch.tensor(encoded["attention_mask"])], dim=1
+        )
+
+
+def _buckets(lengths: Tensor, context: int) -> Iterator[tuple[Tensor, int]]:
+    """Group the rows of a batch that are padded alike; rows without tokens are in no group."""
+    shorter = 0
+    for bucket in (*(each for each in BUCKETS if each < context), context):
+        (rows,) = torch.nonzero((lengths > shorter) & (lengths <= bucket), as_tuple=True)
+        if len(rows):
+            yield rows, bucket
+        shorter = bucket
+
+
+def fetch_encoder(name: EncoderName, progress: Progress = no_progress) -> None:
+    """Download a model's files if they are on the hub and not on this machine.
+
+    Raises:
+        FedclipError: a file is missing and cannot be downloaded.
+    """
+    _folder(name, progress)
+
+
+def load_encoder(name: EncoderName, device: torch.device) -> TransformersEncoder:
+    """Build a model, load its weights and tokenizer and collect the facts that identify it.
+
+    Raises:
+        FedclipError: transformers is not installed, or the folder lacks a file or has one that
+            does not fit or cannot be loaded safely.
+    """
+    _check_installed(name)
+    folder = _folder(name)
+    config = _read_json(folder / CONFIG_FILE)
+    pooling = name.pooling or _own_pooling(folder)
+    with quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # makes random weights reproducible
+        model = _build(name, folder)
+        tokenizer = _tokenizer(name, folder)
+    tokenize = Tokenize(tokenizer, _context(folder, config, tokenizer))
+    weights = [] if name.pretrained == RANDOM else _weights(folder)
+    shown_model, shown_pretrained = name.shown
+    facts = EncoderFacts(
+        shared={
+            "library": "transformers",
+            "weights_sha256": _sha256_of(weights) if weights else tensors_sha256(model),
+            "random_weights": not weights,
+            "architecture": {
+                key: value
+                for key, value in config.items()
+                if key not in ("_name_or_path", "transformers_version")
+            },
+            "precision": name.precision,
+            "pooling": pooling,
+            "context": tokenize.context,
+            "tokenizer": tokenizer_sha256(lambda texts: tokenize.encode(texts)[:, 0]),
+            **({"compiled": True} if name.compiled else {}),
+        },
+        about={
+            "model": shown_model,
+            "pretrained": shown_pretrained,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        },
+    )
+    return TransformersEncoder(
+        name=name,
+        facts=facts,
+        sources=(folder.absolute(), *sorted(each for each in folder.iterdir() if each.is_file())),
+        model=model.to(_DTYPES[name.precision]).eval().requires_grad_(False).to(device),
+        decode=tokenize,
+        device=device,
+    )
+
+
+def _check_installed(name: EncoderName) -> None:
+    try:
+        import transformers  # noqa: F401
+    except ModuleNotFoundError:
+        raise FedclipError(
+            f"{name.model}: needs the package transformers; install it with 'pip install "
+            "fedclip[text]'"
+        ) from None
+
+
+def _folder(name: EncoderName, progress: Progress = no_progress) -> Path:
+    """Find the model's folder, and download its files first if it is on the hub."""
+    place = name.model.removeprefix(TRANSFORMERS)
+    if Path(place).is_dir():
+        return Path(place)
+    snapshot = look_up(Repository(place, MODEL))
+    wanted = {*TOKENIZER_FILES, CONFIG_FILE, MODULES_FILE, POOLING_FILE, SENTENCE_FILE}
+    if name.pretrained != RANDOM:
+        shards = {each for each in snapshot.files if each.startswith("model-")}
+        wanted |= {WEIGHTS_FILE} if WEIGHTS_FILE in snapshot.files else {INDEX_FILE, *shards}
+    folder = download(snapshot, sorted(wanted & snapshot.files.keys()), progress)
+    remember(snapshot)
+    return folder
+
+
+def _weights(folder: Path) -> list[Path]:
+    """List the files of weights.
+
+    Raises:
+        FedclipError: the folder has no safetensors, or names a file outside of it.
+    """
+    if (folder / WEIGHTS_FILE).is_file():
+        return [folder / WEIGHTS_FILE]
+    if not (folder / INDEX_FILE).is_file():
+        raise FedclipError(
+            f"{folder}: has no {WEIGHTS_FILE}; pass a folder or repository with safetensors, or "
+            f"--pretrained {RANDOM}"
+        )
+    shards = _read_json(folder / INDEX_FILE).get("weight_map")
+    names = sorted(set(shards.values())) if isinstance(shards, dict) else []
+    if not names or any(not isinstance(each, str) or Path(each).name != each for each in names):
+        raise FedclipError(f"{folder / INDEX_FILE}: names no files of this folder; get it again")
+    return [folder / each for each in names]
+
+
+def _sha256_of(files: Sequence[Path]) -> str:
+    """Hash a model's files: that of the only one, or that of all their hashes."""
+    hashes = [file_sha256(each) for each in files]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FedclipError(
+            f"{path.parent}: has no {path.name}; pass a folder that transformers has saved"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise FedclipError(f"{path}: is not JSON ({first_line(error)}); get it again") from None
+    if not isinstance(value, dict):
+        raise FedclipError(f"{path}: is not a JSON object; get it again")
+    return value
+
+
+def _own_pooling(folder: Path) -> str:
+    """Return how a sentence-transformers folder pools; the mean for any other folder.
+
+    Raises:
+        FedclipError: the folder pools in another way, or adds layers of its own.
+    """
+    if (folder / MODULES_FILE).is_file():
+        parts = json.loads((folder / MODULES_FILE).read_text(encoding="utf-8"))
+        kinds = {str(part.get("type", "")).rpartition(".")[2] for part in parts}
+        if strange := sorted(kinds - _MODULES):
+            raise FedclipError(
+                f"{folder}: has a part {strange[0]} after the network, which fedclip does not "
+                "apply; pass --pooling to encode without it"
+            )
+    if not (folder / POOLING_FILE).is_file():
+        return "mean"
+    asked = {
+        key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token")
+        for key, value in _read_json(folder / POOLING_FILE).items()
+        if key.startswith("pooling_mode_") and value is True
+    }
+    if len(asked) != 1 or not asked <= {*POOLINGS}:
+        raise FedclipError(
+            f"{folder / POOLING_FILE}: pools by {', '.join(sorted(asked)) or 'nothing'}; pass "
+            f"--pooling {' or '.join(POOLINGS)}"
+        )
+    return asked.pop()
+
+
+def _context(folder: Path, config: dict[str, Any], tokenizer: Any) -> int:
+    """Return the longest text in tokens: the least of what the folder's files allow."""
+    own = (
+        _read_json(folder / SENTENCE_FILE).get("max_seq_length")
+        if (folder / SENTENCE_FILE).is_file()
+        else None
+    )
+    positions = config.get("max_position_embeddings")
+    if isinstance(positions, int) and config.get("model_type") in _OFFSET_POSITIONS:
+        positions -= int(config.get("pad_token_id") or 0) + 1
+    limits = [tokenizer.model_max_length, own, positions, BUCKETS[-1]]
+    known = [limit for limit in limits if isinstance(limit, int) and 0 < limit <= BUCKETS[-1]]
+    return min(known) if len(known) > 1 else LONGEST
+
+
+# Families that number positions from the padding's number on.
+_OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "data2vec-text"}
+
+
+def _build(name: EncoderName, folder: Path) -> nn.Module:
+    from transformers import AutoConfig, AutoModel
+
+    options = {"trust_remote_code": False, "local_files_only": True}
+    try:
+        config = AutoConfig.from_pretrained(folder, **options)
+        if config.is_encoder_decoder:
+            raise ValueError(f"{config.model_type} is an encoder-decoder")
+        if name.pretrained == RANDOM:
+            return AutoModel.from_config(config, trust_remote_code=False)  # type: ignore[no-any-return]
+        _weights(folder)
+        model, report = AutoModel.from_pretrained(
+            folder,
+            config=config,
+            use_safetensors=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+            **options,
+        )
+    except FedclipError:
+        raise
+    except Exception as error:
+        raise FedclipError(
+            f"{folder}: cannot be loaded as a text model ({first_line(error)}); pass a folder that "
+            "transformers has saved as safetensors"
+        ) from None
+    missing = sorted(each for each in report["missing_keys"] if not each.startswith("pooler."))
+    if missing:
+        raise FedclipError(
+            f"{folder}: its weights lack {missing[0]}"
+            + (f" and {len(missing) - 1} more" if missing[1:] else "")
+            + f"; get them again, or pass --pretrained {RANDOM}"
+        )
+    return model  # type: ignore[no-any-return]
+
+
+def _tokenizer(name: EncoderName, folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True, use_fast=True
+        )
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
+    except Exception as error:
+        raise FedclipError(
+            f"{name.model}: its tokenizer cannot be loaded ({first_line(error)}); get its files "
+            "again"
+        ) from None
