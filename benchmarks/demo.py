@@ -51,7 +51,7 @@ def run_draw(
         cache=extraction.folder,
         clients=clients,
         settings=settings,
-        model=settings.adapter,
+        model=settings.model,
         preset="paper",
         targets=choose_targets(clients, "all"),
         device=torch.device("cpu"),

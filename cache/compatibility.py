@@ -88,13 +88,14 @@ def check_comparable(cache: FeatureCache) -> None:
     if not cache.templates:
         raise CacheError(
             f"{cache.client}: has no class texts to compare its images with; extract it with a "
-            "model that encodes texts too, such as CLIP"
+            "model that encodes texts too, such as CLIP, or use --class-vectors means"
         )
     width = cache.text_features.shape[2]
     if width != cache.embed_dim:
         raise CacheError(
             f"{cache.client}: its image features are {cache.embed_dim} wide and its text features "
-            f"{width}, so they cannot be compared; extract it with one model for both, such as CLIP"
+            f"{width}, so they cannot be compared; extract it with one model for both, such as "
+            "CLIP, or use --class-vectors means"
         )
 
 

@@ -66,6 +66,7 @@ def extract(
             encoder.precision,
             encoder.resizer,
             compiled=encoder.compiled,
+            pooling=encoder.pooling,
         ),
         templates=check_templates([*prompts.template, *templates_of(prompts.template_set)]),
         data_dir=data.data_dir,

@@ -17,7 +17,7 @@ from .datasets.books import Books
 from .datasets.hub_tables import LocatedTable
 from .datasets.registry import HF, KNOWN
 from .encoders.registry import library_versions
-from .encoders.spec import LOCAL_DIR, TRANSFORMERS, EncoderName, is_file
+from .encoders.spec import EncoderName, folder_of, is_file
 from .request import ClientResult, Extraction, Request, Skipped
 
 
@@ -33,10 +33,8 @@ class ClientEntry:
 def encoder_request(name: EncoderName) -> dict[str, Any]:
     """Describe the requested encoder, independently of the working directory."""
     model, pretrained = name.model, name.pretrained
-    for prefix in (LOCAL_DIR, TRANSFORMERS):
-        place = model.removeprefix(prefix)
-        if model.startswith(prefix) and Path(place).is_dir():
-            model = f"{prefix}{Path(place).resolve()}"
+    if folder := folder_of(model):
+        model = f"{model.partition(':')[0]}:{folder}"
     if pretrained is not None and is_file(pretrained):
         pretrained = str(Path(pretrained).resolve())
     asked = {key: value for key, value in asdict(name).items() if value is not None}

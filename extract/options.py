@@ -10,7 +10,16 @@ from ..cache.common.fields import option, options_of, suggest
 from ..cache.common.options import CacheOptions, DeviceOptions
 from .datasets.registry import HF, KNOWN, Columns, HubDataset
 from .encoders.prompts import DEFAULT_TEMPLATE, TEMPLATE_SETS
-from .encoders.spec import DEFAULT_MODEL, DEFAULT_PRETRAINED, PRECISIONS, RANDOM, RESIZERS
+from .encoders.spec import (
+    DEFAULT_MODEL,
+    DEFAULT_PRETRAINED,
+    POOLINGS,
+    PRECISIONS,
+    RANDOM,
+    RESIZERS,
+    TIMM,
+    TRANSFORMERS,
+)
 
 
 def architectures() -> Sequence[str]:
@@ -166,7 +175,9 @@ class ModelOptions:
         closed=False,
         metavar="MODEL",
         shown=f"{DEFAULT_MODEL}; the tiny CLIP for the dataset demo",
-        help="An open_clip architecture, local-dir:FOLDER or hf-hub:OWNER/NAME.",
+        help="An open_clip architecture, local-dir:FOLDER or hf-hub:OWNER/NAME; an image model of "
+        f"timm, {TIMM}NAME.TAG; or a text model of transformers, {TRANSFORMERS}OWNER/NAME or "
+        f"{TRANSFORMERS}FOLDER.",
     )
     pretrained: str | None = option(
         None,
@@ -214,6 +225,12 @@ class EncoderOptions(ModelOptions):
         choices=RESIZERS,
         help="Library that resizes images. open_clip uses pillow; torchvision takes half the time "
         "but rounds differently, usually by up to 2/255.",
+    )
+    pooling: str | None = option(
+        None,
+        choices=POOLINGS,
+        shown="the model's own, else mean",
+        help="How the tokens of a text model are pooled to one vector: their mean, or the first.",
     )
     compiled: bool = option(
         False,

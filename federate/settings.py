@@ -16,6 +16,8 @@ from ..cache import FedclipError
 from ..cache.common.fields import Option, flag, listed, merge_options, option, options_of, suggest
 from .data.partition import PARTITIONS, Partition
 from .models.adapters import ADAPTERS, Adapter, Attention
+from .models.base import Model
+from .models.heads import WithHead
 from .models.losses import LOSSES
 from .registry import Registry
 from .strategies import STRATEGIES
@@ -53,6 +55,12 @@ _RESERVED = SOURCES | {"preset", "cache", "target", "seeds", "help", "grid", "ta
 
 # In place of templates: every template that the cache has.
 ALL_PROMPTS = "all"
+
+# What images or texts are compared with: see `Settings.class_vectors`.
+TEXT, MEANS, HEAD = CLASS_VECTORS = ("text", "means", "head")
+
+# Settings that came after fedclip 0.1; a run's name has them only if they are not the default.
+_LATER = ("class_vectors", "logit_scale")
 
 REGISTRIES: Mapping[str, Registry[Any]] = {
     "adapter": ADAPTERS,
@@ -173,6 +181,23 @@ class Settings(TrainingSettings):
         shown="the first cached",
         help="Cached template of the class texts; several are averaged, 'all' averages all.",
     )
+    class_vectors: str | None = option(
+        None,
+        choices=CLASS_VECTORS,
+        panel="Data",
+        shown="text; means for a cache without class texts",
+        help="Vector of each class: its text, the mean of the clients' training features, for "
+        "which they send sums and counts once, or a linear head that starts at these means and is "
+        "trained with the adapter.",
+    )
+    logit_scale: float | None = option(
+        None,
+        above=0,
+        most=1e6,
+        panel="Data",
+        shown="the encoder's; CLIP's 100 for one that has none",
+        help="Factor on the similarities of samples and classes.",
+    )
     adapter: Adapter = Attention()
     strategy: Strategy = FedAvg()
     partition: Partition | None = None
@@ -205,6 +230,11 @@ class Settings(TrainingSettings):
                 f"{adapter}: has no part that {strategy} could leave with the client; choose "
                 f"--adapter {listed(able)}"
             )
+        if self.class_vectors == HEAD and self.adapter.replaces_texts:
+            raise FedclipError(
+                f"--class-vectors {HEAD}: {adapter} has class vectors of its own, so a head has no "
+                f"effect; choose --class-vectors {MEANS}"
+            )
         everyone = isinstance(self.participation, float) and self.participation == 1
         if self.strategy.pooled and not everyone:
             raise FedclipError(
@@ -225,6 +255,11 @@ class Settings(TrainingSettings):
         return [
             f"--{kind} {name}" for kind, name in names.items() if REGISTRIES[kind].is_outside(name)
         ]
+
+    @property
+    def model(self) -> Model:
+        """What is trained: the adapter, with a linear head if that makes the class vectors."""
+        return WithHead(self.adapter) if self.class_vectors == HEAD else self.adapter
 
     def name_of(self, kind: str) -> str:
         """Return the name of the adapter, strategy, loss or partition."""
@@ -310,7 +345,9 @@ class Settings(TrainingSettings):
         values = {**_FIRST_OPTIONS, **self.to_json()}
         if values["partition"] in (None, Methods.partition):
             del values["partition"]
-        return values
+        return {
+            name: value for name, value in values.items() if name not in _LATER or value is not None
+        }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:

@@ -119,7 +119,7 @@ class Run:
     ) -> None:
         self.federation = federation
         self.settings = settings
-        self.model = model or settings.adapter
+        self.model = model or settings.model
         self.engine = engine
         self.callbacks = callbacks
         self._keep_own = keep_own
@@ -428,9 +428,10 @@ def _step(runs: Sequence[Run]) -> list[Round]:
 
 
 def _zero_shot(federation: Federation, model: Model) -> dict[str, float]:
-    """Return the test accuracy of the cached features; NaN if the model has other ones."""
+    """Return the test accuracy of features and class texts; NaN unless the model starts there."""
     text, scale = federation.text, federation.logit_scale
+    defined = model.zero_shot and federation.zero_shot
     return {
-        client.name: zero_shot_accuracy(client.test, text, scale) if model.zero_shot else math.nan
+        client.name: zero_shot_accuracy(client.test, text, scale) if defined else math.nan
         for client in federation.clients
     }

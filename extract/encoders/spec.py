@@ -97,10 +97,8 @@ class EncoderName:
     def shown(self) -> tuple[str, str]:
         """Model and weights as a cache records them, without folders of this machine."""
         model, pretrained = self.model, self.pretrained
-        for prefix in (LOCAL_DIR, TRANSFORMERS):
-            place = model.removeprefix(prefix)
-            if model.startswith(prefix) and Path(place).is_dir():
-                model = prefix + Path(place).resolve().name
+        if folder := folder_of(model):
+            model = f"{model.partition(':')[0]}:{folder.name}"
         if pretrained is None:
             pretrained = "own"
         elif is_file(pretrained):
@@ -124,6 +122,14 @@ def _bare(model: str) -> str:
 def default_model(dataset: str | None) -> str:
     """Return the default model for a dataset."""
     return DEMO_MODEL if dataset == DEMO else DEFAULT_MODEL
+
+
+def folder_of(model: str) -> Path | None:
+    """Return the absolute path of the folder that a model's name contains; None without one."""
+    place = Path(_bare(model))
+    if model.startswith(LOCAL_DIR) or (model.startswith(TRANSFORMERS) and place.is_dir()):
+        return place.resolve()
+    return None
 
 
 def is_file(pretrained: str) -> bool:

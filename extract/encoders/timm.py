@@ -17,7 +17,8 @@ from typing import Any, Literal
 import timm
 import torch
 from PIL import Image
-from timm.data import create_transform, resolve_model_data_config
+from timm.data.config import resolve_model_data_config
+from timm.data.transforms_factory import create_transform
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
@@ -116,9 +117,8 @@ def load_encoder(name: EncoderName, device: torch.device) -> TimmEncoder:
     """
     weights = _weights(name)
     with quiet(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # makes random weights reproducible
         model = _build(name, weights)
-    config = resolve_model_data_config(model)
+    config = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
     shown_model, shown_pretrained = name.shown
     facts = EncoderFacts(
         shared={
@@ -231,18 +231,38 @@ def _weights(name: EncoderName, progress: Progress = no_progress) -> Path | None
 
 
 def _build(name: EncoderName, weights: Path | None) -> nn.Module:
-    model = _model_name(name)
     try:
+        random = _create(name, pretrained=False)
         if weights is None:
-            return timm.create_model(model, pretrained=False, num_classes=0)
+            return random
         # timm strips the prefixes of training wrappers, and converts other layouts of the same
         # architecture.
         state = load_state_dict(str(weights), weights_only=True)
-        return timm.create_model(
-            model, pretrained=True, pretrained_cfg_overlay={"state_dict": state}, num_classes=0
-        )
+        overlay = {"state_dict": state}
+        model = _create(name, pretrained=True, pretrained_cfg_overlay=overlay)
+        if missing := _unchanged(model, random):
+            raise ValueError(f"they lack {missing[0]} and {len(missing) - 1} more")
     except Exception as error:
         raise FedclipError(
             f"{weights or name.model}: cannot be loaded as weights of {name.model} "
             f"({first_line(error)}); pass safetensors or a plain state_dict of this architecture"
         ) from None
+    return model
+
+
+def _create(name: EncoderName, **options: Any) -> nn.Module:
+    torch.manual_seed(0)  # makes random weights reproducible
+    return timm.create_model(_model_name(name), num_classes=0, **options)
+
+
+def _unchanged(model: nn.Module, random: nn.Module) -> list[str]:
+    """List the parameters that were drawn at random and not loaded.
+
+    Without a classification head, timm accepts weights that lack any other parameter too.
+    """
+    drawn = dict(random.named_parameters())
+    return [
+        name
+        for name, tensor in model.named_parameters()
+        if tensor.requires_grad and tensor.std() > 0 and torch.equal(tensor, drawn[name])
+    ]

@@ -352,14 +352,17 @@ _OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "mpnet", "longformer
 
 def _build(name: EncoderName, folder: Path) -> nn.Module:
     from transformers import AutoConfig, AutoModel
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     options = {"trust_remote_code": False, "local_files_only": True}
     try:
         config = AutoConfig.from_pretrained(folder, **options)
         if config.is_encoder_decoder:
             raise ValueError(f"{config.model_type} is an encoder-decoder")
         if name.pretrained == RANDOM:
-            return AutoModel.from_config(config, trust_remote_code=False)  # type: ignore[no-any-return]
+            made: nn.Module = AutoModel.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+            return made
         _weights(folder)
         model, report = AutoModel.from_pretrained(
             folder,

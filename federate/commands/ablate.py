@@ -178,7 +178,7 @@ def ablate(
             cache=folder,
             clients=loaded,
             settings=settings,
-            model=settings.adapter,
+            model=settings.model,
             preset=str(settings_values.get("preset", "paper")),
             targets=choose_targets(loaded, target),
             device=device,

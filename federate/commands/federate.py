@@ -66,7 +66,7 @@ def federate(
             cache=folder,
             clients=clients,
             settings=settings,
-            model=settings.adapter,
+            model=settings.model,
             preset=str(chosen.get("preset", "paper")),
             targets=targets,
             device=resolve_device(compute.device),

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ...cache import FeatureCache, FedclipError
 from ...cache.common.fields import listed
@@ -16,7 +17,7 @@ from ...cache.common.text import counted, nfc
 from ...cache.compatibility import check_comparable
 from ..models.base import Model
 from ..seeding import generator
-from ..settings import ALL_PROMPTS, Settings
+from ..settings import ALL_PROMPTS, MEANS, TEXT, Settings
 from .samples import Domain, JoinedSamples, Rows, Samples
 
 MIN_ROWS = 5
@@ -25,6 +26,11 @@ TRAIN_SHARE = 0.6
 VALIDATION_SHARE = 0.2
 
 TOGETHER = "all-together"
+
+# The scale of similarities that a cache records for an encoder without one, and the scale that
+# CLIP was trained to (Radford et al. 2021, section 2.5), which is then used in its place.
+NO_SCALE = 1.0
+CLIP_SCALE = 100.0
 
 # Federations that a pool keeps for the next run that draws the same.
 FEDERATIONS_KEPT = 128
@@ -51,8 +57,9 @@ class Federation:
     Attributes:
         participants: The clients that train, in alphabetical order.
         target: The domain left out, tested whole; None if none is.
-        text: (C, D) float32 class texts.
-        logit_scale: The encoder's ``exp(logit_scale)``.
+        text: (C, D) float32 class vectors: those of the class texts, or what stands in for them.
+        logit_scale: The factor on similarities.
+        zero_shot: Whether `text` is of class texts, so that zero-shot accuracy is defined.
         dropped: Clients that the partition left with too few rows: name and rows.
     """
 
@@ -60,6 +67,7 @@ class Federation:
     target: Client | None
     text: Tensor
     logit_scale: float
+    zero_shot: bool = True
     dropped: tuple[tuple[str, int], ...] = ()
 
     @property
@@ -136,6 +144,8 @@ class FeaturePool:
             partition=settings.partition,
             data_fraction=settings.data_fraction,
             prompts=settings.prompts,
+            class_vectors=settings.class_vectors,
+            logit_scale=settings.logit_scale,
             seed=settings.seed,
         )
         return self._made(drawn, target)
@@ -150,15 +160,32 @@ class FeaturePool:
             FedclipError: it is too small to split, or a template is not cached.
         """
         (domain,) = self.domains
+        if class_vectors_of(domain.cache, settings) != TEXT:
+            raise FedclipError(
+                f"{domain.name}: has no class texts, and class means are not exchanged between "
+                "sites; extract it with a model that encodes texts too"
+            )
         if not target:
             return self.federation(settings, None)
-        return Federation((), _target(domain), *self._texts(settings))
+        return Federation((), _target(domain), *self._class_vectors(settings, []))
 
-    def _texts(self, settings: Settings) -> tuple[Tensor, float]:
-        """Return the (C, D) class texts and the logit scale."""
+    def _class_vectors(
+        self, settings: Settings, parts: Sequence[Samples]
+    ) -> tuple[Tensor, float, bool]:
+        """Return the (C, D) class vectors, the logit scale, and whether zero-shot is defined.
+
+        Args:
+            settings: Say what the vectors are.
+            parts: The training parts of all participants.
+        """
         first = self.domains[0].cache
-        texts = torch.from_numpy(class_texts(first, settings.prompts)).to(self.device)
-        return texts, first.logit_scale
+        texts = class_vectors_of(first, settings) == TEXT
+        vectors = (
+            torch.from_numpy(class_texts(first, settings.prompts))
+            if texts
+            else class_means(parts, first.class_names)  # a head starts at the means
+        )
+        return vectors.to(self.device), logit_scale_of(first, settings), texts
 
     def _make(self, settings: Settings, target: str | None) -> Federation:
         """Make every domain but `target` a participant, or split it into several.
@@ -194,8 +221,8 @@ class FeaturePool:
                 )
                 + f"; choose {'another --target, or none' if target else 'fewer --clients'}"
             )
-        texts = self._texts(settings)
-        return Federation(tuple(participants), left_out, *texts, dropped=tuple(dropped))
+        vectors = self._class_vectors(settings, [client.train for client in participants])
+        return Federation(tuple(participants), left_out, *vectors, dropped=tuple(dropped))
 
 
 def build_federation(
@@ -210,6 +237,51 @@ def build_federation(
         FedclipError: as `FeaturePool` and its `federation` do.
     """
     return FeaturePool(caches, settings.feature_norm, device).federation(settings, target)
+
+
+def class_vectors_of(cache: FeatureCache, settings: Settings) -> str:
+    """Return what a cache's samples are compared with: a value of `CLASS_VECTORS`."""
+    return settings.class_vectors or (TEXT if cache.templates else MEANS)
+
+
+def logit_scale_of(cache: FeatureCache, settings: Settings) -> float:
+    """Return the factor on similarities: the settings', the encoder's, or CLIP's if it has none."""
+    if settings.logit_scale is not None:
+        return settings.logit_scale
+    return CLIP_SCALE if cache.logit_scale == NO_SCALE else cache.logit_scale
+
+
+def class_means(parts: Sequence[Samples], class_names: Sequence[str]) -> Tensor:
+    """Return each class's mean over clients' training features, (C, D) float32.
+
+    Each feature is normalized first, so that all samples count alike. A client sends the sum and
+    the number of its samples of each class, and nothing of any one sample unless it is the only
+    one of its class (Tan et al. 2022, FedProto, arXiv:2105.00243, equation 6).
+
+    Raises:
+        FedclipError: no client has a training sample of a class.
+    """
+    sums, counts = zip(*(class_sums(part, len(class_names)) for part in parts), strict=True)
+    total, count = torch.stack(sums).sum(dim=0), torch.stack(counts).sum(dim=0)
+    missing = [name for name, number in zip(class_names, count.tolist(), strict=True) if not number]
+    if missing:
+        raise FedclipError(
+            f"--class-vectors: no client has a training sample of {listed(missing, 'and')}, so "
+            "none has a mean; choose another --target, or remove the class"
+        )
+    return (total / count[:, None]).float()
+
+
+def class_sums(part: Samples, classes: int) -> tuple[Tensor, Tensor]:
+    """Return what a client sends for class means.
+
+    Returns:
+        (C, D) float64 sums of its normalized training features by class, and (C,) int64 counts.
+    """
+    features, labels = part.features.double(), part.labels
+    features = functional.normalize(features, dim=1)
+    sums = features.new_zeros(classes, features.shape[1]).index_add_(0, labels, features)
+    return sums, torch.bincount(labels, minlength=classes)
 
 
 def chosen_templates(cache: FeatureCache, prompts: Sequence[str]) -> tuple[str, ...]:

@@ -32,8 +32,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Adapter(Model):
-    """An adapter over cached features."""
+    """An adapter over cached features.
 
+    Attributes:
+        replaces_texts: Whether it ignores the class vectors after it was made, as its own
+            parameters take their place.
+    """
+
+    replaces_texts: ClassVar[bool] = False
     kind: ClassVar[str] = "adapter"
     stackable: ClassVar[bool] = True
     rows_at_once: ClassVar[int] = 1024
@@ -260,6 +266,8 @@ class LinearProbe(Adapter):
     Here logits are cosines, which vectors of zeros do not have; a classifier that is
     fine-tuned from the texts is that of Wortsman et al. 2021 (arXiv:2109.01903).
     """
+
+    replaces_texts: ClassVar[bool] = True
 
     def layers(self, text: Tensor) -> Mapping[str, nn.Parameter]:
         """Copy the class texts."""

@@ -6,17 +6,19 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from ...cache import FeatureCache
 from ...cache.common.fields import options_of, show_value
 from ...cache.common.tables import Cell, Column, Compound, Show, Table, percent, points, thousands
 from ...cache.common.text import counted, inflected
 from ..ablations.grid import show
 from ..ablations.summary import Summary
+from ..data.federation import class_vectors_of, logit_scale_of
 from ..models.full import describe_backbone
 from ..runs.cost import Cost
 from ..runs.experiment import Experiment
 from ..runs.find import show_target
 from ..runs.results import FIGURES, ByClient, Result, RunResult, summary_of
-from ..settings import Settings
+from ..settings import MEANS, TEXT, Settings
 from ..training.metrics import mean
 from .cells import Accuracy, Interval, MeasuredAccuracy
 
@@ -276,11 +278,11 @@ def describe_settings(experiment: Experiment) -> list[str]:
         split += ", their training samples brought together"
     if settings.data_fraction < 1:
         split += f", {100 * settings.data_fraction:g} % of their training parts"
-    prompts = " + ".join(map(repr, settings.prompts or first.templates[:1]))
     over_features, norm = experiment.model.stackable, settings.feature_norm
     inputs = "images"
     if over_features:
         inputs = "features raw" if norm is None else f"features of norm {show_value(norm)}"
+    scale = logit_scale_of(first, settings)
     lines = [
         f"domains    {domains}: {counted(rows, 'row')} of "
         + f"{counted(first.embed_dim, 'feature')}, "
@@ -290,7 +292,8 @@ def describe_settings(experiment: Experiment) -> list[str]:
         + f"batch size {settings.batch_size}, local epochs {settings.local_epochs}, "
         + f"weighting {settings.weighting}, {experiment.model.title}, "
         + f"strategy {_strategy(settings)}, optimizer {settings.optimizer}",
-        f"           {_rounds(settings)}, {inputs}, prompt {prompts}, "
+        f"           {_rounds(settings)}, {inputs}, {_class_vectors(settings, first)}, "
+        + (f"logit scale {show_value(scale)}, " if scale != first.logit_scale else "")
         + f"seed {settings.seed}, device {experiment.device}",
     ]
     if first.encoder.get("random_weights"):
@@ -303,6 +306,15 @@ def describe_settings(experiment: Experiment) -> list[str]:
             "try --feature-norm 10)"
         )
     return lines
+
+
+def _class_vectors(settings: Settings, first: FeatureCache) -> str:
+    kind = class_vectors_of(first, settings)
+    if kind == TEXT:
+        return f"prompt {' + '.join(map(repr, settings.prompts or first.templates[:1]))}"
+    size = len(first.class_names) * (first.embed_dim + 1) * 4
+    means = f"class means (sums and counts, {size:,} bytes per client, once)"
+    return means if kind == MEANS else f"a linear head that starts at {means}"
 
 
 def _strategy(settings: Settings) -> str:

@@ -17,10 +17,15 @@ from ...cache.common.device import resolve_device
 from ...cache.common.fields import options_of
 from ...cache.common.files import check_name
 from ...cache.key import canonical_json
-from ..data.federation import chosen_templates, class_texts
+from ..data.federation import (
+    chosen_templates,
+    class_texts,
+    class_vectors_of,
+    logit_scale_of,
+)
 from ..models.base import Model
 from ..models.classifier import FACTS_VERSION
-from ..settings import Settings
+from ..settings import TEXT, Settings
 from ..training.engine import AUTO, choose_engine
 from .find import ALL, choose_targets, show_target
 from .folder import RunFolder
@@ -88,14 +93,16 @@ class Experiment:
     def _engine_in_use(self) -> str:
         if not self.model.stackable and self.engine == AUTO:
             return "plain"
-        text = torch.from_numpy(class_texts(self.clients[0], self.settings.prompts))
+        first = self.clients[0]
+        text = torch.zeros(len(first.class_names), first.embed_dim)
         return choose_engine(self.engine, self.device, self.model.make(text, seed=0))
 
     @cached_property
     def content(self) -> str:
         """SHA-256, 64 hex digits, of what is trained on: features, labels and class texts."""
-        texts = class_texts(self.clients[0], self.settings.prompts)
-        digest = hashlib.sha256(texts.tobytes())
+        digest = hashlib.sha256()
+        if class_vectors_of(self.clients[0], self.settings) == TEXT:
+            digest.update(class_texts(self.clients[0], self.settings.prompts).tobytes())
         for cache in self.clients:
             digest.update(f"{cache.key} {cache.content}".encode())
         return digest.hexdigest()
@@ -163,6 +170,7 @@ class Experiment:
         """
         settings, first = self.settings, self.clients[0]
         values, partition = settings.to_json(), settings.partition
+        vectors = class_vectors_of(first, settings)
         return {
             "version": FACTS_VERSION,
             "kind": self.model.kind,
@@ -176,10 +184,11 @@ class Experiment:
             "batch_size": self.cache.read_manifest().get("batch_size"),
             "dataset": first.dataset,
             "class_names": list(first.class_names),
-            "prompts": list(chosen_templates(first, settings.prompts)),
+            "class_vectors": vectors,
+            "prompts": list(chosen_templates(first, settings.prompts)) if vectors == TEXT else [],
             "feature_norm": settings.feature_norm,
             "normalized": first.normalized,
-            "logit_scale": first.logit_scale,
+            "logit_scale": logit_scale_of(first, settings),
             "settings": values,
             "split": {
                 "seed": settings.seed,
@@ -254,7 +263,7 @@ def load_experiment(
         cache=folder,
         clients=clients,
         settings=settings,
-        model=make_model(origin, clients, settings, where) if make_model else settings.adapter,
+        model=make_model(origin, clients, settings, where) if make_model else settings.model,
         preset=preset,
         targets=choose_targets(clients, target),
         device=where,

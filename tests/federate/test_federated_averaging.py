@@ -105,7 +105,7 @@ def test_each_round_has_a_new_optimizer(make_features: MakeFeatures) -> None:
     tasks = [
         LocalTask(
             client=client.name,
-            model=settings.adapter,
+            model=settings.model,
             samples=client.train,
             text=federation.text,
             logit_scale=federation.logit_scale,

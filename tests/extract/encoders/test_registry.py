@@ -1,5 +1,6 @@
 """Encoders of any family: with images only, with texts of another width, with texts only."""
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -184,11 +185,25 @@ def test_an_encoder_of_texts_alone_is_refused_and_leaves_nothing(
         ("both", "photo: its image features are 6 wide and its text features 2, "),
     ],
 )
-def test_federating_what_cannot_be_compared_is_refused_in_one_line(
+def test_comparing_with_texts_that_cannot_be_compared_is_refused_in_one_line(
     extracted: Run, refusal: Refusal, toy: str, reason: str
 ) -> None:
     extracted(toy)
-    assert refusal("federate", "--cache", "pets", "--rounds", "1").startswith(f"error: {reason}")
+    command = ("federate", "--cache", "pets", "--rounds", "1", "--class-vectors")
+    assert refusal(*command, "text").startswith(f"error: {reason}")
+
+
+@pytest.mark.parametrize("options", [(), ("--class-vectors", "head")])
+def test_images_without_texts_are_federated_with_class_means(
+    extracted: Run, empty_folder: Path, options: tuple[str, ...]
+) -> None:
+    extracted("images")
+    command = ["federate", "--cache", "pets", "--rounds", "1", "--target", "none", *options]
+    assert run(command) == 0
+    (written,) = (empty_folder / "runs").glob("*/result.json")
+    result = json.loads(written.read_text())
+    assert set(result["zero_shot"].values()) == {None}
+    assert set(result["accuracy"].values()) <= {0.0, 0.5, 1.0}
 
 
 @pytest.mark.parametrize("toy", ["images", "both"])
