@@ -101,6 +101,7 @@ def test_the_adapter_says_what_it_belongs_to(
     assert json.loads(metadata["fedclip"]) == {
         "version": 3,
         "kind": "adapter",
+        "class_vectors": "text",
         "adapter": "attention",
         "adapter_source": None,
         "options": {},
