@@ -11,6 +11,7 @@ from ..cache.common.console import Output
 from ..cache.common.options import FormatOptions, with_options
 from ..cache.common.tables import Column, Table, thousands
 from ..cache.common.text import counted
+from .datasets.registry import noun
 from .options import (
     DataOptions,
     DatasetOptions,
@@ -24,7 +25,7 @@ from .options import (
 if TYPE_CHECKING:
     from .request import Extraction
 
-# Number of skipped images that are listed one by one.
+# Number of skipped samples that are listed one by one.
 SKIPPED_SHOWN = 10
 
 
@@ -33,6 +34,7 @@ SKIPPED_SHOWN = 10
         "fedclip extract --dataset demo",
         "fedclip extract --dataset pacs --template 'a picture of a {}'",
         "fedclip extract --dataset hf:flwrlabs/pacs --model RN50 --pretrained openai",
+        "fedclip extract --dataset reviews.csv --model hf:sentence-transformers/all-MiniLM-L6-v2",
     ]
 )
 def extract(
@@ -44,13 +46,19 @@ def extract(
     encoding: EncodingOptions,
     output: OutputOptions,
 ) -> None:
-    """Encode every image of a dataset once and save the features, one file per client.
+    """Encode every image or text of a dataset once and save the features, one file per client.
 
     'torchrun --nproc-per-node N -m fedclip extract ...' splits the work among N processes, with
     one GPU for each if the machine has several.
     """
     from ..cache.common.progress import no_progress, show_progress
-    from .encoders.prompts import check_templates, parse_class_names, templates_of
+    from .encoders.prompts import (
+        check_templates,
+        default_template,
+        parse_class_names,
+        templates_of,
+    )
+    from .encoders.registry import family_of
     from .encoders.spec import EncoderName, default_model
     from .encoding.distributed import Ranks
     from .pipeline import extract_share
@@ -58,17 +66,19 @@ def extract(
 
     if data.dataset is None and data.listed is None:
         context.fail("--dataset: is missing; set it or --manifest")
+    name = EncoderName.joined(
+        encoder.model or (default_model(data.dataset),),
+        encoder.pretrained,
+        encoder.precision,
+        encoder.resizer,
+        compiled=encoder.compiled,
+        pooling=encoder.pooling,
+    )
+    templates = prompts.template or (default_template(family_of(name).samples),)
     request = Request(
         dataset=data.dataset,
-        encoder=EncoderName.of(
-            encoder.model or default_model(data.dataset),
-            encoder.pretrained,
-            encoder.precision,
-            encoder.resizer,
-            compiled=encoder.compiled,
-            pooling=encoder.pooling,
-        ),
-        templates=check_templates([*prompts.template, *templates_of(prompts.template_set)]),
+        encoder=name,
+        templates=check_templates([*templates, *templates_of(prompts.template_set)]),
         data_dir=data.data_dir,
         cache_dir=output.cache_dir,
         name=output.name,
@@ -109,9 +119,9 @@ def _print_extraction(extraction: Extraction) -> None:
     if extraction.encoded or extraction.encoded_texts:
         rate = extraction.encoded / extraction.seconds
         print(
-            f"encoded    {counted(extraction.encoded, 'image')} and "
+            f"encoded    {counted(extraction.encoded, noun(extraction.samples))} and "
             f"{counted(extraction.encoded_texts, 'prompt')} in "
-            f"{extraction.seconds:.1f} s ({rate:.1f} images/s)"
+            f"{extraction.seconds:.1f} s ({rate:.1f} {extraction.samples}/s)"
         )
         spent = (f"{activity} {seconds:.1f} s" for activity, seconds in extraction.spent.items())
         print(f"time       {', '.join(spent)}")
@@ -124,7 +134,7 @@ def _print_extraction(extraction: Extraction) -> None:
 
 @with_options(examples=["fedclip datasets", "fedclip datasets --data-dir /data"])
 def datasets(data: DataOptions, form: FormatOptions) -> None:
-    """List the known datasets: clients, classes, images, source, licence, path on this machine."""
+    """List the known datasets: clients, classes, size, source, licence, path on this machine."""
     from .datasets.find import place_of
     from .datasets.registry import KNOWN
 
@@ -132,7 +142,8 @@ def datasets(data: DataOptions, form: FormatOptions) -> None:
         Column("dataset"),
         Column("clients by name", key="clients", wraps=True),
         Column("classes"),
-        Column("images", show=thousands),
+        Column("size", show=thousands),
+        Column("of", key="samples"),
         Column("source", wraps=True),
         Column("licence", wraps=True),
         Column("here", wraps=True),
@@ -142,7 +153,8 @@ def datasets(data: DataOptions, form: FormatOptions) -> None:
             name,
             [domain.client for domain in known.domains],
             known.classes,
-            known.images,
+            known.size,
+            known.samples,
             known.source,
             known.licence,
             place_of(name, data.data_dir),
@@ -151,4 +163,6 @@ def datasets(data: DataOptions, form: FormatOptions) -> None:
     ]
     output = Output(form.format)
     output.table(Table(columns, rows))
-    output.note("also: any folder <domain>/<class>/<image>, a --manifest, or hf:OWNER/NAME")
+    output.note(
+        "also: any folder <domain>/<class>/<image or .txt file>, a --manifest, or hf:OWNER/NAME"
+    )

@@ -37,8 +37,9 @@ def encoder_request(name: EncoderName) -> dict[str, Any]:
         model = f"{model.partition(':')[0]}:{folder}"
     if pretrained is not None and is_file(pretrained):
         pretrained = str(Path(pretrained).resolve())
-    asked = {key: value for key, value in asdict(name).items() if value is not None}
-    return {**asked, "model": model, "pretrained": pretrained}
+    asked = {key: value for key, value in asdict(name).items() if value not in (None, ())}
+    others = {"others": [encoder_request(each) for each in name.others]} if name.others else {}
+    return {**asked, "model": model, "pretrained": pretrained, **others}
 
 
 def stat_files(paths: Sequence[Path]) -> list[dict[str, Any]]:

@@ -9,10 +9,11 @@ from ..cache import FedclipError
 from ..cache.common.fields import option, options_of, suggest
 from ..cache.common.options import CacheOptions, DeviceOptions
 from .datasets.registry import HF, KNOWN, Columns, HubDataset
-from .encoders.prompts import DEFAULT_TEMPLATE, TEMPLATE_SETS
+from .encoders.prompts import DEFAULT_TEMPLATE, PLAIN_TEMPLATE, TEMPLATE_SETS
 from .encoders.spec import (
     DEFAULT_MODEL,
     DEFAULT_PRETRAINED,
+    OWN,
     POOLINGS,
     PRECISIONS,
     RANDOM,
@@ -58,7 +59,7 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class DatasetOptions(DataOptions):
-    """The images to encode, and their classes."""
+    """The samples to encode, and their classes."""
 
     dataset: str | None = option(
         None,
@@ -66,33 +67,34 @@ class DatasetOptions(DataOptions):
         closed=False,
         metavar="DATASET",
         help="A known dataset (see 'fedclip datasets'), read from --data-dir or else from the "
-        f"Hugging Face hub; a folder laid out <domain>/<class>/<image>; or {HF}OWNER/NAME. With "
-        "--manifest, the folder that its paths are relative to.",
+        "Hugging Face hub; a folder of images or .txt files laid out <domain>/<class>/<image>; "
+        f"{HF}OWNER/NAME; or a list, as for --manifest. With --manifest, the folder that its paths "
+        "are relative to.",
     )
     listed: Path | None = option(
         None,
         flags=("--manifest",),
         metavar="FILE",
-        help="A .csv or .parquet list of images with the columns path, label and, unless --client "
-        "is set, client.",
+        help="A .csv or .parquet list with the columns path (of an image) or text, label and, "
+        "unless --client is set, client or domain.",
     )
     client: str | None = option(
         None,
         metavar="NAME",
-        help="Name of the only client, to which all images belong: those of a folder laid out "
+        help="Name of the only client, to which all samples belong: those of a folder laid out "
         "<class>/<image>, or all rows of a list or table.",
     )
     class_names: str | None = option(
         None,
         metavar="A,B,C|@FILE",
-        shown="those that have images, sorted",
+        shown="those that have samples, sorted",
         help="Classes in order, separated by commas or one per line of a file, so that separate "
-        "sites agree. A class may have no images.",
+        "sites agree. A class may have no samples.",
     )
     column: tuple[str, ...] = option(
         (),
         metavar="NAME=COLUMN",
-        help="Column of a list that holds path, label or client, such as path=file; may be "
+        help="Column of a list that holds path, text, label or client, such as path=file; may be "
         "repeated.",
     )
     offline: bool = option(False, help="Use only files on this machine, as with HF_HUB_OFFLINE=1.")
@@ -104,6 +106,7 @@ class TableOptions:
 
     Attributes:
         image: Name of the image column.
+        text: Name of the text column.
         label: Name of the class column.
         domain: Name of the domain column.
         split: Splits, joined by ``+``.
@@ -118,6 +121,13 @@ class TableOptions:
         metavar="COLUMN",
         shown="image",
         help="Column of images.",
+    )
+    text: str | None = option(
+        None,
+        flags=("--text-column",),
+        metavar="COLUMN",
+        shown="text, for a table without images",
+        help="Column of texts.",
     )
     label: str | None = option(
         None,
@@ -156,11 +166,23 @@ class TableOptions:
     def over(self, place: HubDataset) -> HubDataset:
         """Return `place` with the parts replaced that the user set."""
         columns = Columns(
-            self.image or place.columns.image,
-            self.label or place.columns.label,
-            self.domain or place.columns.domain,
+            image=self.image or ("" if self.text else place.columns.image),
+            text=self.text or ("" if self.image else place.columns.text),
+            label=self.label or place.columns.label,
+            domain=self.domain or place.columns.domain,
         )
-        return HubDataset(place.repository, self.split or place.split, columns)
+        return HubDataset(
+            place.repository,
+            self.split or place.split,
+            columns,
+            self.revision or place.revision,
+            None if self.domain else place.client,
+        )
+
+
+_DEFAULT_MODELS = f"{DEFAULT_MODEL}; the tiny CLIP for the dataset demo"
+_DEFAULT_WEIGHTS = f"{DEFAULT_PRETRAINED}, or the weights of the folder or repository"
+_OPEN_CLIP = "An open_clip architecture, local-dir:FOLDER or hf-hub:OWNER/NAME"
 
 
 @dataclass(frozen=True)
@@ -174,17 +196,15 @@ class ModelOptions:
         choices=architectures,
         closed=False,
         metavar="MODEL",
-        shown=f"{DEFAULT_MODEL}; the tiny CLIP for the dataset demo",
-        help="An open_clip architecture, local-dir:FOLDER or hf-hub:OWNER/NAME; an image model of "
-        f"timm, {TIMM}NAME.TAG; or a text model of transformers, {TRANSFORMERS}OWNER/NAME or "
-        f"{TRANSFORMERS}FOLDER.",
+        shown=_DEFAULT_MODELS,
+        help=f"{_OPEN_CLIP}.",
     )
     pretrained: str | None = option(
         None,
         choices=(DEFAULT_PRETRAINED, RANDOM),
         closed=False,
         metavar="TAG|FILE",
-        shown=f"{DEFAULT_PRETRAINED}, or the weights of the folder or repository",
+        shown=_DEFAULT_WEIGHTS,
         help=f"A pretrained tag, a checkpoint file, or {RANDOM}.",
     )
 
@@ -214,9 +234,30 @@ class RecordedOptions:
 
 
 @dataclass(frozen=True)
-class EncoderOptions(ModelOptions):
-    """The encoder and how it computes."""
+class EncoderOptions:
+    """The encoders and how they compute."""
 
+    PANEL = "Encoder"
+
+    model: tuple[str, ...] = option(
+        (),
+        choices=architectures,
+        closed=False,
+        metavar="MODEL",
+        shown=_DEFAULT_MODELS,
+        help=f"{_OPEN_CLIP}; an image model of timm, {TIMM}NAME.TAG; or a text model of "
+        f"transformers, {TRANSFORMERS}OWNER/NAME or {TRANSFORMERS}FOLDER. If repeated, the "
+        "features of the models are normalized and joined.",
+    )
+    pretrained: tuple[str, ...] = option(
+        (),
+        choices=(DEFAULT_PRETRAINED, RANDOM),
+        closed=False,
+        metavar="TAG|FILE",
+        shown=_DEFAULT_WEIGHTS,
+        help=f"A pretrained tag, a checkpoint file, or {RANDOM}. With several models, once for "
+        f"each; {OWN} stands for the default.",
+    )
     precision: str = option(
         "fp32", choices=PRECISIONS, help="Floating-point format of the encoder."
     )
@@ -250,14 +291,14 @@ class EncodingOptions(DeviceOptions):
         least=1,
         most=10**18,
         shown="the cache's; for a new one 64 on a CPU, 256 on a GPU",
-        help="Number of images per batch of the encoder.",
+        help="Number of samples per batch of the encoder.",
     )
     workers: int | None = option(
         None,
         least=0,
         shown="0 on a CPU; on a GPU one per core, less one",
-        help="Number of processes that decode images in parallel with the encoder; with 0, threads "
-        "decode between its batches.",
+        help="Number of processes that decode samples in parallel with the encoder; with 0, "
+        "threads decode between its batches.",
     )
 
 
@@ -268,7 +309,9 @@ class PromptOptions:
     PANEL = "Prompts"
 
     template: tuple[str, ...] = option(
-        (DEFAULT_TEMPLATE,), help="Prompt with {} for the class name; may be repeated."
+        (),
+        shown=f"{DEFAULT_TEMPLATE}; {PLAIN_TEMPLATE} for text models",
+        help="Prompt with {} for the class name; may be repeated.",
     )
     template_set: str | None = option(
         None,
@@ -285,4 +328,4 @@ class OutputOptions(CacheOptions):
 
     name: str | None = option(None, shown="the dataset's", help="First part of the cache's name.")
     force: bool = option(False, help="Encode everything again.")
-    strict: bool = option(False, help="Write nothing if any image is unusable.")
+    strict: bool = option(False, help="Write nothing if any sample is unusable.")

@@ -6,12 +6,15 @@ Neither torch nor an encoder is imported before something has to be encoded.
 import logging
 from dataclasses import replace
 
+from ..cache import FedclipError
 from ..cache.common.progress import Progress, no_progress
 from ..cache.common.text import counted
 from .datasets.base import ImageDataset
 from .datasets.find import find_dataset, opened
 from .datasets.hub_tables import LocatedTable
-from .encoders.spec import RANDOM
+from .datasets.registry import noun
+from .encoders.registry import family_of
+from .encoders.spec import DEFAULT_MODEL, RANDOM, TRANSFORMERS, EncoderName
 from .encoding.distributed import Ranks
 from .hub import offline
 from .manifest import check_root, made_of, up_to_date
@@ -57,6 +60,7 @@ def _lead(request: Request, ranks: Ranks, progress: Progress) -> Extraction:
         ranks.tell("up to date", True)
         return extraction
     dataset = opened(found, progress)
+    check_kind(request.encoder, dataset)
     _log_dataset(dataset, request)
     check_root(request.cache_dir, dataset)
     extraction = up_to_date(request, dataset)
@@ -65,21 +69,36 @@ def _lead(request: Request, ranks: Ranks, progress: Progress) -> Extraction:
         from .encoding.job import encode_missing
 
         extraction = encode_missing(request, dataset, ranks, progress)
-    extraction = replace(extraction, books=dataset.books)
+    extraction = replace(extraction, books=dataset.books, samples=dataset.samples)
     if not dataset.alone:
         _warn_of_strays(extraction, dataset)
     return extraction
 
 
+def check_kind(encoder: EncoderName, dataset: ImageDataset) -> None:
+    """Refuse to encode texts as images, or images as texts.
+
+    Raises:
+        FedclipError: the dataset has other samples than the encoder takes.
+    """
+    encoded = family_of(encoder).samples
+    if encoded != dataset.samples:
+        example = f"{TRANSFORMERS}OWNER/NAME" if dataset.samples == "texts" else DEFAULT_MODEL
+        raise FedclipError(
+            f"--model {encoder.model}: encodes {encoded}, but {dataset.root} contains "
+            f"{dataset.samples}; choose a model of {dataset.samples}, such as --model {example}"
+        )
+
+
 def _log_dataset(dataset: ImageDataset, request: Request) -> None:
-    images = sum(len(client.images) for client in dataset.clients)
+    size = sum(len(client.images) for client in dataset.clients)
     at = f" at {dataset.hub['commit'][:8]}" if dataset.hub else ""
     logger.info(
         "dataset    %s: %s, %s, %s below %s%s",
         dataset.name,
         counted(len(dataset.clients), "client"),
         counted(len(dataset.class_names), "class", "classes"),
-        counted(images, "image"),
+        counted(size, noun(dataset.samples)),
         dataset.root,
         at,
     )

@@ -6,22 +6,23 @@ from pathlib import Path
 
 from ..cache import CacheFolder
 from .datasets.books import Books
+from .datasets.registry import SampleKind
 from .encoders.spec import EncoderName
 from .options import TableOptions
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetRequest:
-    """The images to find.
+    """The samples to find.
 
     Attributes:
         dataset: A published dataset's name, a folder, or ``hf:owner/name``. With `listed`, the
             folder that the list's paths are relative to, or None.
         data_dir: Folder to look for datasets in.
         name: First part of the caches' names; None for the dataset's own name.
-        listed: A list of images, in place of a folder.
-        client: The only client, to which all images belong; None if there are several.
-        class_names: Classes in order; empty for all that have an image, sorted.
+        listed: A list, in place of a folder.
+        client: The only client, to which all samples belong; None if there are several.
+        class_names: Classes in order; empty for all that have a sample, sorted.
         table: How to read a dataset on the hub, and the splits to take.
         columns: Columns of a list, each as ``name=column``.
     """
@@ -45,10 +46,10 @@ class Request(DatasetRequest):
         templates: Prompt templates, each with one ``{}``.
         cache_dir: Folder of the caches.
         batch_size: Size of every batch of the encoder; None for the device's default.
-        workers: Number of processes that decode images; None for the device's default.
+        workers: Number of processes that decode samples; None for the device's default.
         device: ``auto`` or a torch device.
         force: Whether to encode everything again.
-        strict: Whether an image that cannot be used is an error.
+        strict: Whether a sample that cannot be used is an error.
         offline: Whether to stay off the network.
     """
 
@@ -65,7 +66,7 @@ class Request(DatasetRequest):
 
 @dataclass(frozen=True)
 class Skipped:
-    """A skipped image: its id and the reason."""
+    """A skipped sample: its id and the reason."""
 
     id: str
     reason: str
@@ -73,7 +74,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class ClientResult:
-    """A client's result: rows in its file, how many were encoded now, and skipped images."""
+    """A client's result: rows in its file, how many were encoded now, and skipped samples."""
 
     client: str
     rows: int
@@ -94,7 +95,8 @@ class Extraction:
         seconds: Wall-clock time of reading, encoding and writing, without loading the encoder.
         spent: Seconds that this process spent on each main activity.
         written: Whether the clients' files were written, even if only their labels changed.
-        books: What was seen besides the images.
+        books: What was seen besides the samples.
+        samples: What was encoded: images, or texts.
     """
 
     folder: CacheFolder
@@ -106,13 +108,14 @@ class Extraction:
     spent: Mapping[str, float] = field(default_factory=dict)
     written: bool = False
     books: Books = Books()
+    samples: SampleKind = "images"
 
     @property
     def encoded(self) -> int:
-        """Number of images encoded now."""
+        """Number of samples encoded now."""
         return sum(client.encoded for client in self.clients)
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
-        """All skipped images."""
+        """All skipped samples."""
         return tuple(item for client in self.clients for item in client.skipped)

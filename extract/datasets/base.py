@@ -1,5 +1,6 @@
 """The datasets that are extracted: clients, their classes and their images, from any source."""
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,30 +10,30 @@ from ...cache import FedclipError
 from ...cache.common.files import check_name
 from ...cache.common.text import counted, flaw, match_names, near_twins, nfc
 from .books import Books
-from .registry import KNOWN
+from .registry import KNOWN, SampleKind, noun
 
 
 class Source(Protocol):
-    """Reads the bytes of an image; small and picklable, since worker processes use it."""
+    """Reads the bytes of a sample; small and picklable, since worker processes use it."""
 
     def read(self) -> bytes:
-        """Read the bytes of the image file, still encoded.
+        """Read the bytes of the image file or text, still encoded.
 
         Raises:
-            OSError: the image cannot be read.
+            OSError: the sample cannot be read.
         """
 
     def stamp(self) -> str:
-        """Return a text that changes when the image does, without reading the image.
+        """Return a text that changes when the sample does, without reading its file.
 
         Raises:
-            OSError: the image no longer exists.
+            OSError: the sample no longer exists.
         """
 
 
 @dataclass(frozen=True)
 class FileSource:
-    """An image file."""
+    """A file, of an image or a text."""
 
     path: Path
 
@@ -47,6 +48,21 @@ class FileSource:
         """
         stat = self.path.stat()
         return f"{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}"
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """A text that a list contains itself, in UTF-8."""
+
+    content: bytes
+
+    def read(self) -> bytes:
+        """Return the text."""
+        return self.content
+
+    def stamp(self) -> str:
+        """Return a hash of the text."""
+        return hashlib.sha256(self.content).hexdigest()
 
 
 # class -> its images: id and source. A class may have no images.
@@ -93,7 +109,8 @@ class ImageDataset:
         alone: Whether it is one site's client, which may share a cache with other sites' clients.
         hub: The repository, commit, split, columns and clients; None if not from the hub.
         layout: How its files were understood; empty if there was only one way.
-        books: What was seen besides its images.
+        books: What was seen besides its samples.
+        samples: What its clients have: images, or texts.
     """
 
     name: str
@@ -105,6 +122,7 @@ class ImageDataset:
     hub: Mapping[str, Any] | None = None
     layout: str = ""
     books: Books = Books()
+    samples: SampleKind = "images"
 
 
 def gather(
@@ -113,6 +131,7 @@ def gather(
     clients: Sequence[tuple[str, ClassImages]],
     *,
     class_names: Sequence[str] = (),
+    samples: SampleKind = "images",
     known: str | None = None,
     alone: bool = False,
     hub: Mapping[str, Any] | None = None,
@@ -131,6 +150,7 @@ def gather(
         clients: Each client's name and images.
         class_names: Classes in order; by default all classes with images, sorted. A class folder
             may differ from them in case, spaces and underscores.
+        samples: What the clients have.
         known: The published dataset whose sizes it should have.
         alone: Whether it is one site's client.
         hub: Its origin on the hub.
@@ -148,14 +168,14 @@ def gather(
     found = [(client, _composed(root, client, classes, class_names)) for client, classes in taken]
     _check_clients(root, [client for client, _ in found])
     if class_names:
-        _check_given(root, found, class_names)
+        _check_given(root, found, class_names, samples)
     else:
         class_names = _common_classes(root, found)
     for class_name in class_names:
         if unfit := flaw(class_name):
             raise FedclipError(f"{root}: has a class {class_name!r} {unfit}; rename it")
     twins = _twin_warnings(class_names)
-    spellings = _spelling_warnings(taken, class_names)
+    spellings = _spelling_warnings(taken, class_names, samples)
     return ImageDataset(
         name=check_name(name, "dataset"),
         root=root,
@@ -171,6 +191,7 @@ def gather(
         hub={**hub, "clients": [client for client, _ in found]} if hub else None,
         layout=layout,
         books=books or Books(),
+        samples=samples,
     )
 
 
@@ -200,13 +221,16 @@ def _check_clients(root: Path | str, clients: Sequence[str]) -> None:
 
 
 def _check_given(
-    root: Path | str, clients: Sequence[tuple[str, ClassImages]], class_names: Sequence[str]
+    root: Path | str,
+    clients: Sequence[tuple[str, ClassImages]],
+    class_names: Sequence[str],
+    samples: SampleKind,
 ) -> None:
     for client, classes in clients:
         strange = sorted({name for name, images in classes.items() if images} - {*class_names})
         if strange:
             raise FedclipError(
-                f"{root}: {client} has images of {', '.join(map(repr, strange))}, but "
+                f"{root}: {client} has {samples} of {', '.join(map(repr, strange))}, but "
                 f"--class-names has only {', '.join(class_names)}; add or rename the class"
             )
 
@@ -257,12 +281,12 @@ def _twin_warnings(class_names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _spelling_warnings(
-    clients: Sequence[tuple[str, ClassImages]], class_names: Sequence[str]
+    clients: Sequence[tuple[str, ClassImages]], class_names: Sequence[str], samples: SampleKind
 ) -> tuple[str, ...]:
     raw_names = sorted({nfc(name) for _, classes in clients for name in classes})
     spelled = match_names(raw_names, class_names)
     return tuple(
-        f"images of {raw!r} are taken as {name!r}, as --class-names spells it"
+        f"{samples} of {raw!r} are taken as {name!r}, as --class-names spells it"
         for raw, name in spelled.items()
         if raw != name
     )
@@ -271,15 +295,14 @@ def _spelling_warnings(
 def _size_warnings(known: str, clients: Sequence[tuple[str, ClassImages]]) -> tuple[str, ...]:
     published = KNOWN[known]
     sizes = {client: sum(map(len, classes.values())) for client, classes in clients}
+    what = noun(published.samples)
     warnings = tuple(
-        f"{known}: {domain.client} has {counted(sizes.get(domain.client, 0), 'image')} here, but "
-        f"{domain.images} as published"
+        f"{known}: {domain.client} has {counted(sizes.get(domain.client, 0), what)} here, but "
+        f"{domain.size} as published"
         for domain in published.domains
-        if domain.images is not None and sizes.get(domain.client, 0) != domain.images
+        if domain.size is not None and sizes.get(domain.client, 0) != domain.size
     )
     total = sum(sizes.values())
-    if not warnings and total != published.images:
-        return (
-            f"{known}: has {counted(total, 'image')} here, but {published.images} as published",
-        )
+    if not warnings and total != published.size:
+        return (f"{known}: has {counted(total, what)} here, but {published.size} as published",)
     return warnings

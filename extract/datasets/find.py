@@ -10,7 +10,7 @@ from ..request import DatasetRequest
 from .base import ImageDataset
 from .folders import open_dataset, places_below
 from .hub_tables import LocatedTable, locate_table
-from .image_lists import open_list
+from .image_lists import is_list, open_list
 from .registry import HF, KNOWN, HubDataset
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
@@ -27,13 +27,13 @@ def find_dataset(
     Raises:
         FedclipError: the dataset is not found, or options contradict each other.
     """
-    dataset = request.dataset
-    if request.listed is not None:
+    dataset, file = request.dataset, request.listed
+    if file is not None or is_list(dataset or ""):
         _check_options(request, None, None)
         return open_list(
-            request.listed,
+            file or Path(dataset or ""),
             request.data_dir,
-            dataset=dataset,
+            dataset=dataset if file is not None else None,
             name=request.name,
             client=request.client,
             class_names=request.class_names,
@@ -76,7 +76,9 @@ def place_of(dataset: str, data_dir: Path) -> str | None:
     if folders := places_below(data_dir, dataset):
         return ", ".join(map(str, folders))
     place = KNOWN[dataset].hub
-    there = place is not None and hub.is_here(hub.Repository(place.repository, hub.DATASET))
+    there = place is not None and hub.is_here(
+        hub.Repository(place.repository, hub.DATASET, place.revision)
+    )
     return "the hub's cache" if there else None
 
 
@@ -104,24 +106,29 @@ def _check_options(request: DatasetRequest, place: HubDataset | None, known: str
             f"{given[0]}: only applies to datasets on the hub ({HF}OWNER/NAME), but "
             f"{request.dataset or request.listed} is on this machine; leave out {given[0]}"
         )
-    if request.columns and request.listed is None:
+    if request.columns and request.listed is None and not is_list(request.dataset or ""):
         raise FedclipError(
-            f"--column {request.columns[0]}: only applies to lists of images (--manifest); leave "
-            "out --column"
+            f"--column {request.columns[0]}: only applies to lists (--manifest); leave out --column"
+        )
+    if request.table.image and request.table.text:
+        raise FedclipError(
+            f"--text-column {request.table.text}: a table is one of images or of texts; leave out "
+            "--text-column or --image-column"
         )
 
 
 def _locate(request: DatasetRequest, place: HubDataset, known: str | None) -> LocatedTable:
+    place = request.table.over(place)
     try:
         return locate_table(
-            request.table.over(place),
-            request.table.revision or hub.MAIN,
+            place,
+            place.revision,
             name=request.name,
             known=known,
-            client=request.client,
+            client=request.client or place.client,
             class_names=request.class_names,
         )
     except FedclipError as error:
-        if known is None:
+        if known is None or not all(domain.folders for domain in KNOWN[known].domains):
             raise
         raise FedclipError(f"{error}; or set --data-dir to a folder with {known}") from None

@@ -1,4 +1,4 @@
-"""Datasets as folders of image files: published layouts, any folder, one site's folder."""
+"""Datasets as folders of image or text files: published layouts, any folder, one site's."""
 
 import os
 import re
@@ -53,8 +53,9 @@ def open_dataset(
         root, folders, warnings = _find_known(dataset, known, data_dir)
         check_utf8(root)
         clients = {path.rpartition("/")[2]: name for path, name in folders.items()}
+        tree = scan(root, lambda path: _leads_to(path, folders), known.samples)
         layout = read_layout(
-            scan(root, lambda path: _leads_to(path, folders)),
+            tree,
             splits=splits,
             domain_of=lambda folder: clients.get(folder, folder),
             class_of=lambda folder: known.names.get(folder, folder),
@@ -64,13 +65,15 @@ def open_dataset(
     else:
         root = find_folder(dataset, data_dir)
         check_utf8(root)
-        layout = read_layout(scan(root), client=client, splits=splits)
+        tree = scan(root)
+        layout = read_layout(tree, client=client, splits=splits)
         found = [(client_name(domain), classes) for domain, classes in layout.domains]
     return gather(
         name or (dataset if known else slug(root.name.lower())),
         root,
         found,
         class_names=class_names,
+        samples=tree.kind,
         known=dataset if known else None,
         alone=client is not None,
         layout=layout.pattern,

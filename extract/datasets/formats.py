@@ -1,9 +1,11 @@
-"""Image formats: which are decoded, and which files are images by their suffix or first bytes."""
+"""Formats: which images are decoded, and which files are images or texts."""
 
 import functools
 import os
 import warnings
 from collections.abc import Callable
+
+from .registry import SampleKind
 
 # Pillow reads many more formats, but some run other programs, and few are well maintained.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
@@ -31,6 +33,8 @@ _SUFFIXES = frozenset(
     }
 )
 
+_TEXT_SUFFIX = ".txt"
+
 # Enough for DICOM, whose signature comes last.
 _HEAD_BYTES = 132
 
@@ -44,6 +48,11 @@ _SIGNATURES = (
     (0, b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
     (128, b"DICM", "DICOM"),
 )
+
+
+def is_sample(path: str, samples: SampleKind) -> bool:
+    """Return whether a file is one of a dataset's images or texts; see `is_image`."""
+    return is_image(path) if samples == "images" else path.lower().endswith(_TEXT_SUFFIX)
 
 
 def is_image(path: str) -> bool:

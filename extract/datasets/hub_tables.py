@@ -1,4 +1,4 @@
-"""Datasets on the hub as tables of images: the files of each split, and their clients."""
+"""Datasets on the hub as tables of images or texts: the files of each split, and their clients."""
 
 import fnmatch
 import re
@@ -14,7 +14,7 @@ from ...cache.common.text import nfc
 from .. import hub
 from .base import ImageDataset, gather
 from .books import Books
-from .registry import HF, KNOWN, HubDataset
+from .registry import HF, KNOWN, Columns, HubDataset
 
 CARD = "README.md"
 PARQUET_BRANCH = "refs/convert/parquet"
@@ -50,7 +50,7 @@ class LocatedTable:
             "revision": self.snapshot.repository.revision,
             "commit": self.snapshot.commit,
             "split": self.place.split,
-            "columns": asdict(self.place.columns),
+            "columns": _recorded(self.place.columns),
             "client": self.client,
             "class_names": list(self.class_names),
         }
@@ -65,7 +65,7 @@ class LocatedTable:
 
         Raises:
             FedclipError: the dataset cannot be downloaded, has no such split or column, or has no
-                images.
+                rows.
         """
         from .parquet import RowFile, read_clients
 
@@ -83,7 +83,7 @@ class LocatedTable:
             for split, paths in by_split.items()
             for path in paths
         ]
-        clients = read_clients(
+        samples, clients = read_clients(
             self.root,
             files,
             self.place.columns,
@@ -101,6 +101,7 @@ class LocatedTable:
             self.root,
             clients,
             class_names=self.class_names,
+            samples=samples,
             known=self.known,
             alone=self.client is not None,
             hub=self.facts,
@@ -133,6 +134,12 @@ def locate_table(
         client=client_name(client) if client else None,
         class_names=tuple(class_names),
     )
+
+
+def _recorded(columns: Columns) -> dict[str, str]:
+    """Return the columns' names as caches record them, those of before texts too."""
+    usual = columns.text == Columns.text
+    return {key: name for key, name in asdict(columns).items() if not (key == "text" and usual)}
 
 
 def _name_client(known: str | None) -> Callable[[str], str]:

@@ -1,10 +1,10 @@
-"""Lists of images: a CSV or Parquet file of ``path,label[,client]``."""
+"""Lists of samples: a CSV or Parquet file of ``path,label[,client]`` or ``text,label[,client]``."""
 
 import csv
 import logging
 import unicodedata
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path, PurePosixPath
@@ -15,22 +15,35 @@ from ...cache.common.fields import listed, suggest
 from ...cache.common.files import client_name, slug
 from ...cache.common.text import check_utf8
 from ...cache.labels import name_labels
-from .base import FileSource, ImageDataset, Source, gather
+from .base import FileSource, ImageDataset, Source, TextSource, gather
 from .books import Books
 from .folders import find_folder
+from .registry import SampleKind, noun
 
 logger = logging.getLogger(__name__)
 
-PATH, LABEL, CLIENT = "path", "label", "client"
+PATH, TEXT, LABEL, CLIENT = "path", "text", "label", "client"
 
 # Names that lists use for these columns.
 _OTHER_NAMES = {
     PATH: ("filepath", "file_path", "filename", "file_name", "image_path"),
+    TEXT: ("sentence", "review"),
     LABEL: ("class", "class_name"),
     CLIENT: ("domain", "site"),
 }
 
 _UTF_8 = "utf-8-sig"
+
+# Bytes that are not UTF-8 are kept as lone surrogates, and so refused or skipped row by row.
+_KEEP = "surrogateescape"
+
+# The longest value of a CSV file, in characters; Python's own limit is shorter than some texts.
+_LONGEST = 2**30
+
+
+def is_list(dataset: str) -> bool:
+    """Return whether a dataset's name is that of a list's file."""
+    return Path(dataset).suffix.lower() in _READERS and Path(dataset).is_file()
 
 
 def open_list(
@@ -43,11 +56,12 @@ def open_list(
     class_names: Sequence[str] = (),
     columns: Sequence[str] = (),
 ) -> ImageDataset:
-    """Find the images in a list.
+    """Find the images or texts in a list.
 
-    Paths are relative to the folder `dataset` if set, else to the list's own folder or, if the
-    first image is not in there, to `data_dir`. Paths are the images' ids, so a path out of this
-    folder is refused.
+    A list with a column of paths is one of images, any other one of texts, whose ids are their
+    rows' numbers. Paths are relative to the folder `dataset` if set, else to the list's own folder
+    or, if the first image is not in there, to `data_dir`. Paths are the images' ids, so a path out
+    of this folder is refused.
 
     Args:
         file: The list, ``.csv``, ``.tsv`` or ``.parquet``. The separator, UTF-16 and common names
@@ -55,9 +69,9 @@ def open_list(
         data_dir: Folder to look for datasets in.
         dataset: The folder that the paths are relative to.
         name: First part of its caches' names; by default the folder's or the list's name.
-        client: The client of all images, if the list has no column ``client``.
-        class_names: Classes in order; by default all that have an image, sorted.
-        columns: Columns for path, label and client, each as ``name=column``.
+        client: The client of all samples, if the list has no column ``client``.
+        class_names: Classes in order; by default all that have a sample, sorted.
+        columns: Columns for path, text, label and client, each as ``name=column``.
 
     Raises:
         FedclipError: the list cannot be read, lacks a column or a value, or contains a file
@@ -67,36 +81,54 @@ def open_list(
     given = _parse_columns(columns)
     opened = read_list(file)
     found = _find_columns(file, opened.columns, given, client) if opened.columns else {}
+    samples: SampleKind = "texts" if TEXT in found else "images"
+    if samples == "texts" and dataset:
+        raise FedclipError(f"--dataset {dataset}: {file} has texts, not paths; leave out --dataset")
+    if samples == "images" and opened.undecoded:
+        raise _no_csv(file, opened.undecoded)
     rows = list(_rows(opened, found, client))
     if not rows:
-        raise FedclipError(f"{file}: lists no images; add a row for each image")
-    root = find_folder(dataset, data_dir) if dataset else _root(file, data_dir, rows[0][1])
+        raise FedclipError(f"{file}: lists no {samples}; add a row for each {noun(samples)}")
+    sources = _texts(rows) if samples == "texts" else _images(file, data_dir, dataset, rows)
     names = _names(file, [label for _, _, label, _ in rows], class_names)
     clients: dict[str, dict[str, list[tuple[str, Source]]]] = {}
-    seen: set[str] = set()
-    for where, path, label, owner in rows:
-        image_id = _below(where, path, root)
-        if image_id in seen:
-            raise FedclipError(f"{where}: {path!r} is in this list already; remove one of the rows")
-        seen.add(image_id)
-        images = clients.setdefault(client_name(owner), {}).setdefault(names[label], [])
-        images.append((image_id, FileSource(root / image_id)))
+    for (_, _, label, owner), source in zip(rows, sources, strict=True):
+        clients.setdefault(client_name(owner), {}).setdefault(names[label], []).append(source)
     renamed = [f"{column} as {name}" for name, column in found.items() if name != column]
     understood = [*([opened.format] if opened.format else []), *renamed]
     unused = tuple(f"column {each}" for each in opened.columns if each not in found.values())
     return gather(
-        name or slug((root.name if dataset else file.stem).lower()),
+        name or slug((find_folder(dataset, data_dir).name if dataset else file.stem).lower()),
         file.resolve(),
         sorted(clients.items()),
         class_names=class_names,
+        samples=samples,
         alone=client is not None,
         layout=listed(understood, "and") if understood else "",
         books=Books("rows", aside=unused),
     )
 
 
-# A row's place in the file, path, label and client.
+# A row's place in the file, path or text, label and client.
 _Row = tuple[str, str, str, str]
+
+
+def _images(
+    file: Path, data_dir: Path, dataset: str | None, rows: Sequence[_Row]
+) -> Iterator[tuple[str, Source]]:
+    root = find_folder(dataset, data_dir) if dataset else _root(file, data_dir, rows[0][1])
+    seen: set[str] = set()
+    for where, path, _, _ in rows:
+        image_id = _below(where, path, root)
+        if image_id in seen:
+            raise FedclipError(f"{where}: {path!r} is in this list already; remove one of the rows")
+        seen.add(image_id)
+        yield image_id, FileSource(root / image_id)
+
+
+def _texts(rows: Sequence[_Row]) -> Iterator[tuple[str, Source]]:
+    for number, (_, text, _, _) in enumerate(rows):
+        yield f"{number:08d}", TextSource(text.encode(errors=_KEEP))
 
 
 @dataclass(frozen=True)
@@ -107,11 +139,13 @@ class _List:
         columns: The names of its columns.
         rows: Each row's place in the file, and its values by column.
         format: How the file is written; empty for the usual ways.
+        undecoded: The error about bytes that are not UTF-8, if there are any.
     """
 
     columns: Sequence[str]
     rows: Iterator[tuple[str, Mapping[str, str]]]
     format: str = ""
+    undecoded: Exception | None = None
 
 
 def _names(file: Path, labels: Sequence[str], class_names: Sequence[str]) -> dict[str, str]:
@@ -133,26 +167,32 @@ def read_list(file: Path) -> _List:
     """
     if not file.is_file():
         raise FedclipError(f"{file}: file not found; pass a .csv, .tsv or .parquet list")
-    readers = {".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet}
-    if file.suffix.lower() not in readers:
-        raise FedclipError(f"{file}: is not a list of images; pass a .csv, .tsv or .parquet file")
-    return readers[file.suffix.lower()](file)
+    if file.suffix.lower() not in _READERS:
+        raise FedclipError(f"{file}: is not a list; pass a .csv, .tsv or .parquet file")
+    return _READERS[file.suffix.lower()](file)
 
 
 def _rows(opened: _List, columns: Mapping[str, str], client: str | None) -> Iterator[_Row]:
     for where, values in opened.rows:
         row = {name: values[column] for name, column in columns.items()}
         for name, value in row.items():
+            if name == TEXT:
+                continue  # skipped and counted later, like a broken image
             if not value:
                 raise FedclipError(f"{where}: has no {name}; fill it in")
-        yield where, row[PATH], row[LABEL], client or row[CLIENT]
+        yield where, row[TEXT if TEXT in row else PATH], row[LABEL], client or row[CLIENT]
 
 
 def _read_csv(file: Path) -> _List:
     content = file.read_bytes()
     encoding = _encoding(content)
+    undecoded: Exception | None = None
+    csv.field_size_limit(_LONGEST)
     try:
-        text = content.decode(encoding)
+        try:
+            text = content.decode(encoding)
+        except UnicodeDecodeError as error:
+            text, undecoded = content.decode(encoding, _KEEP), error
         separator = _separator(text)
         reader = csv.reader(StringIO(text, newline=""), delimiter=separator, strict=True)
         columns = [column.strip() for column in next(reader, [])]
@@ -162,7 +202,8 @@ def _read_csv(file: Path) -> _List:
     shown = "tabs" if separator == "\t" else repr(separator)
     name = "UTF-8" if encoding == _UTF_8 else "UTF-16"
     rows = _csv_rows(file, columns, reader, separator)
-    return _List(columns, rows, "" if plain else f"CSV in {name}, separated by {shown}")
+    understood = "" if plain else f"CSV in {name}, separated by {shown}"
+    return _List(columns, rows, understood, undecoded)
 
 
 def _csv_rows(
@@ -217,6 +258,13 @@ def _read_parquet(file: Path) -> _List:
     return _List(columns, ((f"{file} row {number}", row) for number, row in enumerate(texts)))
 
 
+_READERS: Mapping[str, Callable[[Path], _List]] = {
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".parquet": _read_parquet,
+}
+
+
 def _parse_columns(given: Sequence[str]) -> dict[str, str]:
     columns: dict[str, str] = {}
     for text in given:
@@ -233,8 +281,8 @@ def _parse_columns(given: Sequence[str]) -> dict[str, str]:
 def _find_columns(
     file: Path, has: Sequence[str], given: Mapping[str, str], client: str | None
 ) -> dict[str, str]:
-    """Find the columns of path, label and, unless `client` is set, client."""
-    wanted = [PATH, LABEL] if client else [PATH, LABEL, CLIENT]
+    """Find the columns of path or text, label and, unless `client` is set, client."""
+    wanted = [_sample_column(has, given), LABEL, *([] if client else [CLIENT])]
     if client and (CLIENT in given or _named(CLIENT, has)):
         raise FedclipError(f"{file}: already has a column {CLIENT!r}; leave out --client")
     found = {}
@@ -258,6 +306,17 @@ def columns_for(name: str, has: Sequence[str]) -> list[str]:
     ]
 
 
+def _sample_column(has: Sequence[str], given: Mapping[str, str]) -> str:
+    """Return `text` for a list that has texts and no paths, else `path`."""
+    if PATH in given or TEXT in given:
+        return PATH if PATH in given else TEXT
+    named = {
+        name: any(_named(each, has) for each in (name, *_OTHER_NAMES[name]))
+        for name in (PATH, TEXT)
+    }
+    return TEXT if named[TEXT] and not named[PATH] else PATH
+
+
 def _named(name: str, columns: Sequence[str]) -> list[str]:
     """Return the columns of a name, in upper or lower case."""
     return [column for column in columns if column.strip().lower() == name.lower()]
@@ -270,7 +329,7 @@ def _missing(file: Path, name: str, has: Sequence[str], asked: str | None) -> st
     option = f"name it with --column {name}=COLUMN"
     if name == CLIENT:
         return (
-            f"{file}: has no column {CLIENT!r} {seen}; {option}, or name the client of all images "
+            f"{file}: has no column {CLIENT!r} {seen}; {option}, or name the client of all rows "
             "with --client"
         )
     return f"{file}: lacks the column {name!r} {seen}; {option}"

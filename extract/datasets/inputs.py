@@ -100,7 +100,7 @@ def _image(path: Path, image_id: str, label: str | None = None, client: str | No
 
 
 def _in_folder(root: Path, class_names: frozenset[str]) -> Iterator[Image]:
-    for image_id, path in sorted(scan(root).image_paths()):
+    for image_id, path in sorted(scan(root).sample_paths()):
         above = [normalize("NFC", part) for part in image_id.split("/")[:-1]]
         depth = next((at for at in reversed(range(len(above))) if above[at] in class_names), None)
         label = above[depth] if depth is not None else None

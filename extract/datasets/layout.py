@@ -1,7 +1,7 @@
-"""The layouts of a folder of images: which of its folders are splits, domains and classes.
+"""The layouts of a folder of samples: which of its folders are splits, domains and classes.
 
-An image belongs to the class whose folder it is in, at any depth. Splits are folders such as
-``train`` and ``test``, above the domains or below each of them; together they are the whole.
+An image or text belongs to the class whose folder it is in, at any depth. Splits are folders such
+as ``train`` and ``test``, above the domains or below each of them; together they are the whole.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,9 +11,11 @@ from unicodedata import normalize
 
 from ...cache import FedclipError
 from ...cache.common.fields import listed, suggest
+from ...cache.common.text import inflected
 from .base import ClassImages, FileSource
 from .books import Books
-from .tree import NO_IMAGE, Folder
+from .registry import noun
+from .tree import NO_SAMPLE, Folder
 
 SPLITS = frozenset(
     {
@@ -95,7 +97,7 @@ def read_layout(
     filled = [(name, classes) for name, classes in domains if _count(classes)]
     domain = "" if client is not None else "<domain>/"
     split = "" if not divided else "<split>/" if divided == len(filled) else "[<split>/]"
-    pattern = f"{'<split>/' if above else ''}{domain}{split}<class>/<image>"
+    pattern = f"{'<split>/' if above else ''}{domain}{split}<class>/<{noun(root.kind)}>"
     _check_filled(root, domains, pattern, required, client)
     taken = f", splits {listed(choice.taken, 'and')}" if choice.taken else ""
     return Layout(
@@ -130,9 +132,9 @@ class _SplitChoice:
         filled = {name: each for name, each in folder.folders.items() if each.count}
         found = self._wanted(folder, filled, required) if self.wanted else _splits(folder, filled)
         for name, each in found.items():
-            if each.images:
+            if each.samples:
                 raise FedclipError(
-                    f"{each.path}/{each.images[0]}: is in the split {name!r}, but in none of its "
+                    f"{each.path}/{each.samples[0]}: is in the split {name!r}, but in none of its "
                     "folders, so its class is unknown; move it into a class folder, or away"
                 )
         if found:
@@ -193,7 +195,7 @@ def _images(classes: ClassFolders) -> ClassImages:
         name: [
             (image_id, FileSource(Path(path)))
             for folder in folders
-            for image_id, path in folder.image_paths()
+            for image_id, path in folder.sample_paths()
         ]
         for name, folders in classes.items()
     }
@@ -215,7 +217,7 @@ def _check_filled(
     }
     if not somewhere:
         raise FedclipError(
-            f"{root.path}: contains no images laid out {pattern}{_elsewhere(root, client)}"
+            f"{root.path}: contains no {root.kind} laid out {pattern}{_elsewhere(root, client)}"
         )
     empty = [
         name
@@ -225,18 +227,19 @@ def _check_filled(
     empty += sorted({*required} - {name for name, _ in domains})
     if empty:
         raise FedclipError(
-            f"{root.path}: {_few(empty)} would be empty, without an image laid out {pattern}; "
-            "add the images, or move the folder away"
+            f"{root.path}: {_few(empty)} would be empty, without {_article(root)} laid out "
+            f"{pattern}; add the {root.kind}, or move the folder away"
         )
 
 
 def _elsewhere(root: Folder, client: str | None) -> str:
     """Return the end of the error about a folder that has images in no class folder, or none."""
-    image_id = next((image_id for image_id, _ in root.image_paths()), None)
+    image_id = next((image_id for image_id, _ in root.sample_paths()), None)
     if image_id is None:
         return "; check the folder"
-    site = ", or set --client if it is one site's folder <class>/<image>" if not client else ""
-    count = "1 image" if root.count == 1 else f"{root.count:,} images"
+    what = noun(root.kind)
+    site = f", or set --client if it is one site's folder <class>/<{what}>" if not client else ""
+    count = f"{root.count:,} {inflected(root.count, what)}"
     return f", but {count} elsewhere, such as {image_id}; choose another folder{site}"
 
 
@@ -256,7 +259,7 @@ def _books(root: Folder, domains: Sequence[ClassFolders], left: Sequence[Folder]
         ignored += folder.ignored
         aside += folder.aside
         if reason is not None:
-            ignored += [(reason, folder.id_of(name)) for name in folder.images]
+            ignored += [(reason, folder.id_of(name)) for name in folder.samples]
         stack += [(child, reason) for child in folder.folders.values()]
     return Books.of(ignored, aside)
 
@@ -270,10 +273,12 @@ def _doubts(
         for _, classes in domains
         for folders in classes.values()
         for folder in folders
-        if not folder.count and any(why == NO_IMAGE for sub in folder for why, _ in sub.ignored)
+        if not folder.count
+        and any(why == NO_SAMPLE[root.kind] for sub in folder for why, _ in sub.ignored)
     ]
     if imageless:
-        yield f"{root.path}: {_few(imageless)} contain{'s' * (len(imageless) == 1)} no image"
+        verb = "contains" if len(imageless) == 1 else "contain"
+        yield f"{root.path}: {_few(imageless)} {verb} no {noun(root.kind)}"
     for _, classes in domains:
         filled = {
             name: folders
@@ -285,7 +290,7 @@ def _doubts(
             for folders in filled.values()
             for folder in folders
         }
-        direct = any(folder.images for folders in filled.values() for folder in folders)
+        direct = any(folder.samples for folders in filled.values() for folder in folders)
         if not direct and len(inside) == 1 and len(names := inside.pop()) > 1:
             leave = ", or leave out --client" if client else ""
             verb = (
@@ -298,6 +303,10 @@ def _doubts(
                 f"classes, pass the folder above them as --dataset{leave}"
             )
             return
+
+
+def _article(root: Folder) -> str:
+    return "an image" if root.kind == "images" else "a text"
 
 
 def _few(names: Sequence[str]) -> str:

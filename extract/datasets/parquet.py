@@ -1,4 +1,4 @@
-"""Tables of images in Parquet files: one image per row, read row group by row group.
+"""Tables in Parquet files, an image or a text per row, read row group by row group.
 
 Nothing is unpacked to disk: a worker process keeps one row group in memory and reads its rows
 in order.
@@ -22,7 +22,7 @@ from ...cache.common.errors import first_line
 from ...cache.common.limits import check_unpacked
 from ...cache.common.text import nfc
 from .base import ClassImages, Source
-from .registry import Columns
+from .registry import Columns, SampleKind
 
 # An Arrow array holds at most 2 GiB, which is enough for this many images of 128 MB.
 _ROWS_AT_ONCE = 16
@@ -47,7 +47,7 @@ class RowFile:
 
 @dataclass(frozen=True)
 class RowSource:
-    """The image in one row of a Parquet file."""
+    """The image or text in one row of a Parquet file."""
 
     file: RowFile
     column: str
@@ -55,10 +55,10 @@ class RowSource:
     row: int
 
     def read(self) -> bytes:
-        """Return the image's bytes; the row group stays in memory for the next row."""
+        """Return the sample's bytes; the row group stays in memory for the next row."""
         with _READING:  # one thread reads a row group while the others wait
-            images = _group(self.file.path, self.column, self.group)
-        return images[self.row].as_py() or b""
+            samples = _group(self.file.path, self.column, self.group)
+        return samples[self.row].as_py() or b""
 
     def stamp(self) -> str:
         """Return the file's version and the row's position in it."""
@@ -77,9 +77,15 @@ def _group(path: Path, column: str, group: int) -> Any:
             arrays = [batch.column(0) for batch in batches]
     except FedclipError as error:
         raise OSError(errno.EIO, str(error)) from None
-    return pa.chunked_array(
-        [array.field("bytes") if pa.types.is_struct(array.type) else array for array in arrays]
-    )
+    return pa.chunked_array([_as_bytes(array) for array in arrays])
+
+
+def _as_bytes(array: Any) -> Any:
+    if pa.types.is_struct(array.type):
+        return array.field("bytes")
+    if pa.types.is_large_string(array.type):
+        return array.cast(pa.large_binary())
+    return array.cast(pa.binary()) if pa.types.is_string(array.type) else array
 
 
 @contextmanager
@@ -121,8 +127,8 @@ def read_clients(
     client: str | None = None,
     class_names: Sequence[str] = (),
     features: Mapping[str, Any] | None = None,
-) -> list[tuple[str, ClassImages]]:
-    """List each client's rows by class, without reading the images.
+) -> tuple[SampleKind, list[tuple[str, ClassImages]]]:
+    """List each client's rows by class, without reading the images or texts.
 
     Args:
         dataset: The dataset's name in errors.
@@ -133,6 +139,9 @@ def read_clients(
         class_names: Names of the labels if they are numbers without names.
         features: Names of the numbers in columns for which the files have none.
 
+    Returns:
+        What the rows contain, and the clients. A table with a column of images is one of images.
+
     Raises:
         FedclipError: a column is missing or has the wrong type, a row has no label, or two
             domains would become one client.
@@ -140,35 +149,39 @@ def read_clients(
     clients: dict[str, dict[str, list[tuple[str, Source]]]] = {}
     domains: dict[str, str] = {}
     numbers: dict[str, int] = {}
+    samples: SampleKind = "images"
     for file in files:
         table = _Table.open(dataset, file, columns, features or {}, by_domain=client is None)
         labels = table.labels(columns.label, class_names)
         owners = table.domains(columns.domain) if client is None else [client] * len(labels)
         declared = table.names(columns.label) or ()
+        samples = table.samples
         places = table.places()
         for label, owner, (group, row) in zip(labels, owners, places, strict=True):
             number = numbers[file.split] = numbers.get(file.split, -1) + 1
             name = owner if client is not None else domains.setdefault(owner, name_client(owner))
             images = clients.setdefault(name, {each: [] for each in declared})
-            source = RowSource(file, columns.image, group, row)
+            source = RowSource(file, table.column, group, row)
             images.setdefault(label, []).append((f"{file.split}/{number:08d}", source))
     if len(set(domains.values())) < len(domains):
         raise FedclipError(
             f"{dataset}: two of its domains, {', '.join(domains)}, would become one client; use "
             "another --domain-column"
         )
-    return sorted(clients.items())
+    return samples, sorted(clients.items())
 
 
 @dataclass(frozen=True)
 class _Table:
-    """The columns of a file except the images, checked."""
+    """The columns of a file except the images or texts, checked."""
 
     dataset: str
     file: RowFile
     metadata: Any
     data: Mapping[str, Sequence[Any]]
     features: Mapping[str, Any]
+    samples: SampleKind
+    column: str
 
     @classmethod
     def open(
@@ -182,15 +195,17 @@ class _Table:
     ) -> "_Table":
         with reading(file.path), pq.ParquetFile(file.path) as opened:
             schema = opened.schema_arrow
-            wanted = {"--image-column": columns.image, "--label-column": columns.label}
+            wanted = {"--label-column": columns.label}
             if by_domain:
                 wanted["--domain-column"] = columns.domain
-            _check_columns(dataset, schema, wanted)
+            samples, column = _sample_column(dataset, schema, columns)
+            _check_columns(dataset, schema, wanted, samples, column)
             check_row_groups(file.path, opened.metadata)
-            small = [*{*wanted.values()} - {columns.image}]
+            small = [*{*wanted.values()}]
             table = opened.read(columns=small)
             data = {column: table.column(column).to_pylist() for column in small}
-            return cls(dataset, file, opened.metadata, data, {**features, **_features(schema)})
+            described = {**features, **_features(schema)}
+            return cls(dataset, file, opened.metadata, data, described, samples, column)
 
     def names(self, column: str) -> Sequence[str] | None:
         """Return the names of a column's numbers; None if unknown."""
@@ -248,7 +263,37 @@ def _number_text(value: Any) -> Any:
     return str(int(value)) if whole else value
 
 
-def _check_columns(dataset: str, schema: Any, wanted: Mapping[str, str]) -> None:
+def _sample_column(dataset: str, schema: Any, columns: Columns) -> tuple[SampleKind, str]:
+    """Find the column of images, or else that of texts, and check its type."""
+    options = {"--image-column": columns.image, "--text-column": columns.text}
+    named = {option: column for option, column in options.items() if column}
+    option = next((each for each in named if named[each] in schema.names), None)
+    if option is None:
+        first = next(iter(named.values()))
+        raise FedclipError(
+            f"{dataset}: unknown column {first!r} (it has {', '.join(schema.names)}); "
+            f"choose one with {' or '.join(named)}"
+        )
+    samples: SampleKind = "images" if option == "--image-column" else "texts"
+    column = named[option]
+    kind = schema.field(column).type
+    if samples == "images" and pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    checks = {
+        "images": (pa.types.is_binary, pa.types.is_large_binary),
+        "texts": (pa.types.is_string, pa.types.is_large_string),
+    }
+    if not any(check(kind) for check in checks[samples]):
+        raise FedclipError(
+            f"{dataset}: its column {column!r} contains {kind}, not {samples} (it "
+            f"has {', '.join(schema.names)}); choose one with {option}"
+        )
+    return samples, column
+
+
+def _check_columns(
+    dataset: str, schema: Any, wanted: Mapping[str, str], samples: SampleKind, used: str
+) -> None:
     for option, column in wanted.items():
         if column not in schema.names:
             without = ", or set --client" if option == "--domain-column" else ""
@@ -256,18 +301,9 @@ def _check_columns(dataset: str, schema: Any, wanted: Mapping[str, str]) -> None
                 f"{dataset}: unknown column {column!r} (it has {', '.join(schema.names)}); "
                 f"choose one with {option}{without}"
             )
-    kind = schema.field(wanted["--image-column"]).type
-    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        kind = kind.field("bytes").type
-    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-        raise FedclipError(
-            f"{dataset}: its column {wanted['--image-column']!r} contains {kind}, not images (it "
-            f"has {', '.join(schema.names)}); choose one with --image-column"
-        )
-    for option, column in wanted.items():
-        if option != "--image-column" and column == wanted["--image-column"]:
+        if column == used:
             raise FedclipError(
-                f"{dataset}: its column {column!r} contains the images; choose another {option}"
+                f"{dataset}: its column {column!r} contains the {samples}; choose another {option}"
             )
 
 

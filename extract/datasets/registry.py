@@ -3,28 +3,37 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from ...cache.common.progress import Progress
 
 HF = "hf:"
 
+SampleKind = Literal["images", "texts"]
+
+
+def noun(samples: SampleKind) -> str:
+    """Return the word for one sample: `image` or `text`."""
+    return samples.removesuffix("s")
+
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a table of images."""
+    """The columns of a table of images or texts."""
 
     image: str = "image"
+    text: str = "text"
     label: str = "label"
     domain: str = "domain"
 
 
 @dataclass(frozen=True)
 class Domain:
-    """A domain of a known dataset: its folder names, and its number of images if known."""
+    """A domain of a known dataset: its folder names, and its number of samples if known."""
 
     client: str
-    folders: tuple[str, ...]
-    images: int | None = None
+    folders: tuple[str, ...] = ()
+    size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -35,11 +44,15 @@ class HubDataset:
         repository: ``owner/name``.
         split: The splits that make up the whole dataset, joined by ``+``.
         columns: The names of its columns.
+        revision: The branch, tag or commit to read.
+        client: The client of all rows, for a table without a domain column.
     """
 
     repository: str
     split: str = "train"
     columns: Columns = Columns()
+    revision: str = "main"
+    client: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,21 +61,23 @@ class KnownDataset:
 
     Attributes:
         domains: Its domains; a folder with a folder for each of them is its root.
-        images: Number of published images.
+        size: Number of published samples.
         classes: Number of classes.
         licence: Its licence as stated by the source.
         names: Class names by folder name, where these differ, for example numbers.
         hub: Its repository on the hub, if any.
         make: Creates the dataset in a folder, if the package can.
+        samples: What it consists of.
     """
 
     domains: tuple[Domain, ...]
-    images: int
+    size: int
     classes: int
     licence: str
     names: Mapping[str, str] = field(default_factory=dict)
     hub: HubDataset | None = None
     make: Callable[[Path, Progress], None] | None = None
+    samples: SampleKind = "images"
 
     @property
     def source(self) -> str:
@@ -90,7 +105,7 @@ KNOWN: Mapping[str, KnownDataset] = {
             Domain("product", ("Product",), 4439),
             Domain("real_world", ("Real World", "Real_World", "RealWorld"), 4357),
         ),
-        images=15588,
+        size=15588,
         classes=65,
         licence="fair use notice",
         hub=HubDataset("flwrlabs/office-home"),
@@ -103,7 +118,7 @@ KNOWN: Mapping[str, KnownDataset] = {
             Domain("photo", ("photo",), 1670),
             Domain("sketch", ("sketch",), 3929),
         ),
-        images=9991,
+        size=9991,
         classes=7,
         licence="unknown",
         hub=HubDataset("flwrlabs/pacs"),
@@ -116,7 +131,7 @@ KNOWN: Mapping[str, KnownDataset] = {
             Domain("pascal", ("PASCAL", "VOC2007"), 3376),
             Domain("sun", ("SUN", "SUN09"), 3282),
         ),
-        images=10729,
+        size=10729,
         classes=5,
         licence="unknown",
         names={"0": "bird", "1": "car", "2": "chair", "3": "dog", "4": "person"},
@@ -127,15 +142,40 @@ KNOWN: Mapping[str, KnownDataset] = {
             Domain(name, (name,))
             for name in ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
         ),
-        images=586575,
+        size=586575,
         classes=345,
         licence="other",
         hub=HubDataset("wltjr1007/DomainNet", split="train+test"),
     ),
+    # Zhang et al. 2015, "Character-level Convolutional Networks for Text Classification".
+    "ag-news": KnownDataset(
+        (Domain("ag_news"),),
+        size=127600,
+        classes=4,
+        licence="unknown",
+        hub=HubDataset("fancyzhx/ag_news", split="train+test", client="ag_news"),
+        samples="texts",
+    ),
+    # Lang 1995, "NewsWeeder: Learning to Filter Netnews", sorted by date. The repository has JSON
+    # files, of which the hub keeps a copy in Parquet.
+    "20newsgroups": KnownDataset(
+        (Domain("20newsgroups"),),
+        size=18846,
+        classes=20,
+        licence="unknown",
+        hub=HubDataset(
+            "SetFit/20_newsgroups",
+            split="train+test",
+            columns=Columns(label="label_text"),
+            revision="refs/convert/parquet",
+            client="20newsgroups",
+        ),
+        samples="texts",
+    ),
     # Drawn by this package.
     DEMO: KnownDataset(
         tuple(Domain(style, (style,), 300) for style in ("cartoon", "neon", "photo", "sketch")),
-        images=1200,
+        size=1200,
         classes=10,
         licence="MIT",
         make=_draw_demo,

@@ -1,16 +1,17 @@
-"""The files below a folder, each looked at once: an image, or ignored for a reason."""
+"""The files below a folder, each looked at once: a sample, or ignored for a reason."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from ...cache.common.text import check_utf8
-from .formats import is_image
+from .formats import is_sample
+from .registry import SampleKind
 
 HIDDEN = "hidden"
-NO_IMAGE = "not an image"
+NO_SAMPLE: Mapping[SampleKind, str] = {"images": "not an image", "texts": "not a .txt file"}
 NO_FILE = "not a file"
 
 
@@ -21,18 +22,20 @@ class Folder:
     Attributes:
         path: Its path.
         id: Its path below the root; empty for the root itself.
-        images: The names of the images in it.
+        samples: The names of the images or texts in it.
         ignored: The reasons and ids of other files in it.
         folders: The folders in it that were looked into, by name.
         aside: The other folders in it, each with the reason.
+        kind: What is looked for.
     """
 
     path: str
     id: str = ""
-    images: list[str] = field(default_factory=list)
+    samples: list[str] = field(default_factory=list)
     ignored: list[tuple[str, str]] = field(default_factory=list)
     folders: dict[str, "Folder"] = field(default_factory=dict)
     aside: list[str] = field(default_factory=list)
+    kind: SampleKind = "images"
 
     def __iter__(self) -> Iterator["Folder"]:
         """Iterate over this folder and all below it."""
@@ -44,21 +47,23 @@ class Folder:
 
     @cached_property
     def count(self) -> int:
-        """Number of images in this folder and all below it."""
-        return sum(len(folder.images) for folder in self)
+        """Number of samples in this folder and all below it."""
+        return sum(len(folder.samples) for folder in self)
 
     def id_of(self, name: str) -> str:
         """Return the id of an entry of this folder: its path below the root."""
         return f"{self.id}/{name}" if self.id else name
 
-    def image_paths(self) -> Iterator[tuple[str, str]]:
-        """Yield the id and the path of each image in this folder and all below it."""
+    def sample_paths(self) -> Iterator[tuple[str, str]]:
+        """Yield the id and the path of each sample in this folder and all below it."""
         for folder in self:
-            for name in folder.images:
+            for name in folder.samples:
                 yield folder.id_of(name), f"{folder.path}/{name}"
 
 
-def scan(root: Path, enter: Callable[[str], bool] = lambda _: True) -> Folder:
+def scan(
+    root: Path, enter: Callable[[str], bool] = lambda _: True, kind: SampleKind | None = None
+) -> Folder:
     """Look at every file below a folder, and follow links.
 
     Only files whose suffix is not that of an image format are opened.
@@ -67,12 +72,17 @@ def scan(root: Path, enter: Callable[[str], bool] = lambda _: True) -> Folder:
         root: The folder.
         enter: Returns whether to look into the folder with this id. Hidden folders, and links to
             a folder above, are never looked into.
+        kind: What to look for; by default images, or texts in a folder that has no image.
 
     Raises:
         FedclipError: a name is not UTF-8.
         OSError: a folder cannot be read.
     """
-    top = Folder(str(root))
+    if kind is None:
+        found = scan(root, enter, "images")
+        texts = any(is_sample(name, "texts") for folder in found for _, name in folder.ignored)
+        return found if found.count or not texts else scan(root, enter, "texts")
+    top = Folder(str(root), kind=kind)
     stack: list[tuple[Folder, tuple[str, ...]]] = [(top, (top.path,))]
     while stack:
         folder, above = stack.pop()
@@ -94,17 +104,17 @@ def _look_at(
     if _is_folder(entry):
         if not hidden and enter(name) and not _leads_up(entry, above):
             _check_name(entry)
-            return Folder(f"{folder.path}/{entry.name}", name)
+            return Folder(f"{folder.path}/{entry.name}", name, kind=folder.kind)
         folder.aside.append(f"{_shown(name)}/")
     elif hidden:
         folder.ignored.append((HIDDEN, _shown(name)))
     elif not _is_file_or_lost(entry):
         folder.ignored.append((NO_FILE, _shown(name)))
-    elif is_image(entry.path):
+    elif is_sample(entry.path, folder.kind):
         _check_name(entry)
-        folder.images.append(entry.name)
+        folder.samples.append(entry.name)
     else:
-        folder.ignored.append((NO_IMAGE, _shown(name)))
+        folder.ignored.append((NO_SAMPLE[folder.kind], _shown(name)))
     return None
 
 

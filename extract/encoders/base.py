@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -25,12 +25,11 @@ from ...cache import FedclipError
 from ...cache.common.device import repeatable_cudnn
 from ...cache.common.errors import first_line
 from ...cache.key import EncoderFacts, canonical_json
+from ..datasets.registry import SampleKind
 from .spec import EncoderName
 from .transforms import Decoder
 
 Vectors = npt.NDArray[np.float32]
-
-SampleKind = Literal["images", "texts"]
 
 # Texts that distinguish tokenizers: every printable ASCII character, other scripts, case,
 # spaces, digits, rare words, and a text longer than any context.
@@ -92,6 +91,14 @@ class TextEncoder(Encoder, Protocol):
 
     def encode_texts(self, prompts: Sequence[str]) -> Vectors:
         """Encode N prompts to (N, T) float32 raw features; T is D if they compare with images."""
+
+
+@runtime_checkable
+class CutsOff(Protocol):
+    """An encoder that reads only the beginning of a long sample."""
+
+    def cut_off(self, inputs: Tensor) -> Tensor:
+        """Return which of (B, ...) decoded samples were longer than what is read, (B,) bool."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,9 @@ Any error that open_clip, torch or the hub's client raises on weights or configs
 one line as a fault of these files.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +22,10 @@ from ...cache import FedclipError
 from ...cache.common.errors import first_line
 from ...cache.common.fields import suggest
 from ...cache.key import EncoderFacts
+from ..datasets.registry import SampleKind
 from .base import (
     Launched,
     Launcher,
-    SampleKind,
     Vectors,
     compiled,
     inference,

@@ -6,11 +6,18 @@ from pathlib import Path
 from ...cache import FedclipError
 from ...cache.common.fields import suggest
 from ...cache.common.text import flaw, nfc
+from ..datasets.registry import SampleKind
 
 DEFAULT_TEMPLATE = "a picture of a {}"
+PLAIN_TEMPLATE = "{}"
 
 # Published sets of templates.
 TEMPLATE_SETS = ("openai7", "openai80")
+
+
+def default_template(samples: SampleKind) -> str:
+    """Return the template for an encoder of images or texts: a text is no picture of its class."""
+    return DEFAULT_TEMPLATE if samples == "images" else PLAIN_TEMPLATE
 
 
 def check_templates(templates: Sequence[str]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from ...cache.common.progress import Progress, no_progress
+from ..datasets.registry import SampleKind
 from .spec import TIMM, TRANSFORMERS, EncoderName
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from .base import Encoder
+    from .base import SampleEncoder
 
 
 class Family(NamedTuple):
@@ -26,20 +27,22 @@ class Family(NamedTuple):
 
     Attributes:
         prefix: Start of their models' names.
+        samples: What they encode.
         module: The module beside this one with `load_encoder` and `fetch_encoder`.
         libraries: Distributions whose versions may change what an image is encoded to.
     """
 
     prefix: str
+    samples: SampleKind
     module: str
     libraries: tuple[str, ...]
 
 
 # One line per family; the first one whose prefix matches is used.
 FAMILIES = (
-    Family(TIMM, "timm", ("timm", "torch", "torchvision", "pillow")),
-    Family(TRANSFORMERS, "transformers", ("transformers", "tokenizers", "torch")),
-    Family("", "openclip", ("open_clip_torch", "torch", "torchvision", "pillow")),
+    Family(TIMM, "images", "timm", ("timm", "torch", "torchvision", "pillow")),
+    Family(TRANSFORMERS, "texts", "transformers", ("transformers", "tokenizers", "torch")),
+    Family("", "images", "openclip", ("open_clip_torch", "torch", "torchvision", "pillow")),
 )
 
 
@@ -50,7 +53,9 @@ def family_of(name: EncoderName) -> Family:
 
 def library_versions(name: EncoderName) -> dict[str, str]:
     """Look up the versions of the libraries that encode, without importing them."""
-    return {library: version(library) for library in family_of(name).libraries}
+    return {
+        library: version(library) for each in name.each for library in family_of(each).libraries
+    }
 
 
 def fetch_encoder(name: EncoderName, progress: Progress = no_progress) -> None:
@@ -59,17 +64,23 @@ def fetch_encoder(name: EncoderName, progress: Progress = no_progress) -> None:
     Raises:
         FedclipError: a file is missing and cannot be downloaded.
     """
-    _module(name).fetch_encoder(name, progress)
+    for each in name.each:
+        _module(each).fetch_encoder(each, progress)
 
 
-def load_encoder(name: EncoderName, device: torch.device) -> Encoder:
-    """Build an encoder, load its weights and collect the facts that identify it.
+def load_encoder(name: EncoderName, device: torch.device) -> SampleEncoder:
+    """Build an encoder, or several that are joined, and collect the facts that identify it.
 
     Raises:
         FedclipError: the model is unknown, or its weights are missing, do not fit or cannot
             be loaded safely.
     """
-    return cast("Encoder", _module(name).load_encoder(name, device))
+    towers = [cast("SampleEncoder", _module(each).load_encoder(each, device)) for each in name.each]
+    if not name.others:
+        return towers[0]
+    from .towers import join
+
+    return join(name, towers)
 
 
 def _module(name: EncoderName) -> ModuleType:

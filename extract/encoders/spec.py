@@ -5,7 +5,8 @@ For open_clip, the name is an architecture with a pretrained tag or a checkpoint
 ``hf:FOLDER`` or ``hf:OWNER/NAME`` a text model of transformers.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -23,6 +24,7 @@ DEFAULT_MODEL = "ViT-B-32"
 DEMO_MODEL = f"{LOCAL_DIR}{Path(__file__).parents[1] / 'demo' / 'tinyclip'}"
 DEFAULT_PRETRAINED = "openai"
 RANDOM = "random"
+OWN = "own"  # the weights that a model has by default
 PRECISIONS = ("fp32", "fp16", "bf16")
 RESIZERS = ("pillow", "torchvision")
 POOLINGS = ("mean", "cls")
@@ -41,6 +43,7 @@ class EncoderName:
         resizer: ``pillow`` or ``torchvision``, see `transforms`.
         compiled: Whether the network is compiled by ``torch.compile``.
         pooling: How a text model's tokens are pooled: ``mean``, ``cls`` or None for its own way.
+        others: Further encoders, whose features are joined to its own.
     """
 
     model: str
@@ -49,6 +52,50 @@ class EncoderName:
     resizer: str = "pillow"
     compiled: bool = False
     pooling: str | None = None
+    others: tuple["EncoderName", ...] = ()
+
+    @classmethod
+    def joined(
+        cls,
+        models: Sequence[str],
+        pretrained: Sequence[str],
+        precision: str = "fp32",
+        resizer: str = "pillow",
+        *,
+        compiled: bool = False,
+        pooling: str | None = None,
+    ) -> Self:
+        """Name one or several encoders; see `of`.
+
+        Args:
+            models: The models, in the order of their features.
+            pretrained: The weights of each, of which `OWN` are the default; empty for all defaults.
+            precision: The precision of all.
+            resizer: The resizer of all.
+            compiled: Whether all are compiled.
+            pooling: The pooling of all text models.
+
+        Raises:
+            FedclipError: as `of` does, or there are not as many weights as models.
+        """
+        if pretrained and len(pretrained) != len(models):
+            raise FedclipError(
+                f"--pretrained: is set {len(pretrained)} times for {len(models)} models; set it "
+                f"once for each, to {OWN} for the default"
+            )
+        weights = [None if each == OWN else each for each in pretrained] or [None] * len(models)
+        first, *others = (
+            cls.of(model, tag, precision, resizer, compiled=compiled, pooling=pooling)
+            for model, tag in zip(models, weights, strict=True)
+        )
+        if first in others:
+            raise FedclipError(f"--model {first.model}: is set twice; set it once")
+        return replace(first, others=tuple(others))
+
+    @property
+    def each(self) -> tuple["EncoderName", ...]:
+        """The encoders that are joined, or only this one."""
+        return (replace(self, others=()), *self.others)
 
     @classmethod
     def of(
@@ -100,7 +147,7 @@ class EncoderName:
         if folder := folder_of(model):
             model = f"{model.partition(':')[0]}:{folder.name}"
         if pretrained is None:
-            pretrained = "own"
+            pretrained = OWN
         elif is_file(pretrained):
             pretrained = Path(pretrained).name
         return model, pretrained
@@ -109,7 +156,8 @@ class EncoderName:
     def variant(self) -> str:
         """The name as a part of the cache folder's name: ``<model>-<tag>``."""
         model, pretrained = self.shown
-        return slug(f"{_bare(model)}-{pretrained}")
+        names = [f"{_bare(model)}-{pretrained}", *(each.variant for each in self.others)]
+        return slug("+".join(names))
 
 
 def _bare(model: str) -> str:

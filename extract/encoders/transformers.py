@@ -36,6 +36,7 @@ from .base import (
     tokenizer_sha256,
 )
 from .spec import POOLINGS, RANDOM, TRANSFORMERS, EncoderName
+from .transforms import UnusableError
 from .weights import TOKENIZER_FILES
 
 CONFIG_FILE = "config.json"
@@ -59,6 +60,8 @@ BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 
 PROMPT_BATCH = 16
 
+_CUT = 2
+
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -71,7 +74,7 @@ class TransformersEncoder:
         facts: The facts that identify it.
         sources: The files on this machine that it was loaded from.
         model: The network, in evaluation mode.
-        decode: Function from UTF-8 bytes to (2, L) int64: token numbers, and 1 for each token.
+        decode: Function from UTF-8 bytes to (2, L) int64 tokens, see `Tokenize`.
         device: The device it runs on.
         logit_scale: 1, as it has none.
         samples: Texts.
@@ -95,6 +98,10 @@ class TransformersEncoder:
         """Start encoding (B, 2, L) int64 tokens to (B, D) float32 raw features."""
         return self._launcher(inputs)
 
+    def cut_off(self, inputs: Tensor) -> Tensor:
+        """Return which of (B, 2, L) tokenized texts were longer than L tokens, (B,) bool."""
+        return (inputs[:, 1] == _CUT).any(dim=1)
+
     def encode_texts(self, prompts: Sequence[str]) -> Vectors:
         """Encode N prompts to (N, D) float32 raw features, in batches of one size."""
         tokens = torch.stack([self.decode(text.encode()) for text in prompts])
@@ -113,7 +120,7 @@ class TransformersEncoder:
             features = torch.zeros(
                 len(inputs), self.facts["architecture"]["hidden_size"], device=inputs.device
             )
-            for rows, length in _buckets(inputs[:, 1].sum(dim=1), inputs.shape[2]):
+            for rows, length in _buckets((inputs[:, 1] > 0).sum(dim=1), inputs.shape[2]):
                 batch = pad_batch(inputs[rows, :, :length], len(inputs))
                 features[rows] = encode(batch)[: len(rows)].float()
             return features
@@ -122,7 +129,7 @@ class TransformersEncoder:
 
     def _pooled(self, tokens: Tensor) -> Tensor:
         """Encode (B, 2, L) tokens of which each row has at least one."""
-        numbers, mask = tokens.unbind(1)
+        numbers, mask = tokens[:, 0], (tokens[:, 1] > 0).long()
         hidden: Tensor = self.model(input_ids=numbers, attention_mask=mask).last_hidden_state
         if self.facts["pooling"] == "cls":
             return hidden[:, 0]
@@ -146,16 +153,21 @@ class Tokenize:
     def __call__(self, content: bytes) -> Tensor:
         """Tokenize UTF-8 bytes to (2, L) int64: token numbers, and 1 for each token.
 
+        In a text that is cut off, the last token has a 2.
+
         Raises:
-            ValueError: the bytes are not UTF-8 or contain no text.
+            UnusableError: the bytes are not UTF-8 or contain no text.
         """
-        text = content.decode()
+        try:
+            text = content.decode()
+        except UnicodeDecodeError:
+            raise UnusableError("is not UTF-8") from None
         if not text.strip():
-            raise ValueError("the text is blank")
+            raise UnusableError("is empty")
         return self.encode([text])[0]
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Tokenize N texts to (N, 2, L) int64."""
+        """Tokenize N texts to (N, 2, L) int64, each as above."""
         encoded = self.tokenizer(
             list(texts),
             truncation=True,
@@ -163,9 +175,11 @@ class Tokenize:
             padding="max_length",
             return_attention_mask=True,
         )
-        return torch.stack(
-            [torch.tensor(encoded["input_ids"]), torch.tensor(encoded["attention_mask"])], dim=1
-        )
+        mask = torch.tensor(encoded["attention_mask"])
+        for row, encoding in zip(mask, encoded.encodings, strict=True):
+            if encoding.overflowing:
+                row[-1] = _CUT
+        return torch.stack([torch.tensor(encoded["input_ids"]), mask], dim=1)
 
 
 def _buckets(lengths: Tensor, context: int) -> Iterator[tuple[Tensor, int]]:
@@ -354,7 +368,7 @@ def _build(name: EncoderName, folder: Path) -> nn.Module:
     from transformers import AutoConfig, AutoModel
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     options = {"trust_remote_code": False, "local_files_only": True}
     try:
         config = AutoConfig.from_pretrained(folder, **options)
@@ -398,6 +412,7 @@ def _tokenizer(name: EncoderName, folder: Path) -> Any:
         )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.padding_side = "right"
         return tokenizer
     except Exception as error:
         raise FedclipError(

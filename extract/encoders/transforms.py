@@ -15,8 +15,13 @@ from ..datasets.formats import FORMATS
 
 Transform = Callable[[Image.Image], Tensor]
 
-# Bytes to (3, H, W) float32; raises Pillow's errors if the bytes are not a usable image.
+# Bytes to what an encoder takes, such as (3, H, W) float32; raises any error, such as Pillow's or
+# UnusableError, if the bytes are not a usable sample.
 Decoder = Callable[[bytes], Tensor]
+
+
+class UnusableError(ValueError):
+    """Why a sample cannot be encoded, in words that follow its name."""
 
 
 class Preprocess(Protocol):

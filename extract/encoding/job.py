@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,6 +30,7 @@ from ...cache.schema import content_digest
 from ...cache.store import writing
 from ...cache.writer import write_caches
 from ..datasets.base import ClientImages, ImageDataset, Source
+from ..datasets.registry import noun
 from ..encoders.base import SampleEncoder
 from ..encoders.registry import fetch_encoder, library_versions, load_encoder
 from ..encoders.spec import RESIZERS
@@ -77,10 +78,6 @@ class _Job:
     def of(cls, request: Request, dataset: ImageDataset, ranks: Ranks, progress: Progress) -> Self:
         """Load the encoder; its key is part of the cache's name."""
         encoder = load_encoder(request.encoder, resolve_device(request.device, ranks.local_rank))
-        if not isinstance(encoder, SampleEncoder):
-            raise FedclipError(
-                f"{request.encoder.model}: encodes texts only; choose a --model that encodes images"
-            )
         key = image_key(encoder.facts)
         path = request.cache_dir / dataset.name / f"{request.encoder.variant}-{key[:8]}"
         return cls(request, dataset, encoder, CacheFolder(path), ranks, progress, key)
@@ -153,14 +150,14 @@ def _begin_share(
 ) -> tuple[dict[int, Outcome], Share]:
     """Return the outcomes of this rank's `known` images, and start encoding the others."""
     tasks = job.tasks(batch_size)
-    outcomes = _carried_over(tasks, known, job.progress)
+    outcomes = _carried_over(job, tasks, known)
     missing = [task for task in tasks if task.number not in outcomes]
     return outcomes, job.share(missing, batch_size)
 
 
 def _to_json(outcomes: Outcomes) -> list[Any]:
     return [
-        [number, outcome.digest.hex(), outcome.problem, outcome.unread, outcome.encoded]
+        [number, outcome.digest.hex(), *astuple(outcome)[1:]]
         for number, outcome in outcomes.items()
     ]
 
@@ -182,8 +179,8 @@ def _check_plan(job: _Job, plan: Mapping[str, Any]) -> None:
         "listings"
     ]:  # their order determines the images' numbers
         raise FedclipError(
-            f"{job.dataset.root}: rank {rank} finds other images here than rank 0; make the same "
-            "files available to all ranks"
+            f"{job.dataset.root}: rank {rank} finds other {job.dataset.samples} here than rank 0; "
+            "make the same files available to all ranks"
         )
 
 
@@ -243,8 +240,9 @@ def _encode(job: _Job) -> Extraction:
     results = list(_results(dataset, outcomes))
     _check_storage(dataset, outcomes, seen)
     _check_no_loss(dataset, results)
+    _warn_of_cut(dataset, outcomes)
     if request.strict:
-        _check_all_usable(results)
+        _check_all_usable(dataset, results)
     with job.clock.timing(WRITING):
         write_caches(_caches(job, outcomes, known, texts))
         for result in results:
@@ -320,7 +318,8 @@ def _known(job: _Job, standing: Sequence[Path]) -> tuple[KnownVectors, Texts]:
         except (CacheError, ValueError, EOFError):
             path.unlink(missing_ok=True)  # its images are encoded again
     if known:
-        logger.info("           (resuming after %s)", counted(len(known), "encoded image"))
+        what = noun(job.dataset.samples)
+        logger.info("           (resuming after %s)", counted(len(known), f"encoded {what}"))
     for path in () if job.request.force else standing:
         cache = read_cache(path)
         if cache.key != job.key:
@@ -334,19 +333,17 @@ def _known(job: _Job, standing: Sequence[Path]) -> tuple[KnownVectors, Texts]:
     return known, texts
 
 
-def _carried_over(
-    tasks: Sequence[Task], known: KnownVectors, progress: Progress
-) -> dict[int, Outcome]:
-    """Return the outcomes of images whose content has a known vector."""
+def _carried_over(job: _Job, tasks: Sequence[Task], known: KnownVectors) -> dict[int, Outcome]:
+    """Return the outcomes of samples whose content has a known vector."""
     outcomes: dict[int, Outcome] = {}
     if not known:
         return outcomes
     for done, task in enumerate(tasks):
-        progress("comparing", done, len(tasks), "images")
+        job.progress("comparing", done, len(tasks), job.dataset.samples)
         digest = _digest(task.source)
         if digest is not None and digest in known:
             outcomes[task.number] = Outcome(digest, encoded=False)
-    progress("comparing", len(tasks), len(tasks), "images")
+    job.progress("comparing", len(tasks), len(tasks), job.dataset.samples)
     return outcomes
 
 
@@ -390,7 +387,8 @@ def _check_storage(dataset: ImageDataset, outcomes: Outcomes, seen: Mapping[str,
             first, problem = unread[0]
             raise FedclipError(
                 f"{dataset.root}: {first.id} {problem}, as if its disk had been disconnected; the "
-                "cache is unchanged; make sure that all images can be read, or remove those that "
+                f"cache is unchanged; make sure that all {dataset.samples} can be read, or remove "
+                "those that "
                 "cannot, and extract again"
             )
 
@@ -413,18 +411,29 @@ def _check_no_loss(dataset: ImageDataset, results: Sequence[ClientResult]) -> No
             of_class = f" of {dataset.class_names[lost[0].label]!r}" if result.rows else ""
             raise FedclipError(
                 f"{client.name}: none of its {len(lost) if of_class else len(reasons)} "
-                f"images{of_class} can be used; the first, {dataset.root}/{lost[0].id}, "
+                f"{dataset.samples}{of_class} can be used; the first, {dataset.root}/{lost[0].id}, "
                 f"{reasons[lost[0].id]}; convert, fix or remove them"
             )
 
 
-def _check_all_usable(results: Sequence[ClientResult]) -> None:
+def _warn_of_cut(dataset: ImageDataset, outcomes: Outcomes) -> None:
+    cut = sum(outcome.cut for outcome in outcomes.values())
+    if cut:
+        logger.warning(
+            "%s: %d of the %s encoded now are longer than what the encoder reads, and were cut off",
+            dataset.name,
+            cut,
+            counted(sum(each.encoded for each in outcomes.values()), noun(dataset.samples)),
+        )
+
+
+def _check_all_usable(dataset: ImageDataset, results: Sequence[ClientResult]) -> None:
     skipped = [item for result in results for item in result.skipped]
     if skipped:
         others = f", and {len(skipped) - 1} more" if len(skipped) > 1 else ""
         raise FedclipError(
-            f"{skipped[0].id}: {skipped[0].reason}{others}; fix or remove unusable images, or "
-            "leave out --strict"
+            f"{skipped[0].id}: {skipped[0].reason}{others}; fix or remove unusable "
+            f"{dataset.samples}, or leave out --strict"
         )
 
 

@@ -19,7 +19,7 @@ from ...cache import FedclipError
 from ...cache.schema import content_digest
 from ..datasets.base import Source
 from ..datasets.formats import foreign_format
-from ..encoders.transforms import Decoder
+from ..encoders.transforms import Decoder, UnusableError
 
 logger = logging.getLogger(__name__)
 
@@ -123,6 +123,8 @@ def describe(error: Exception, content: bytes) -> str:
         return "needs more memory than is available"
     if not content:
         return "is empty"
+    if isinstance(error, UnusableError):
+        return str(error)
     if type(error).__name__ == "UnidentifiedImageError":
         if name := foreign_format(content):
             return f"is {name}, which Pillow here cannot read"
@@ -251,6 +253,6 @@ def _explained(batches: Iterator[Batch]) -> Iterator[Batch]:
         if "DataLoader" not in str(error) or is_out_of_memory(error):
             raise
         raise FedclipError(
-            "--workers: a process that decodes images was killed or is stuck, probably for lack of "
-            "(shared) memory; use --workers 0 or a smaller --batch-size"
+            "--workers: a process that decodes samples was killed or is stuck, probably for lack "
+            "of (shared) memory; use --workers 0 or a smaller --batch-size"
         ) from None

@@ -17,14 +17,14 @@ from ...cache import FedclipError
 from ...cache.common.progress import Progress, no_progress
 from ...cache.parts import write_part
 from ..datasets.base import Source
-from ..encoders.base import Launched, SampleEncoder
+from ..encoders.base import CutsOff, Launched, SampleEncoder
 from .distributed import RankFailedError
 from .loader import Batch, is_out_of_memory, load_batches
 
 # The most that a killed extraction loses: a dozen seconds on a CPU, less than one on a GPU.
 PART_ROWS = 256
 
-WAITING = "waiting for images"
+WAITING = "waiting for input"
 ENCODING = "encoding"
 WRITING = "writing"
 
@@ -47,12 +47,14 @@ class Outcome:
         problem: Why it has no vector, or an empty string.
         unread: Whether its bytes could not be read.
         encoded: Whether it was encoded now; otherwise a vector for its content was known.
+        cut: Whether it was found to be longer than what the encoder reads.
     """
 
     digest: bytes
     problem: str = ""
     unread: bool = False
     encoded: bool = True
+    cut: bool = False
 
 
 Outcomes = Mapping[int, Outcome]
@@ -150,7 +152,7 @@ class Share:
         with memory_for(self._batch_size), _Keeper(self._folder) as keeper:
             try:
                 for batch, vectors in encode_batches(self._encoder, self._batches, self._clock):
-                    keeper.add(batch, vectors, self._tasks)
+                    keeper.add(batch, vectors, self._tasks, self._cut_off(batch))
                     self._progress.advance(batch)
                     self._check()
                     if keeper.full:
@@ -160,6 +162,12 @@ class Share:
                 raise
             yield from self._kept(keeper)
             yield from self._kept(keeper)
+
+    def _cut_off(self, batch: Batch) -> list[bool]:
+        if not isinstance(self._encoder, CutsOff):
+            return [False] * len(batch.digests)
+        cut: list[bool] = self._encoder.cut_off(batch.inputs).tolist()
+        return cut[: len(batch.digests)]
 
     def _kept(self, keeper: "_Keeper") -> Iterator[Receipt]:
         with self._clock.timing(WRITING):
@@ -221,11 +229,18 @@ class _Keeper:
     def full(self) -> bool:
         return len(self._outcomes) >= PART_ROWS
 
-    def add(self, batch: Batch, vectors: npt.NDArray[np.float32], tasks: Sequence[Task]) -> None:
+    def add(
+        self,
+        batch: Batch,
+        vectors: npt.NDArray[np.float32],
+        tasks: Sequence[Task],
+        cut: Sequence[bool],
+    ) -> None:
         """Collect a batch's rows; those past its last image are padding."""
         rows = len(batch.digests)
         numbers = [task.number for task in tasks[self._done : self._done + rows]]
-        outcomes = map(Outcome, batch.digests, batch.problems, batch.unread)
+        encoded = [True] * rows
+        outcomes = map(Outcome, batch.digests, batch.problems, batch.unread, encoded, cut)
         self._outcomes.update(zip(numbers, outcomes, strict=True))
         self._vectors.append(vectors[:rows])
         self._done += rows

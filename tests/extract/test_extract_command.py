@@ -36,7 +36,8 @@ def extract(tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.delenv(variable, raising=False)
 
     def call(*arguments: object) -> int:
-        defaults = ("--model", f"local-dir:{tiny_clip}", "--device", "cpu", "--workers", "0")
+        model = () if "--model" in arguments else ("--model", f"local-dir:{tiny_clip}")
+        defaults = (*model, "--device", "cpu", "--workers", "0")
         return run(["extract", *defaults, *map(str, arguments)])
 
     return call

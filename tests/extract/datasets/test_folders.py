@@ -188,14 +188,16 @@ def test_vlcs_is_found_as_domainbed_names_it(tmp_path: Path) -> None:
 
 def test_the_published_sizes_add_up() -> None:
     for known in KNOWN.values():
-        sizes = [domain.images for domain in known.domains if domain.images is not None]
-        assert sum(sizes) == known.images or not sizes
-    images = {name: known.images for name, known in KNOWN.items()}
+        sizes = [domain.size for domain in known.domains if domain.size is not None]
+        assert sum(sizes) == known.size or not sizes
+    images = {name: known.size for name, known in KNOWN.items()}
     assert images == {
         "office-home": 15588,
         "pacs": 9991,
         "vlcs": 10729,
         "domainnet": 586575,
+        "ag-news": 127600,
+        "20newsgroups": 18846,
         "demo": 1200,
     }
 
@@ -352,7 +354,7 @@ def test_domains_that_differ_in_classes_are_refused_with_what_each_lacks(tmp_pat
     ("files", "expected"),
     [
         ([], "; check the folder"),
-        (["photo/cat/notes.txt"], "; check the folder"),
+        (["photo/cat/notes.md"], "; check the folder"),
         (
             ["photo/1.png", "sketch/2.png"],
             ", but 2 images elsewhere, such as photo/1.png; choose another folder, or set --client "

@@ -90,7 +90,7 @@ def test_without_a_column_of_clients_all_rows_are_the_named_one_s(
     place: Path, write: Write
 ) -> None:
     file = write(place, [{"label": row["label"], "path": row["path"]} for row in ROWS])
-    assert "name the client of all images with --client" in refusal(file)
+    assert "name the client of all rows with --client" in refusal(file)
     dataset = open_list(file, Path("/nowhere"), client="Hospital A")
     assert dataset.alone
     assert {name: len(images) for name, images in summary(dataset).items()} == {"hospital_a": 4}
@@ -228,7 +228,7 @@ def test_columns_that_are_missing_are_named_beside_those_there_are(
         ("quote.csv", b'path,label,client\n"a,b,c\n', "is not a CSV file in UTF-8"),
         ("nul.csv", b"path,label,client\nnul.csv,d\0g,c\n", "has a class 'd\\x00g' with a NUL"),
         ("words.parquet", b"words", "is not a Parquet file, or is damaged"),
-        ("list.txt", b"a", "is not a list of images; pass a .csv, .tsv or .parquet file"),
+        ("list.txt", b"a", "is not a list; pass a .csv, .tsv or .parquet file"),
     ],
 )
 def test_a_file_that_is_no_list_is_refused(
@@ -320,8 +320,12 @@ def test_a_column_is_named_by_an_option_and_the_unused_ones_are_reported(
             ["path=fil"],
             "--column path=fil: unknown column of {file} (it has path, label, client)",
         ),
-        ("path,label,client", ["path"], "--column path: must map path, label or client to"),
-        ("path,label,client", ["age=path"], "--column age=path: must map path, label or client to"),
+        ("path,label,client", ["path"], "--column path: must map path, text, label or client to"),
+        (
+            "path,label,client",
+            ["age=path"],
+            "--column age=path: must map path, text, label or client to",
+        ),
         ("path,label,client", ["path=a", "path=b"], "--column path=b: must map"),
         (
             "filename,filepath,client",
@@ -334,7 +338,7 @@ def test_a_column_is_named_by_an_option_and_the_unused_ones_are_reported(
             "path,label,owner",
             [],
             "{file}: has no column 'client' (it has path, label, owner); name it with --column "
-            "client=COLUMN, or name the client of all images with --client",
+            "client=COLUMN, or name the client of all rows with --client",
         ),
         (
             "path|label|client",
