@@ -148,7 +148,7 @@ def test_known_data_sets_are_listed_with_where_they_are(
     rows = {row["dataset"]: row for row in csv.DictReader(capsys.readouterr().out.splitlines())}
     assert rows["vlcs"]["here"] == str(root)
     assert list(rows["demo"].values()) == [
-        *("demo", "cartoon, neon, photo, sketch", "10", "1200", "drawn here", "MIT", ""),
+        *("demo", "cartoon, neon, photo, sketch", "10", "1200", "images", "drawn here", "MIT", ""),
     ]
 
 
@@ -191,10 +191,10 @@ def test_class_names_that_are_none_are_refused(text: str, expected: str) -> None
         ("--dataset pacs --client mine", "pacs has its own clients"),
         ("--dataset pets --revision test", "--revision: only applies to datasets on the hub"),
         ("--manifest a.csv --split test", "--split: only applies to datasets on the hub"),
-        ("--dataset pets --column path=a", "--column path=a: only applies to lists of images"),
+        ("--dataset pets --column path=a", "--column path=a: only applies to lists"),
         ("--dataset pets --split test", "photo is not divided into splits; leave out --split"),
         ("--dataset pets --client ..", "'..' has no letter, digit or symbol; rename it"),
-        ("--dataset pets --class-names @nowhere.txt", "nowhere.txt: No such file"),
+        ("--dataset pets --class-names @nowhere.txt", "nowhere.txt: cannot be read (No such file"),
         (
             "--manifest nowhere.csv",
             "nowhere.csv: file not found; pass a .csv, .tsv or .parquet list",

@@ -1,4 +1,4 @@
-"""Encoders of any family: with images only, with texts of another width, with texts only."""
+"""Encoders of any family: with images only, and with texts of another width."""
 
 import json
 import sys
@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from fedclip.cache import EncoderFacts, FedclipError, load_cache, verify_cache
+from fedclip.cache import EncoderFacts, load_cache, verify_cache
 from fedclip.cli import run
+from fedclip.extract.datasets.registry import SampleKind
 from fedclip.extract.encoders import registry
 from fedclip.extract.encoders.base import (
     Encoder,
     Launched,
     Launcher,
     SampleEncoder,
-    SampleKind,
     TextEncoder,
     Vectors,
 )
@@ -72,7 +72,7 @@ class ToyImages(Toy):
 
 
 class ToyTexts(Toy):
-    """An encoder of texts: their lengths."""
+    """An encoder of prompts alone: their lengths."""
 
     def encode_texts(self, prompts: Sequence[str]) -> Vectors:
         return np.array([[len(text), text.count(" ")] for text in prompts], np.float32)
@@ -82,7 +82,7 @@ class ToyBoth(ToyImages, ToyTexts):
     """An encoder of images and of texts that cannot be compared with them."""
 
 
-TOYS = {"images": ToyImages, "texts": ToyTexts, "both": ToyBoth}
+TOYS = {"images": ToyImages, "both": ToyBoth}
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +99,7 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     module.load_encoder = load  # type: ignore[attr-defined]
     module.fetch_encoder = lambda name, progress: None  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "fedclip.extract.encoders.toy", module)
-    families = (Family("toy:", "toy", ("torch",)), *registry.FAMILIES)
+    families = (Family("toy:", "images", "toy", ("torch",)), *registry.FAMILIES)
     monkeypatch.setattr(registry, "FAMILIES", families)
     return loaded
 
@@ -166,16 +166,6 @@ def test_texts_may_be_of_another_width(extracted: Run) -> None:
         # "a big dog", "the big dog", "a cat", "the cat"
         assert cache.text_features.tolist() == [[[9, 2], [11, 2]], [[5, 1], [7, 1]]]
     assert not extracted("both").written
-
-
-def test_an_encoder_of_texts_alone_is_refused_and_leaves_nothing(
-    extracted: Run, empty_folder: Path
-) -> None:
-    with pytest.raises(
-        FedclipError, match=r"^toy:texts: encodes texts only; choose a --model that"
-    ):
-        extracted("texts")
-    assert not (empty_folder / "caches").exists()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import io
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,6 +37,11 @@ def refusal(model: str, pretrained: object = "random") -> str:
         load(model, pretrained)
     assert "\n" not in str(error.value)
     return str(error.value)
+
+
+def pre_logits(model: Any, pixels: torch.Tensor) -> torch.Tensor:
+    features: torch.Tensor = model.forward_head(model.forward_features(pixels), pre_logits=True)
+    return features
 
 
 def picture(mode: str = "RGB") -> Image.Image:
@@ -72,7 +78,7 @@ def test_a_model_without_pretrained_head_and_one_with_it_have_the_same_features(
     torch.save({"state_dict": wrapped, "epoch": 3}, tmp_path / "w.pth")
     pixels = torch.randn(2, *load().blank.shape, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        expected = model.forward_head(model.forward_features(pixels), pre_logits=True).numpy()
+        expected = pre_logits(model, pixels).numpy()
     for file in ("w.safetensors", "w.pth"):
         encoder = load(pretrained=tmp_path / file)
         np.testing.assert_allclose(encoder.launch(pixels).numpy(), expected, rtol=0, atol=1e-5)
