@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,27 +16,36 @@ import typer
 from fedclip.cli import app, run
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
+
+# Pages of which every block runs, in order, after the demo. A block marked `sh network` needs one.
+RUN_WHOLE = [page for page in PAGES if page.parent.parent == ROOT / "docs"]
+
+# Where a command ends for the shell.
+OPERATORS = re.compile(r"[|<>]|&&")
 
 # Made by a command of the page itself, whose own test runs it.
 OWN_METHODS = "extend.md"
 
 
 def blocks(page: Path, language: str = "sh") -> list[str]:
-    """List the blocks of a page."""
+    """List the blocks of a page whose first line is `language`, a regular expression."""
     text = page.read_text(encoding="utf-8")
-    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:
     """Yield every command line of the pages with the name of its page."""
     for page in PAGES:
-        for block in blocks(page) if page.name != OWN_METHODS else ():
+        for block in blocks(page, "sh(?: network)?") if page.name != OWN_METHODS else ():
             for line in block.replace("\\\n", " ").splitlines():
-                words = shlex.split(line, comments=True)
+                words = shlex.split(OPERATORS.split(line)[0], comments=True)
                 if words and words[0] == "fedclip":
                     yield page.name, words[1:]
 
+
+# A program that a page shows and then runs.
+SAVED = re.compile(r"```python\n((?:(?!```).)*)```\s+Save this as `(\w+\.py)`", re.DOTALL)
 
 COMMANDS = list(commands())
 
@@ -116,3 +126,26 @@ def test_the_grid_of_the_formats_page_runs_on_the_demo(
     options = ["--rounds", "1", "--seeds", "1", "--runs-dir", str(tmp_path)]
     assert run(["ablate", str(tmp_path / "grid.toml"), *options]) == 0
     assert len([*tmp_path.glob("*/config.json")]) == 4
+
+
+@pytest.mark.parametrize("page", RUN_WHOLE, ids=lambda page: page.stem)
+def test_the_blocks_of_a_page_run_in_order(
+    clone: Path, page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("data", "caches", "extract"):
+        shutil.copytree(clone / name, tmp_path / name, symlinks=True)
+    monkeypatch.chdir(tmp_path)
+    for code, name in SAVED.findall(page.read_text(encoding="utf-8")):
+        (tmp_path / name).write_text(code)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for line in "".join(blocks(page)).replace("\\\n", " ").splitlines():
+        line = re.sub(r"--rounds \d+", "--rounds 1", re.sub(r"--seeds \d+", "--seeds 1", line))
+        if line.startswith("fedclip ") and not OPERATORS.search(line):
+            assert run(shlex.split(line, comments=True)[1:]) == 0, line
+        else:
+            subprocess.run(
+                ["bash", "-euc", line],
+                env={**os.environ, "PATH": path},
+                check=True,
+                timeout=1800,
+            )
