@@ -54,7 +54,6 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
-html_theme_options = {"top_of_page_buttons": []}
 
 
 def leaves(command: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -169,7 +168,8 @@ def make_parts(app: Sphinx, docname: str, source: list[str]) -> None:
     if app.env.doc2path(docname).suffix == ".ipynb":
         source[0] = notebook_page(json.loads(source[0]))
     for pattern, make in MADE.items():
-        source[0] = re.sub(pattern, lambda found, make=make: make(*found.groups()), source[0])
+        while found := re.search(pattern, source[0]):
+            source[0] = source[0].replace(found[0], make(*found.groups()))
 
 
 def setup(app: Sphinx) -> None:

@@ -65,6 +65,6 @@ def test_links_inside_the_site_lead_somewhere_and_nothing_is_loaded_from_elsewhe
             if not target.exists() or unquote(anchor) not in known:
                 dead.append((str(path.relative_to(site)), link))
     assert dead == []
-    page = (site / "reference" / "commands.html").read_text(encoding="utf-8")
-    assert 'id="cmdoption-fedclip-federate-alpha"' in page
-    assert not re.findall(r"<!-- (?:commands|api)", page)
+    commands = (site / "reference" / "commands.html").read_text(encoding="utf-8")
+    assert 'id="cmdoption-fedclip-federate-alpha"' in commands
+    assert not re.findall(r"<!-- (?:commands|api)", commands)
