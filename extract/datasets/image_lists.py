@@ -13,7 +13,7 @@ from typing import Any
 from ...cache import FedclipError
 from ...cache.common.fields import listed, suggest
 from ...cache.common.files import client_name, slug
-from ...cache.common.text import check_utf8
+from ...cache.common.text import check_utf8, nfc
 from ...cache.labels import name_labels
 from .base import FileSource, ImageDataset, Source, TextSource, gather
 from .books import Books
@@ -92,7 +92,14 @@ def open_list(
     sources = _texts(rows) if samples == "texts" else _images(file, data_dir, dataset, rows)
     names = _names(file, [label for _, _, label, _ in rows], class_names)
     clients: dict[str, dict[str, list[tuple[str, Source]]]] = {}
-    for (_, _, label, owner), source in zip(rows, sources, strict=True):
+    owners: dict[str, str] = {}
+    for (where, _, label, owner), source in zip(rows, sources, strict=True):
+        owner_before = owners.setdefault(client_name(owner), owner)
+        if nfc(owner_before) != nfc(owner):
+            raise FedclipError(
+                f"{where}: has the client {owner!r}, and a row before has {owner_before!r}, which "
+                f"would both become {client_name(owner)!r}; rename one, or spell them alike"
+            )
         clients.setdefault(client_name(owner), {}).setdefault(names[label], []).append(source)
     renamed = [f"{column} as {name}" for name, column in found.items() if name != column]
     understood = [*([opened.format] if opened.format else []), *renamed]
@@ -251,10 +258,7 @@ def _read_parquet(file: Path) -> _List:
         check_row_groups(file, opened.metadata)
         columns = opened.schema_arrow.names
         rows = opened.read().to_pylist()
-    texts = (
-        {column: "" if value is None else str(value) for column, value in values.items()}
-        for values in rows
-    )
+    texts = ({column: _text(value) for column, value in values.items()} for values in rows)
     return _List(columns, ((f"{file} row {number}", row) for number, row in enumerate(texts)))
 
 
@@ -263,6 +267,14 @@ _READERS: Mapping[str, Callable[[Path], _List]] = {
     ".tsv": _read_csv,
     ".parquet": _read_parquet,
 }
+
+
+def _text(value: Any) -> str:
+    """Return a value of a table as text; empty if it is missing or no single value."""
+    if isinstance(value, bytes):
+        value = value.decode(errors="surrogateescape")  # refused later
+    absent = value is None or value != value or isinstance(value, list | tuple | dict)
+    return "" if absent else str(value).strip()
 
 
 def _parse_columns(given: Sequence[str]) -> dict[str, str]:

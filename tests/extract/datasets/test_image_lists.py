@@ -384,6 +384,27 @@ def test_a_parquet_list_that_is_damaged_or_not_utf_8_is_named(tmp_path: Path) ->
     assert "is not a Parquet file, or is damaged (" in refusal(damaged)
 
 
+def test_values_of_a_parquet_list_are_plain_texts_or_missing(place: Path) -> None:
+    def write(**columns: object) -> Path:
+        given = {"path": ["a/1.png", "a/2.png "], "label": ["x", "y"], "client": ["h", " h"]}
+        pq.write_table(pa.table({**given, **columns}), path := place / "list.parquet")
+        return path
+
+    dataset = open_list(write(label=[b"dog", b"cat "]), Path("/nowhere"))
+    assert dataset.class_names == ("cat", "dog")
+    assert [client.name for client in dataset.clients] == ["h"]
+    for column in ([["dog"], ["cat"]], [float("nan"), 1.0], [None, "cat"]):
+        assert "list.parquet row 0: has no label; fill it in" in refusal(write(label=column))
+
+
+def test_two_spellings_that_would_be_one_client_are_refused(place: Path, write: Write) -> None:
+    path = write(place, [{**row, "client": name} for row, name in zip(ROWS, "ABab", strict=True)])
+    assert refusal(path).endswith(
+        ": has the client 'a', and a row before has 'A', which would both become 'a'; rename one, "
+        "or spell them alike"
+    )
+
+
 def test_a_parquet_list_that_would_fill_the_memory_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
