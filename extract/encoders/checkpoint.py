@@ -81,7 +81,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     content: Any
     if path.suffix in _NUMPY:
         return Checkpoint(path, sha256, {}, published)
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" or _is_safetensors(path):
         content = load_file(path)
     elif _is_torchscript(path):
         if sha256 not in _digests().values():
@@ -110,6 +110,12 @@ def _published(sha256: str) -> list[Mapping[str, Any]]:
         for each, digest in _digests().items()
         if sha256.startswith(digest)
     ]
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Tell safetensors, whatever its suffix: the length of a JSON object, and the object."""
+    with path.open("rb") as file:
+        return file.read(10)[8:] == b'{"'
 
 
 def _is_torchscript(path: Path) -> bool:
@@ -164,7 +170,8 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
         have another size.
 
     Raises:
-        FedclipError: weights are missing, unknown or not finite; the message follows "it".
+        FedclipError: weights are missing, unknown, not floats or not finite; the message follows
+            "it".
         Exception: they do not fit; the types are those of torch and open_clip.
     """
     own = model.state_dict()
@@ -176,12 +183,43 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
         for name, tensor in weights.items()
         if name.endswith("positional_embedding") and name in own and len(tensor) != len(own[name])
     ]
+    _check_floats(own, weights)
     with _in_place_of_file(weights):
         wrong = open_clip.load_checkpoint(model, str(checkpoint.path), strict=False)
     if wrong:  # not after loading NumPy's files, which open_clip checks
         _check_names(own.keys(), {*wrong.missing_keys}, wrong.unexpected_keys)
     check_finite(model.state_dict())
+    _check_logit_scale(model.state_dict())
     return resized
+
+
+def _check_floats(own: Tensors, tensors: Tensors) -> None:
+    """Refuse quantized and complex weights, of which loading would keep other numbers.
+
+    Raises:
+        FedclipError: a tensor is not of floats where the model's is; the message follows "it".
+    """
+    floats = {name for name, tensor in own.items() if tensor.is_floating_point()}
+    bad = [name for name in tensors if name in floats and not tensors[name].is_floating_point()]
+    if bad:
+        raise FedclipError(f"has {tensors[bad[0]].dtype} in place of floats in {_some(bad)}")
+
+
+def _check_logit_scale(tensors: Tensors) -> None:
+    """Refuse a logit scale of which the exponential is no scale.
+
+    Raises:
+        FedclipError: it is too large or too small; the message follows "it".
+    """
+    if "logit_scale" not in tensors:
+        return
+    logarithm = tensors["logit_scale"].float()
+    scale = logarithm.exp()
+    if not (torch.isfinite(scale) & (scale > 0)).all():
+        raise FedclipError(
+            f"has the logit_scale {logarithm.max().item():g}, of which the exponential is "
+            f"{scale.max().item():g}; it must be a logarithm, such as 4.6"
+        )
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
@@ -221,7 +259,7 @@ def _check_names(own: Collection[str], missing: Collection[str], others: Sequenc
     if len(lost) == len(towers):
         raise FedclipError(f"has none of the model's tensors, only {_some(others)}")
     if lost:
-        raise FedclipError(f"has no {lost[0]} tower ({_some(towers[lost[0]])} and so on)")
+        raise FedclipError(f"has no {lost[0]} tower ({_some(towers[lost[0]])})")
     if missing:
         raise FedclipError(f"has no {_some(sorted(missing))}")
     if others:

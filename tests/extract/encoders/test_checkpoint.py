@@ -316,3 +316,39 @@ def test_nan_in_half_precision_is_found_in_safetensors_too(
     }
     save_file(halves, path := tmp_path / "bad.safetensors")
     assert "has NaN or Inf in visual.proj" in refusal(path)
+
+
+@pytest.mark.usefixtures("toys")
+@pytest.mark.parametrize("name", ["mine.pt", "mine.bin"])
+def test_safetensors_are_read_whatever_their_suffix(
+    tmp_path: Path, weights: dict[str, Tensor], name: str
+) -> None:
+    save_file(weights, path := tmp_path / name)
+    save_file(weights, usual := tmp_path / "mine.safetensors")
+    np.testing.assert_array_equal(features(load(PLAIN, path)), features(load(PLAIN, usual)))
+
+
+@pytest.mark.usefixtures("toys")
+@pytest.mark.parametrize(
+    ("dtype", "shown"), [(torch.int8, "torch.int8"), (torch.complex64, "torch.complex64")]
+)
+def test_weights_that_are_not_floats_are_refused(
+    tmp_path: Path, weights: dict[str, Tensor], dtype: torch.dtype, shown: str
+) -> None:
+    changed = {**weights, "text_projection": weights["text_projection"].to(dtype)}
+    torch.save(changed, path := tmp_path / "mine.pt")
+    assert f"(it has {shown} in place of floats in text_projection)" in refusal(path)
+
+
+@pytest.mark.usefixtures("toys")
+@pytest.mark.parametrize(("value", "shown"), [(100.0, "100"), (-1000.0, "-1000")])
+def test_a_logit_scale_that_is_no_logarithm_is_refused(
+    tmp_path: Path, weights: dict[str, Tensor], value: float, shown: str
+) -> None:
+    changed = {**weights, "logit_scale": torch.tensor(value)}
+    torch.save(changed, path := tmp_path / "mine.pt")
+    exponential = "inf" if value > 0 else "0"
+    assert (
+        f"(it has the logit_scale {shown}, of which the exponential is {exponential}; it must be a "
+        "logarithm, such as 4.6)"
+    ) in refusal(path)
