@@ -232,6 +232,6 @@ def cache_import(
         f"{counted(len(first.class_names), 'class', 'classes')}, "
         f"logit scale {first.logit_scale:g}"
     )
-    print(f"understood {imported.understood}")
+    output.note(f"understood {imported.understood}")
     if imported.ignored:
         output.note(f"ignored    {', '.join(imported.ignored)} (unknown arrays)")

@@ -5,6 +5,7 @@ Neither torch nor an encoder is imported before something has to be encoded.
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 from ..cache import FedclipError
 from ..cache.common.progress import Progress, no_progress
@@ -94,11 +95,12 @@ def _log_dataset(dataset: ImageDataset, request: Request) -> None:
     size = sum(len(client.images) for client in dataset.clients)
     at = f" at {dataset.hub['commit'][:8]}" if dataset.hub else ""
     logger.info(
-        "dataset    %s: %s, %s, %s below %s%s",
+        "dataset    %s: %s, %s, %s %s %s%s",
         dataset.name,
         counted(len(dataset.clients), "client"),
         counted(len(dataset.class_names), "class", "classes"),
         counted(size, noun(dataset.samples)),
+        "in" if Path(dataset.root).is_file() else "below",
         dataset.root,
         at,
     )

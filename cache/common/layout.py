@@ -2,7 +2,8 @@
 
 A table that is too wide has its sentences wrapped between words. If that is not enough, a table of
 figures is transposed, or split into blocks of columns with the labels repeated. If even that is too
-wide, or there are sentences, each row is a list. Nothing is cut off.
+wide, or there are sentences, each row is a list. Where a row is a name and a sentence, long words
+are broken instead. Nothing is cut off.
 """
 
 from __future__ import annotations
@@ -79,6 +80,9 @@ def lay_out(table: Table, width: int | None = None, rule: str = "─") -> list[L
 
 def _divided(grid: _Grid, width: int, labels: int) -> list[_Grid]:
     """Divide a grid that is too wide into ones that fit."""
+    room = width - len(_GAP) - grid.widths()[0]
+    if [*grid.wraps] == [False, True] and room >= _NARROWEST:
+        return [replace(grid, most=(width, room))]
     if not any(grid.wraps):
         turned = grid.transposed() if labels == 1 else grid
         if turned.fits(width):

@@ -55,7 +55,8 @@ def describe_existing(entries: Sequence[Entry], varied: Collection[str], runs_di
         what = f"another source of the {name.removesuffix('_source')}"
     else:
         what = f"{name} {before} in place of {now}"
-    return f"existing   {count} of these {len(entries)} runs exist with {what}; new ones are made"
+    exist = "exists" if count == 1 else "exist"
+    return f"existing   {count} of these {len(entries)} runs {exist} with {what}; new ones are made"
 
 
 def _facts_of(entry: Entry) -> _Facts:

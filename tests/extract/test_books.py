@@ -261,6 +261,7 @@ def test_books_of_a_list_count_its_rows_and_name_unused_columns(
     assert last_line(result) == (
         "rows       4 seen: 3 taken, 1 skipped (1 is empty), 0 ignored; not looked into: column Age"
     )
+    assert f"4 images in {tmp_path / 'scans/list.csv'}\n" in result[2]
     assert (
         "read as CSV in UTF-16, separated by ';', Filepath as path, Class as label and Domain as "
         "client\n"

@@ -162,6 +162,21 @@ def test_sentences_without_room_make_each_row_a_list() -> None:
     ]
 
 
+def test_names_and_values_stay_one_table_and_long_words_are_broken() -> None:
+    facts = [
+        ("key", "6c62d1ff91f7131ac3bde55822b17ddc"),
+        ("classes", "cup, fish, house, key, tree"),
+    ]
+    assert shown(Table([Column("fact"), Column("value", wraps=True)], facts), 35) == [
+        "fact     value",
+        "───────────────────────────────────",
+        "key      6c62d1ff91f7131ac3bde55822",
+        "         b17ddc",
+        "classes  cup, fish, house, key,",
+        "         tree",
+    ]
+
+
 def test_a_pipe_gets_each_row_of_figures_on_one_line() -> None:
     names = [f"a-client-of-a-long-name-{number}" for number in range(8)]
     table = Table([Column("target"), *map(Column, names)], [("photo", *range(8))])

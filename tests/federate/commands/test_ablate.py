@@ -380,6 +380,9 @@ def test_runs_that_differ_in_one_option_are_named_before_new_ones_are_made(
     assert run([*command[:-1], "3"]) == 0
     line = "existing   4 of these 4 runs exist with rounds 2 in place of 3; new ones are made\n"
     assert line in capsys.readouterr().out
+    assert run(["ablate", "--set", "lr=1e-4,5e-2", "--seeds", "1", "--rounds", "4"]) == 0
+    line = "existing   1 of these 2 runs exists with rounds 2 in place of 4; new ones are made\n"
+    assert line in capsys.readouterr().out
     # What is varied on purpose is not named, and neither is what differs in two options.
     assert run(["ablate", "--set", "lr=5e-4", *command[3:]]) == 0
     assert run([*command[:-1], "4", "--clients", "2"]) == 0
