@@ -75,8 +75,8 @@ class DatasetOptions(DataOptions):
         None,
         flags=("--manifest",),
         metavar="FILE",
-        help="A .csv, .tsv or .parquet list with the columns path (of an image) or text, label and, "
-        "unless --client is set, client or domain.",
+        help="A .csv, .tsv or .parquet list with the columns path (of an image) or text, label "
+        "and, unless --client is set, client or domain.",
     )
     client: str | None = option(
         None,
