@@ -11,7 +11,7 @@ from unicodedata import normalize
 
 from ...cache import FedclipError
 from ...cache.common.fields import listed, suggest
-from ...cache.common.text import inflected
+from ...cache.common.text import counted, inflected
 from .base import ClassImages, FileSource
 from .books import Books
 from .registry import noun
@@ -99,6 +99,8 @@ def read_layout(
     split = "" if not divided else "<split>/" if divided == len(filled) else "[<split>/]"
     pattern = f"{'<split>/' if above else ''}{domain}{split}<class>/<{noun(root.kind)}>"
     _check_filled(root, domains, pattern, required, client)
+    for name, folders in parents.items() if client is None and not required else ():
+        _check_labelled(name, folders, pattern)
     taken = f", splits {listed(choice.taken, 'and')}" if choice.taken else ""
     return Layout(
         domains=[(name, _images(classes)) for name, classes in filled],
@@ -229,6 +231,19 @@ def _check_filled(
         raise FedclipError(
             f"{root.path}: {_few(empty)} would be empty, without {_article(root)} laid out "
             f"{pattern}; add the {root.kind}, or move the folder away"
+        )
+
+
+def _check_labelled(domain: str, folders: Sequence[Folder], pattern: str) -> None:
+    """Refuse a domain all of whose images lie in it directly, since it would vanish."""
+    loose = [each.id_of(name) for each in folders for name in each.samples]
+    if loose and not any(child.count for each in folders for child in each.folders.values()):
+        kind = folders[0].kind
+        raise FedclipError(
+            f"{folders[0].path}: the domain {domain!r} would be left out, as its "
+            f"{counted(len(loose), noun(kind))}, such as {loose[0]}, "
+            f"{'is' if len(loose) == 1 else 'are'} in no class folder ({pattern}); make class "
+            "folders, or move this folder away"
         )
 
 

@@ -193,6 +193,18 @@ def test_domains_that_would_be_empty_are_refused_by_name(tmp_path: Path) -> None
     assert refusal(root) == expected
 
 
+def test_a_domain_whose_images_are_in_no_class_folder_is_refused(tmp_path: Path) -> None:
+    loose = [f"cartoon/{index}.png" for index in range(2)]
+    root = fill(tmp_path / "pets", [*images(("photo", "sketch")), *loose])
+    with pytest.raises(FedclipError) as error:
+        opened(root)
+    assert str(error.value) == (
+        f"{root}/cartoon: the domain 'cartoon' would be left out, as its 2 images, such as "
+        "cartoon/0.png, are in no class folder (<domain>/<class>/<image>); make class folders, or "
+        "move this folder away"
+    )
+
+
 def test_splits_without_any_image_are_refused(tmp_path: Path) -> None:
     for domain in PACS:
         (tmp_path / "PACS" / "train" / domain / "dog").mkdir(parents=True)
