@@ -122,7 +122,7 @@ class Run:
         self.model = model or settings.model
         self.engine = engine
         self.callbacks = callbacks
-        self._keep_own = keep_own
+        self.keep_own = keep_own
         self.last: Round | None = None
         self.scores: dict[str, Scores] = {}
         trainers = (federation.together,) if settings.strategy.pooled else federation.participants
@@ -204,7 +204,7 @@ class Run:
         seconds += time.perf_counter() - start
         current, after = server.close(pending, seconds, test, own)
         best_own = before.best_own
-        if pending.better and self._keep_own:
+        if pending.better and self.keep_own:
             best_own = {each.name: model for each, model in self.own_models(pending, clients)}
         for callback in self.callbacks:
             callback.on_round(self, current)

@@ -354,7 +354,7 @@ def test_a_killed_baseline_is_resumed_to_the_same_result(
         (["--backbone", "alexnet", "--loss", "clip"], "no text side"),
         (["--backbone", "alexnet", "--alexnet-weights", "no.pth"], "file not found"),
         (["--strategy", "best"], "--strategy best: unknown strategy; choose fedavg or fedprox"),
-        (["--strategy", "fedrep"], "unknown strategy; choose fedavg or fedprox"),
+        (["--strategy", "fedrep"], "works with adapters only; full models take fedavg or fedprox"),
         (["--alexnet-weights", "random"], "needs --backbone alexnet"),
     ],
 )

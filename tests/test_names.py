@@ -58,13 +58,13 @@ def test_domains_of_any_name_are_extracted_federated_and_left_out_by_name(
     assert [cache.client for cache in load_cache(folder)] == sorted(names)
     assert list(folder.read_manifest()["clients"]) == sorted(names)
     shown = capsys.readouterr().out
-    assert all(f" {name} " in shown for name in names)
+    assert [name for name in names if name not in shown] == []
     encode(root, tiny_clip)
     assert "encoded    nothing: the cache is up to date" in capsys.readouterr().out
 
     assert run(["federate", "--rounds", "1", "--name", "each"]) == 0
     shown = capsys.readouterr().out
-    assert all(f" {name} " in shown for name in names)
+    assert [name for name in names if name not in shown] == []
     summary = read(Path("runs/each/result.json"))
     assert sorted(summary["accuracy"]) == sorted(names)
     for name in names:
@@ -216,7 +216,7 @@ def test_domains_of_an_archive_are_imported_federated_and_left_out(
     )
     assert run(["cache", "import", "features.npz", "--name", "pets"]) == 0
     shown = capsys.readouterr().out
-    assert all(f" {name} " in shown for name in NAMES)
+    assert [name for name in NAMES if name not in shown] == []
     assert shown.splitlines()[-1] == (
         "understood labels as one-hot rows, 3 of 3 classes have rows; text_features as 2 prompts "
         "per class, for --prompt; logit_scale as 100, as 4.60517 is its logarithm"

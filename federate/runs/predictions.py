@@ -102,13 +102,15 @@ def predictions_of(run: Run) -> Predictions | None:
     if best is None:
         return None
     strategy, own = run.settings.strategy, dict[str, Predicted]()
-    if strategy.personalized:
+    if strategy.personalized and run.keep_own:
         for client in federation.participants:
             run.network.remember(client.train)
             own[client.name] = run.predict(client, run.state.best_own[client.name])
     adapted = own
     if strategy.shared:
         adapted = {each.name: run.predict(each, best.parameters) for each in federation.clients}
+    if not adapted:  # nothing but the participants' own models, which are not kept
+        return None
     before = {client.name: run.zero_shot_predict(client) for client in federation.clients}
     found: dict[str, Mapping[str, Predicted]] = {ADAPTED: adapted}
     zero_shot = {name: each for name, each in before.items() if each is not None}

@@ -344,6 +344,7 @@ def test_a_tag_s_weights_come_from_the_hub_with_a_bar(
 
     config = json.loads((tiny_clip / "open_clip_config.json").read_text())["model_cfg"]
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "Tiny-8", config)
+    monkeypatch.setattr("fedclip.extract.options.architectures", lambda: ["Tiny-8"])
     tags = {"here": {"hf_hub": "owner/tiny/"}, "gone": {"hf_hub": "owner/empty/"}}
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "Tiny-8", tags)
     hub.model("owner/tiny", tiny_clip)
