@@ -99,6 +99,7 @@ UNSUPPORTED = (
 )
 
 
+@pytest.mark.slow
 def test_without_locks_syncs_of_folders_and_a_home_the_work_is_done(
     failing: Path,
     make_images: MakeImages,

@@ -31,6 +31,7 @@ def files(folder: Path) -> Mapping[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.rglob("*.h5")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("room", "warning"),
     [
