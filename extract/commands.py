@@ -34,7 +34,7 @@ SKIPPED_SHOWN = 10
         "fedclip extract --dataset demo",
         "fedclip extract --dataset pacs --template 'a picture of a {}'",
         "fedclip extract --dataset hf:flwrlabs/pacs --model RN50 --pretrained openai",
-        "fedclip extract --dataset reviews.csv --model hf:sentence-transformers/all-MiniLM-L6-v2",
+        "fedclip extract --dataset reviews.csv --model hf:bert-base-uncased",
     ]
 )
 def extract(

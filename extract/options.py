@@ -279,6 +279,10 @@ class EncoderOptions:
         help="Compile the encoder with torch.compile, which is worthwhile on a GPU.",
     )
 
+    def __post_init__(self) -> None:
+        for model in self.model:
+            check_architecture(model)
+
 
 @dataclass(frozen=True)
 class EncodingOptions(DeviceOptions):

@@ -50,7 +50,7 @@ def describe_existing(entries: Sequence[Entry], varied: Collection[str], runs_di
         found.update(each for each in differences if each is not None)
     if not found:
         return ""
-    ((name, before, now), count), *_ = found.most_common(1)
+    (name, before, now), count = min(found.items(), key=lambda item: (-item[1], item[0]))
     if name in SOURCES:
         what = f"another source of the {name.removesuffix('_source')}"
     else:

@@ -882,10 +882,10 @@ def test_random_weights_are_named_in_the_folder_the_file_and_a_warning(
 
 
 @pytest.mark.parametrize(
-    ("factor", "reason"),
+    ("largest", "reason"),
     [
-        (float("nan"), "it has NaN or Inf in "),
-        (1e38, "check its weights, or choose another --precision"),
+        (float("nan"), "it has NaN or Inf in visual.proj"),
+        (3e38, "check its weights, or choose another --precision"),
     ],
 )
 def test_weights_that_make_vectors_that_are_not_finite_are_refused_and_leave_no_file(
@@ -893,10 +893,13 @@ def test_weights_that_make_vectors_that_are_not_finite_are_refused_and_leave_no_
     make_images: MakeImages,
     tiny_clip: Path,
     tmp_path: Path,
-    factor: float,
+    largest: float,
     reason: str,
 ) -> None:
-    place = other_weights(tiny_clip, tmp_path / "place", factor=factor)
+    place = other_weights(tiny_clip, tmp_path / "place")
+    weights = load_file(place / WEIGHTS)
+    projection = weights["visual.proj"] / weights["visual.proj"].abs().max() * largest
+    save_file({**weights, "visual.proj": projection}, place / WEIGHTS)
     encoder = EncoderName.of(f"local-dir:{place}", None, "fp32")
     assert reason in refusal(run, make_images(), encoder=encoder)
     assert list(run.cache_dir.rglob("*.h5")) == []

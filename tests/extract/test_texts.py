@@ -66,7 +66,7 @@ def test_a_table_of_texts_becomes_a_cache_per_domain(
     file = write(tmp_path / "reviews.csv", ROWS)
     assert extract("--dataset", file) == 0
     captured = capsys.readouterr()
-    assert "reviews: 2 clients, 2 classes, 4 texts below" in captured.err
+    assert "reviews: 2 clients, 2 classes, 4 texts in" in captured.err
     assert "encoded    4 texts and 2 prompts" in captured.out
     assert "rows       4 seen: 4 taken, 0 skipped, 0 ignored" in captured.out
     found = caches(tmp_path / "caches")

@@ -302,7 +302,6 @@ def test_an_image_is_known_by_its_suffix_in_either_case(tmp_path: Path, name: st
         "photo/.cache/1.png",
         ".git/objects/1.png",
         "logs/today/log.txt",
-        "lists/1.png",
         "README.md",
         "overview.png",
     ],
