@@ -212,27 +212,25 @@ def _warn_of_no_locks(path: Path, device: int, reason: str) -> None:
 def check_writable(folder: Path, setting: str) -> None:
     """Refuse a folder in which no file can be made, before the work whose result goes there.
 
+    A file is tried where the folder is or will be. The folder itself is not made and removed
+    again, which would take it from under another process that has just made it.
+
     Args:
-        folder: The folder, which may not exist yet; it is not made.
+        folder: The folder, which may not exist yet.
         setting: The option that chooses it, with its value.
 
     Raises:
         FedclipError: the folder cannot be made, or no file in it.
     """
-    missing = [each for each in (folder, *folder.parents) if not each.exists()]
-    probe = folder / f"{TEMPORARY_PREFIX}{os.getpid()}-probe"
+    above = (each for each in (folder, *folder.parents) if each.exists() or each.is_symlink())
+    probe = next(above) / f"{TEMPORARY_PREFIX}{os.getpid()}-probe"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
     except OSError as error:
         raise FedclipError(
             f"{setting}: cannot be written ({error.strerror}); choose another place"
         ) from None
-    finally:
-        for each in missing:
-            with suppress(OSError):  # another process has put something into it
-                each.rmdir()
 
 
 @contextmanager
