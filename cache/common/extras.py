@@ -19,6 +19,9 @@ EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "onnx": ("fedclip export --to onnx", ("onnx", "onnxscript", "onnxruntime")),
     "report": ("charts", ("altair",)),
     "tables": (".to_pandas()", ("pandas",)),
+    "text": ("--model hf:NAME", ("transformers",)),
+    "tensorboard": ("--tensorboard", ("tensorboardX",)),
+    "flower": ("federation across sites", ("flwr",)),
 }
 
 

@@ -9,7 +9,7 @@ import hashlib
 import logging
 import string
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,6 +30,9 @@ from .spec import EncoderName
 from .transforms import Decoder
 
 Vectors = npt.NDArray[np.float32]
+
+# The dtype of each precision in `spec.PRECISIONS`.
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 # Texts that distinguish tokenizers: every printable ASCII character, other scripts, case,
 # spaces, digits, rare words, and a text longer than any context.
@@ -193,6 +196,47 @@ def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return result
 
     return call
+
+
+def facts_of(
+    name: EncoderName,
+    library: str,
+    model: nn.Module,
+    weights_sha256: str | None,
+    *,
+    shared: Mapping[str, Any],
+    image: Mapping[str, Any] | None = None,
+    text: Mapping[str, Any] | None = None,
+) -> EncoderFacts:
+    """Collect the facts that identify an encoder, those that every family has among them.
+
+    Args:
+        name: The encoder as the user names it.
+        library: The library that builds it.
+        model: The network.
+        weights_sha256: SHA-256 of its weights' file; None if they are random.
+        shared: What else affects all vectors, such as the architecture.
+        image: What affects image vectors only.
+        text: What affects text vectors only.
+    """
+    shown_model, shown_pretrained = name.shown
+    return EncoderFacts(
+        shared={
+            "library": library,
+            "weights_sha256": weights_sha256 or tensors_sha256(model),
+            "random_weights": weights_sha256 is None,
+            "precision": name.precision,
+            **shared,
+            **({"compiled": True} if name.compiled else {}),
+        },
+        image=image or {},
+        text=text or {},
+        about={
+            "model": shown_model,
+            "pretrained": shown_pretrained,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        },
+    )
 
 
 def tensors_sha256(model: nn.Module) -> str:

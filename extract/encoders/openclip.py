@@ -28,10 +28,10 @@ from .base import (
     Launcher,
     Vectors,
     compiled,
+    facts_of,
     inference,
     pad_batch,
     quiet,
-    tensors_sha256,
     tokenizer_sha256,
 )
 from .checkpoint import Checkpoint, load_weights, read_checkpoint
@@ -159,23 +159,14 @@ def load_encoder(name: EncoderName, device: torch.device) -> OpenClipEncoder:
         config["quick_gelu"] = True
         _check_quick_gelu(name, model)
     decode, preprocessing = _preprocess(name, model)
-    shown_model, shown_pretrained = name.shown
-    facts = EncoderFacts(
-        shared={
-            "library": "open_clip",
-            "weights_sha256": checkpoint.sha256 if checkpoint else tensors_sha256(model),
-            "random_weights": checkpoint is None,
-            "architecture": config,
-            "precision": name.precision,
-            **({"compiled": True} if name.compiled else {}),
-        },
+    facts = facts_of(
+        name,
+        "open_clip",
+        model,
+        checkpoint.sha256 if checkpoint else None,
+        shared={"architecture": config},
         image={**preprocessing, "decoder": "pillow", "resizer": name.resizer},
         text={"tokenizer": tokenizer_sha256(tokenizer)},
-        about={
-            "model": shown_model,
-            "pretrained": shown_pretrained,
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        },
     )
     return OpenClipEncoder(
         name=name,

@@ -28,14 +28,12 @@ from ...cache.common.fields import suggest
 from ...cache.common.progress import Progress, no_progress
 from ...cache.key import EncoderFacts, file_sha256
 from ..hub import MODEL, Repository, download, look_up, remember
-from .base import Launched, Launcher, compiled, quiet, tensors_sha256
+from .base import DTYPES, Launched, Launcher, compiled, facts_of, quiet
 from .spec import RANDOM, TIMM, EncoderName, is_file
 from .transforms import Decoder, PillowDecoder, Transform
 
 _SAFE = "model.safetensors"
 _PICKLED = "pytorch_model.bin"
-
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +71,7 @@ class TimmEncoder:
 
     @cached_property
     def _launcher(self) -> Launcher:
-        dtype = _DTYPES[self.name.precision]
+        dtype = DTYPES[self.name.precision]
 
         def pooled(pixels: Tensor) -> Tensor:
             model: Any = self.model
@@ -119,16 +117,12 @@ def load_encoder(name: EncoderName, device: torch.device) -> TimmEncoder:
     with quiet(), torch.random.fork_rng(devices=[]):
         model = _build(name, weights)
     config = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
-    shown_model, shown_pretrained = name.shown
-    facts = EncoderFacts(
-        shared={
-            "library": "timm",
-            "weights_sha256": file_sha256(weights) if weights else tensors_sha256(model),
-            "random_weights": weights is None,
-            "architecture": _architecture(name),
-            "precision": name.precision,
-            **({"compiled": True} if name.compiled else {}),
-        },
+    facts = facts_of(
+        name,
+        "timm",
+        model,
+        file_sha256(weights) if weights else None,
+        shared={"architecture": _architecture(name)},
         image={
             "image_size": list(config["input_size"][1:]),
             "mean": list(config["mean"]),
@@ -139,17 +133,12 @@ def load_encoder(name: EncoderName, device: torch.device) -> TimmEncoder:
             "decoder": "pillow",
             "resizer": name.resizer,
         },
-        about={
-            "model": shown_model,
-            "pretrained": shown_pretrained,
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        },
     )
     return TimmEncoder(
         name=name,
         facts=facts,
         sources=(weights.absolute(),) if weights else (),
-        model=model.to(_DTYPES[name.precision]).eval().requires_grad_(False).to(device),
+        model=model.to(DTYPES[name.precision]).eval().requires_grad_(False).to(device),
         decode=_decoder(name, config),
         device=device,
     )

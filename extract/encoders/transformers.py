@@ -22,17 +22,19 @@ from torch import Tensor, nn
 
 from ...cache import FedclipError
 from ...cache.common.errors import first_line
+from ...cache.common.extras import load_extra
 from ...cache.common.progress import Progress, no_progress
 from ...cache.key import EncoderFacts, file_sha256
 from ..hub import MODEL, Repository, download, look_up, remember
 from .base import (
+    DTYPES,
     Launched,
     Launcher,
     Vectors,
     compiled,
+    facts_of,
     pad_batch,
     quiet,
-    tensors_sha256,
     tokenizer_sha256,
 )
 from .spec import POOLINGS, RANDOM, TRANSFORMERS, EncoderName
@@ -61,8 +63,6 @@ BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 PROMPT_BATCH = 16
 
 _CUT = 2
-
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +208,7 @@ def load_encoder(name: EncoderName, device: torch.device) -> TransformersEncoder
         FedclipError: transformers is not installed, or the folder lacks a file or has one that
             does not fit or cannot be loaded safely.
     """
-    _check_installed(name)
+    load_extra("text")
     folder = _folder(name)
     config = _read_json(folder / CONFIG_FILE)
     pooling = name.pooling or _own_pooling(folder)
@@ -218,47 +218,30 @@ def load_encoder(name: EncoderName, device: torch.device) -> TransformersEncoder
         tokenizer = _tokenizer(name, folder)
     tokenize = Tokenize(tokenizer, _context(folder, config, tokenizer))
     weights = [] if name.pretrained == RANDOM else _weights(folder)
-    shown_model, shown_pretrained = name.shown
-    facts = EncoderFacts(
+    facts = facts_of(
+        name,
+        "transformers",
+        model,
+        _sha256_of(weights) if weights else None,
         shared={
-            "library": "transformers",
-            "weights_sha256": _sha256_of(weights) if weights else tensors_sha256(model),
-            "random_weights": not weights,
             "architecture": {
                 key: value
                 for key, value in config.items()
                 if key not in ("_name_or_path", "transformers_version")
             },
-            "precision": name.precision,
             "pooling": pooling,
             "context": tokenize.context,
             "tokenizer": tokenizer_sha256(lambda texts: tokenize.encode(texts)[:, 0]),
-            **({"compiled": True} if name.compiled else {}),
-        },
-        about={
-            "model": shown_model,
-            "pretrained": shown_pretrained,
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
         },
     )
     return TransformersEncoder(
         name=name,
         facts=facts,
         sources=(folder.absolute(), *sorted(each for each in folder.iterdir() if each.is_file())),
-        model=model.to(_DTYPES[name.precision]).eval().requires_grad_(False).to(device),
+        model=model.to(DTYPES[name.precision]).eval().requires_grad_(False).to(device),
         decode=tokenize,
         device=device,
     )
-
-
-def _check_installed(name: EncoderName) -> None:
-    try:
-        import transformers  # noqa: F401
-    except ModuleNotFoundError:
-        raise FedclipError(
-            f"{name.model}: needs the package transformers; install it with 'pip install "
-            "fedclip[text]'"
-        ) from None
 
 
 def _folder(name: EncoderName, progress: Progress = no_progress) -> Path:
@@ -303,17 +286,21 @@ def _sha256_of(files: Sequence[Path]) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    value = _parse_json(path)
+    if not isinstance(value, dict):
+        raise FedclipError(f"{path}: is not a JSON object; get it again")
+    return value
+
+
+def _parse_json(path: Path) -> Any:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FedclipError(
             f"{path.parent}: has no {path.name}; pass a folder that transformers has saved"
         ) from None
     except (ValueError, RecursionError) as error:
         raise FedclipError(f"{path}: is not JSON ({first_line(error)}); get it again") from None
-    if not isinstance(value, dict):
-        raise FedclipError(f"{path}: is not a JSON object; get it again")
-    return value
 
 
 def _own_pooling(folder: Path) -> str:
@@ -323,7 +310,9 @@ def _own_pooling(folder: Path) -> str:
         FedclipError: the folder pools in another way, or adds layers of its own.
     """
     if (folder / MODULES_FILE).is_file():
-        parts = json.loads((folder / MODULES_FILE).read_text(encoding="utf-8"))
+        parts = _parse_json(folder / MODULES_FILE)
+        if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+            raise FedclipError(f"{folder / MODULES_FILE}: is not a list of parts; get it again")
         kinds = {str(part.get("type", "")).rpartition(".")[2] for part in parts}
         if strange := sorted(kinds - _MODULES):
             raise FedclipError(

@@ -183,6 +183,10 @@ def test_what_cannot_be_loaded_is_refused_in_a_line(
     (folder / "modules.json").write_text('[{"type": "x.Dense"}]')
     (folder / "config.json").write_bytes((bert / "config.json").read_bytes())
     assert "has a part Dense" in refusal(folder)
+    (folder / "modules.json").write_text("[")
+    assert "modules.json: is not JSON" in refusal(folder)
+    (folder / "modules.json").write_text('["x.Transformer"]')
+    assert "modules.json: is not a list of parts" in refusal(folder)
     with pytest.raises(FedclipError, match="leave out --pretrained"):
         EncoderName.of(f"hf:{bert}", "openai")
     with pytest.raises(FedclipError, match="--pooling cls"):
