@@ -606,7 +606,7 @@ def predict(
         # Standard output has rows only if it is for programs.
         show_table(table, Console(stderr=shown.format != "table"))
     if skipped:
-        complain(f"{skipped} images could not be read")
+        complain(f"{counted(skipped, 'image')} could not be read")
         raise typer.Exit(FAILED)
 
 
@@ -742,7 +742,8 @@ def doctor(images: DataOptions, runs: RunsDir, caches: CacheOptions) -> None:
     from rich.filesize import decimal
 
     from .cache import find_caches
-    from .cache.common.machine import devices, folder_size, library_versions, missing_extras
+    from .cache.common.files import folder_size
+    from .cache.common.machine import devices, library_versions, missing_extras
     from .extract.hub import hub_folder, reach
 
     lines = [("fedclip", __version__), *library_versions().items()]

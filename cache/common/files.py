@@ -310,3 +310,15 @@ def write_json(path: Path, value: Any) -> None:
     """Write `value` to `path` as JSON, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(to_json(value), encoding="utf-8")
+
+
+def folder_size(path: Path | str) -> int:
+    """Return the size of all files below a folder, in bytes; 0 if it does not exist."""
+    total = 0
+    with suppress(FileNotFoundError):
+        for entry in os.scandir(path):
+            if entry.is_dir(follow_symlinks=False):
+                total += folder_size(entry.path)
+            else:
+                total += entry.stat(follow_symlinks=False).st_size
+    return total

@@ -1,11 +1,10 @@
-"""What this machine has: versions of libraries, devices, sizes of folders."""
+"""What this machine has: versions of libraries, devices, extras."""
 
 from __future__ import annotations
 
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from .extras import EXTRAS, missing_modules
 
@@ -36,15 +35,6 @@ def devices() -> list[str]:
             facts = torch.cuda.get_device_properties(index)
             found.append(f"cuda:{index}, {facts.name}, {decimal(facts.total_memory)}")
     return found
-
-
-def folder_size(path: Path) -> int:
-    """Return the size of all files below a folder, in bytes; 0 if it does not exist."""
-    return sum(
-        (Path(folder) / name).lstat().st_size
-        for folder, _, names in os.walk(path)
-        for name in names
-    )
 
 
 def missing_extras() -> dict[str, str]:

@@ -23,6 +23,7 @@ from ...cache import FedclipError
 from ...cache.common.errors import first_line
 from ...cache.common.extras import load_extra
 from ...cache.common.files import replacing
+from ..training.tasks import size_of
 from .classifier import Classifier
 from .full import Normalize
 from .losses import cosine_logits
@@ -184,7 +185,7 @@ def write_onnx(
             gives other probabilities.
     """
     load_extra("onnx")
-    size = sum(each.numel() * each.element_size() for each in program.state_dict().values())
+    size = size_of(program.state_dict())
     if size > ONNX_BYTES:
         raise FedclipError(
             f"--to onnx: {size / 1e9:.1f} GB of weights do not fit into one ONNX file, which may "

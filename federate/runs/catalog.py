@@ -18,7 +18,7 @@ from typing import Any
 
 from ...cache import FedclipError
 from ...cache.common.fields import listed, show_value, suggest
-from ...cache.common.files import lock, path_for
+from ...cache.common.files import folder_size, lock, path_for
 from ..settings import PAPER, REGISTRIES, Settings
 from .find import CONFIG
 from .results import Result, RunResult, read_result
@@ -151,7 +151,7 @@ class RecordedRun:
     @property
     def bytes(self) -> int:
         """Size of all its files."""
-        return _size(str(self.path))
+        return folder_size(self.path)
 
     @property
     def parts(self) -> list[RecordedRun]:
@@ -304,13 +304,3 @@ def claimed(path: Path) -> Iterator[None]:
 
 def _number(value: Any) -> float | None:
     return value if isinstance(value, float) else None
-
-
-def _size(path: str) -> int:
-    total = 0
-    for entry in os.scandir(path):
-        if entry.is_dir(follow_symlinks=False):
-            total += _size(entry.path)
-        else:
-            total += entry.stat(follow_symlinks=False).st_size
-    return total
