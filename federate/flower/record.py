@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -18,14 +18,12 @@ from ...cache.common.fields import options_of
 from ...cache.common.files import check_name, replacing, write_json
 from ...cache.compatibility import Described
 from ...cache.key import canonical_json, image_key
-from ..data.federation import Client, Federation
-from ..models.base import Model
 from ..runs.find import CONFIG, NONE
 from ..runs.folder import RunFolder
-from ..runs.results import RunResult, Status, finite_or_null, result_of
+from ..runs.results import Facts, RunResult, Status, finite_or_null, result_of
 from ..server import Round, ServerState
 from ..settings import ALL_PROMPTS, Settings
-from ..simulation import Run, RunState
+from ..simulation import RunState
 from .messages import SiteFacts
 
 SITES = "sites.jsonl"
@@ -126,54 +124,6 @@ class Attendance:
     bytes_received: int
 
 
-class _Rows:
-    """A number of rows that are elsewhere."""
-
-    def __init__(self, rows: int) -> None:
-        self._rows = rows
-
-    def __len__(self) -> int:
-        return self._rows
-
-
-@dataclass(eq=False)
-class Deployed:
-    """A run whose clients are elsewhere, with what recording takes from a `simulation.Run`."""
-
-    settings: Settings
-    model: Model
-    members: Mapping[str, Member]
-    state: RunState
-    bytes_per_client: int
-
-    @property
-    def federation(self) -> Federation:
-        """Names and numbers of rows."""
-        clients = {name: _client(member.facts) for name, member in self.members.items()}
-        target = next((name for name, each in self.members.items() if each.facts.target), None)
-        return Federation(
-            participants=tuple(clients[name] for name in sorted(clients) if name != target),
-            target=clients[target] if target else None,
-            text=torch.zeros(0, 0),
-            logit_scale=1.0,
-        )
-
-    @property
-    def number(self) -> int:
-        """Rounds done."""
-        return self.state.server.number
-
-    @property
-    def trainable_parameters(self) -> int:
-        """Size of what is trained."""
-        return next(iter(self.members.values())).facts.parameters
-
-
-def _client(facts: SiteFacts) -> Client:
-    parts: Any = (_Rows(facts.train), _Rows(facts.validation), _Rows(facts.test))
-    return Client(facts.client, facts.client, *parts)
-
-
 class Record:
     """The folder of a run across sites.
 
@@ -268,21 +218,27 @@ class Record:
             status = "interrupted"
         settings, best = self.plan.settings, state.best
         measured = self.members.keys() if best is None else (best.round.test or {}).keys()
-        run = Deployed(
-            settings,
-            settings.adapter,
-            {name: member for name, member in self.members.items() if name in measured},
-            RunState(
-                state, {name: self._zero_shot[name] for name in self._zero_shot if name in measured}
-            ),
-            bytes_per_client,
+        members = sorted(
+            (each.facts for name, each in self.members.items() if name in measured),
+            key=lambda each: (each.target, each.client),
+        )
+        facts = Facts(
+            rounds=state.number,
+            best=best.round if best else None,
+            zero_shot={name: each for name, each in self._zero_shot.items() if name in measured},
+            target=next((each.client for each in members if each.target), None),
+            domains={each.client: each.client for each in members},
+            samples={each.client: each.test for each in members},
+            trainable_parameters=members[0].parameters,
+            bytes_per_client=bytes_per_client,
+            model=settings.adapter.facts,
         )
         if best is not None and settings.strategy.shared:
             name = f"{settings.adapter.kind}.safetensors"
             assert self.reference is not None  # there is no round without a site
-            facts = parameter_facts(settings, self.reference)
-            self.folder.write_parameters(name, best.parameters, facts)
-        result = result_of(cast(Run, run), status, self._seconds)
+            parameters = parameter_facts(settings, self.reference)
+            self.folder.write_parameters(name, best.parameters, parameters)
+        result = result_of(facts, status, self._seconds)
         self.folder.write_result(result)
         if not interrupted:
             self.folder.clear()

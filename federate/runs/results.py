@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from statistics import median
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from ...cache import FedclipError
 from ..training.metrics import mean, pooled
 from .predictions import ADAPTED, PERSONAL, ZERO_SHOT, Predictions
 
 if TYPE_CHECKING:
+    from ..server import Round
     from ..simulation import Run
 
 Status = Literal["finished", "interrupted", "failed"]
@@ -193,28 +194,71 @@ def finite_or_null(value: Any) -> Any:
     return value
 
 
+@dataclass(frozen=True, eq=False)
+class Facts:
+    """What a run's result is made of, wherever its clients are.
+
+    Attributes:
+        rounds: Rounds done.
+        best: The best round, if there is one yet.
+        zero_shot: Test accuracy by client without an adapter, the target among them.
+        target: The domain left out, if one was.
+        domains: The domain of each client, in the order of the clients.
+        samples: Test samples of each client.
+        dropped: Clients that the partition left with too few rows: name and rows.
+        trainable_parameters: Size of what is trained.
+        bytes_per_client: What crosses the network per client and direction in a round.
+        model: What identifies a full model; None for an adapter.
+    """
+
+    rounds: int
+    best: Round | None
+    zero_shot: Mapping[str, float]
+    target: str | None
+    domains: Mapping[str, str]
+    samples: Mapping[str, int]
+    trainable_parameters: int
+    bytes_per_client: int
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    model: Mapping[str, Any] | None = None
+
+    @classmethod
+    def of(cls, run: Run) -> Self:
+        """Take them from a run of this process, as its last round left it."""
+        federation, server = run.federation, run.state.server
+        return cls(
+            rounds=run.number,
+            best=server.best.round if server.best else None,
+            zero_shot=run.state.zero_shot,
+            target=federation.target.name if federation.target else None,
+            domains={client.name: client.domain for client in federation.clients},
+            samples={client.name: len(client.test) for client in federation.clients},
+            trainable_parameters=run.trainable_parameters,
+            bytes_per_client=run.bytes_per_client,
+            dropped=dict(federation.dropped),
+            model=run.model.facts,
+        )
+
+
 def result_of(
-    run: Run, status: Status, seconds: Sequence[float], predictions: Predictions | None = None
+    facts: Facts, status: Status, seconds: Sequence[float], predictions: Predictions | None = None
 ) -> RunResult:
     """Sum up a run.
 
     Args:
-        run: As its last round left it.
+        facts: Of the run.
         status: How it ended.
         seconds: Of each round.
         predictions: Those of the best round, if they were made.
     """
-    federation, zero_shot = run.federation, run.state.zero_shot
-    best = run.state.server.best.round if run.state.server.best else None
+    best, zero_shot, target = facts.best, facts.zero_shot, facts.target
     accuracy = best.test if best and best.test else dict.fromkeys(zero_shot, math.nan)
-    target = federation.target.name if federation.target else None
-    participants = [client.name for client in federation.participants]
+    participants = [name for name in facts.domains if name != target]
     personal = best.personal if best else None
-    samples = {client.name: len(client.test) for client in federation.clients}
     validation = (best and best.validation) or dict.fromkeys(participants, math.nan)
     return RunResult(
         status=status,
-        rounds=run.number,
+        rounds=facts.rounds,
         target=target,
         best_round=best.number if best else None,
         validation=_finite(validation),
@@ -229,14 +273,14 @@ def result_of(
         zero_shot_personal_mean=_mean(zero_shot[name] for name in personal) if personal else None,
         mean=_mean(accuracy.values()),
         zero_shot_mean=_mean(zero_shot.values()),
-        pooled=_number(pooled(accuracy, samples)),
-        zero_shot_pooled=_number(pooled(zero_shot, samples)),
-        domains={client.name: client.domain for client in federation.clients},
-        test_samples=samples,
-        dropped=dict(federation.dropped),
-        trainable_parameters=run.trainable_parameters,
-        bytes_per_round=run.bytes_per_client,
-        model=run.model.facts,
+        pooled=_number(pooled(accuracy, facts.samples)),
+        zero_shot_pooled=_number(pooled(zero_shot, facts.samples)),
+        domains=dict(facts.domains),
+        test_samples=dict(facts.samples),
+        dropped=dict(facts.dropped),
+        trainable_parameters=facts.trainable_parameters,
+        bytes_per_round=facts.bytes_per_client,
+        model=facts.model,
         seconds_per_round=_number(median(seconds)) if seconds else None,
         metrics=_metrics(predictions, ADAPTED),
         zero_shot_metrics=_metrics(predictions, ZERO_SHOT),

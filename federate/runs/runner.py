@@ -19,7 +19,7 @@ from .experiment import KEEP_ALL, KEEP_SHARED, Experiment, kept_by
 from .find import show_target
 from .folder import PERSONAL, RUNS_DIR, RunFolder
 from .predictions import PREDICTIONS, predictions_of, write_predictions
-from .results import Result, RunResult, Status, result_of, summary_of
+from .results import Facts, Result, RunResult, Status, result_of, summary_of
 
 logger = logging.getLogger(__name__)
 
@@ -183,7 +183,7 @@ class Recorder(Callback):
         predictions = None if interrupted else predictions_of(run)
         if predictions is not None:
             write_predictions(self._folder.path / PREDICTIONS, predictions)
-        result = result_of(run, status, self._seconds, predictions)
+        result = result_of(Facts.of(run), status, self._seconds, predictions)
         self._folder.write_result(result)
         if not interrupted:
             self._folder.clear()

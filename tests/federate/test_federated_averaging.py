@@ -13,7 +13,7 @@ from fedclip.cache import FeatureCache, import_npz
 from fedclip.federate.data.federation import Federation, build_federation
 from fedclip.federate.models.adapters import Attention
 from fedclip.federate.models.network import Network, trainable_parameters
-from fedclip.federate.runs.results import result_of
+from fedclip.federate.runs.results import Facts, result_of
 from fedclip.federate.seeding import seed_of
 from fedclip.federate.server import Round
 from fedclip.federate.settings import Settings
@@ -234,7 +234,7 @@ def test_real_features_gain_over_zero_shot(shared_data: Path, tmp_path: Path) ->
     federation = build_federation(clients, settings, None, CPU)
     run = Run(federation, settings)
     done(run)
-    result = result_of(run, "finished", [])
+    result = result_of(Facts.of(run), "finished", [])
     assert result.pooled is not None
     assert result.zero_shot_pooled is not None
     assert result.zero_shot_pooled == pytest.approx(0.9677, abs=1e-4)
