@@ -210,14 +210,14 @@ class Driver:
 
     def _admit(self) -> None:
         """Accept or turn away those who have come since the last look."""
-        nodes = {
+        nodes = [
             _Node(
                 int(node.node_id), str(node.last_activated_at), fingerprint(bytes(node.public_key))
             )
             for node in self.grid.get_nodes()
-        }
-        new = nodes - self._seen
-        self._seen = nodes
+        ]
+        new = [node for node in nodes if node not in self._seen]
+        self._seen = {*nodes}
         if not new:
             return
         config = {"format": FORMAT, "settings": self._settings, "target": self.plan.target}
@@ -458,8 +458,12 @@ class Driver:
                 yield name, _GONE
         until = time.monotonic() + seconds
         while waiting:
-            for reply in self.grid.pull_messages(list(waiting)):
-                name = waiting.pop(reply.metadata.reply_to_message_id)
+            here = {
+                reply.metadata.reply_to_message_id: reply
+                for reply in self.grid.pull_messages(list(waiting))
+            }
+            for number in [each for each in waiting if each in here]:
+                reply, name = here[number], waiting.pop(number)
                 yield name, _why(reply) if reply.has_error() else reply.content
             if waiting and time.monotonic() > until:
                 for name in waiting.values():
