@@ -260,8 +260,8 @@ class Run:
         return predict(self.network, self.model, client.test, text, scale)
 
     def zero_shot_predict(self, client: Client) -> Predicted | None:
-        """Return what a client's cached features predict; None if the model has other ones."""
-        if not self.model.zero_shot:
+        """Return what a client's cached features predict; None if zero-shot is not defined."""
+        if not _is_zero_shot(self.federation, self.model):
             return None
         return zero_shot_predict(client.test, self.federation.text, self.federation.logit_scale)
 
@@ -427,10 +427,15 @@ def _step(runs: Sequence[Run]) -> list[Round]:
     ]
 
 
+def _is_zero_shot(federation: Federation, model: Model) -> bool:
+    """Return whether the model starts at the cached features and the federation at class texts."""
+    return model.zero_shot and federation.zero_shot
+
+
 def _zero_shot(federation: Federation, model: Model) -> dict[str, float]:
-    """Return the test accuracy of features and class texts; NaN unless the model starts there."""
+    """Return the test accuracy of features and class texts; NaN if it is not defined."""
     text, scale = federation.text, federation.logit_scale
-    defined = model.zero_shot and federation.zero_shot
+    defined = _is_zero_shot(federation, model)
     return {
         client.name: zero_shot_accuracy(client.test, text, scale) if defined else math.nan
         for client in federation.clients

@@ -193,6 +193,8 @@ def test_images_without_texts_are_federated_with_class_means(
     (written,) = (empty_folder / "runs").glob("*/result.json")
     result = json.loads(written.read_text())
     assert set(result["zero_shot"].values()) == {None}
+    assert result["zero_shot_metrics"] is None
+    assert result["metrics"].keys() == result["accuracy"].keys()
     assert set(result["accuracy"].values()) <= {0.0, 0.5, 1.0}
 
 
