@@ -1,7 +1,9 @@
 """Caches, images and an encoder small enough to be made for every test run."""
 
+import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -284,13 +286,61 @@ class Demo:
         return [name, *rest, "--runs-dir", str(self.place / "runs")]
 
 
+# What ``fedclip demo`` prints where every connection is refused.
+DEMO = """
+import socket, sys
+from fedclip.cli import run
+
+connect = socket.socket.connect
+
+def refuse(self, *arguments):
+    # Workers hand over their batches through Unix sockets.
+    if getattr(self, "family", None) != socket.AF_UNIX:
+        raise AssertionError("the network was touched")
+    return connect(self, *arguments)
+
+socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
+sys.exit(run(["demo"]))
+"""
+
+
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
-    """Draw and encode the demo's images, and federate over them."""
-    place = tmp_path_factory.mktemp("demo")
-    caches = ["--cache-dir", str(place / "caches")]
-    images = ["--dataset", "demo", "--data-dir", str(place / "data")]
-    assert run(["extract", *images, *caches]) == 0
+def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder in which ``fedclip demo`` has run twice, to be read only.
+
+    What it printed is in ``first.txt`` and ``again.txt``; ``first`` has the runs of the first time.
+    The processes that run tests share the folder.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder = shared / "demo"
+    with (shared / "demo.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "again.txt").exists():
+            folder.mkdir(exist_ok=True)
+            for name in ("first", "again"):
+                done = subprocess.run(
+                    [sys.executable, "-c", DEMO],
+                    cwd=folder,
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                    timeout=HANGS,
+                )
+                assert done.returncode == 0, done.stderr
+                if name == "first":
+                    shutil.copytree(folder / "runs", folder / "first")
+                (folder / f"{name}.txt").write_text(done.stdout + done.stderr)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    """Copy the demo's images and cache, and federate over them."""
+    place = tmp_path_factory.mktemp("copy") / "demo"
+    shutil.copytree(demo_folder, place, ignore=shutil.ignore_patterns("runs", "first"))
     settings = ["--preset", "tuned", "--rounds", "5", "--name", "demo"]
-    assert run(["federate", *settings, *caches, "--runs-dir", str(place / "runs")]) == 0
+    caches = ["--cache-dir", str(place / "caches"), "--runs-dir", str(place / "runs")]
+    assert run(["federate", *settings, *caches]) == 0
     return Demo(place)

@@ -46,6 +46,7 @@ def test_every_name_of_the_api_is_there() -> None:
         fedclip.fly  # type: ignore[attr-defined]  # noqa: B018
 
 
+@pytest.mark.slow
 def test_the_notebook_goes_from_nothing_to_a_chart(tmp_path: Path) -> None:
     read: Any = nbformat.read
     notebook = read(ROOT / "docs" / "first-steps.ipynb", as_version=4)

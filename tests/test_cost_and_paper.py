@@ -53,7 +53,7 @@ def test_cost_counts_the_adapter_and_the_real_architecture(
     assert f"{large:,} / {small:,} = {large / small:.0f}" in printed
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_cost_of_vit_b_32_is_288_from_counts_and_283_in_the_paper(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -65,12 +66,11 @@ def parsed(group: Any, words: list[str]) -> Any:
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def clone(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Put the demo's images and features where a clone has them after the demo."""
-    folder = tmp_path_factory.mktemp("clone")
+    folder = tmp_path_factory.mktemp("copy") / "clone"
+    shutil.copytree(demo_folder, folder)
     (folder / "extract").symlink_to(ROOT / "extract")
-    places = ["--data-dir", str(folder / "data"), "--cache-dir", str(folder / "caches")]
-    assert run(["extract", "--dataset", "demo", *places]) == 0
     return folder
 
 
@@ -99,6 +99,7 @@ def test_the_readme_has_such_commands() -> None:
     assert len(ON_THE_DEMO) >= 5
 
 
+@pytest.mark.slow
 def test_the_sites_of_the_readme_federate(clone: Path) -> None:
     (script,) = [block for block in blocks(ROOT / "README.md") if "--cache-dir site-a" in block]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -127,6 +128,7 @@ def test_the_grid_of_the_formats_page_runs_on_the_demo(
     assert len([*tmp_path.glob("*/config.json")]) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", RUN_WHOLE, ids=lambda page: page.stem)
 def test_the_blocks_of_a_page_run_in_order(
     clone: Path, page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -181,7 +181,7 @@ def test_other_adapters_and_rescaled_features_are_exported(
     same(use, onnx_program(Path("one.onnx")), features, use.classifier(cache.image_features))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("model", ["ViT-B-32", "RN50"])
 def test_large_encoders_are_exported(
     make_images: MakeImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str

@@ -246,6 +246,7 @@ def test_what_ascii_lacks_is_escaped(
             assert "caf\\xe9, \\u6771\\u4eac" in done.stdout
 
 
+@pytest.mark.slow
 def test_names_that_the_locale_cannot_read_are_refused_with_what_to_set(
     make_images: MakeImages, tiny_clip: Path, fedclip: Fedclip, tmp_path: Path
 ) -> None:
@@ -331,6 +332,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work_starts(
     assert sorted(empty_folder.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_run_whose_files_grow_too_large_is_one_line_and_can_be_resumed(
     make_cache: MakeCache,
     make_features: MakeFeatures,

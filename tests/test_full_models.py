@@ -174,6 +174,7 @@ def test_a_full_clip_encodes_images_and_prompts_as_the_cache_has_them(
         )
 
 
+@pytest.mark.slow
 def test_the_seed_decides_dropout_and_an_alexnet_begins_from_it(
     extracted: tuple[Path, CacheFolder], tiny_clip: Path
 ) -> None:
@@ -308,6 +309,7 @@ def test_a_baseline_leaves_the_records_of_a_run_with_federates_splits(
     assert names == {*kept, "model.safetensors"}
 
 
+@pytest.mark.slow
 def test_alexnet_has_no_zero_shot_and_says_its_weights(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -320,6 +322,7 @@ def test_alexnet_has_no_zero_shot_and_says_its_weights(
     assert result["model"]["weights"] == "random"
 
 
+@pytest.mark.slow
 def test_a_killed_baseline_is_resumed_to_the_same_result(
     command: list[str], tmp_path: Path
 ) -> None:

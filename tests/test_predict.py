@@ -396,7 +396,7 @@ def peak(demo: Demo, place: Path, count: int) -> int:
     return int(done.stderr.split()[-1])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_ten_thousand_images_take_the_memory_of_a_thousand(demo: Demo, tmp_path: Path) -> None:
     few, many = (peak(demo, tmp_path, count) for count in (1_000, 10_000))

@@ -352,6 +352,7 @@ def test_another_process_makes_the_same_files_byte_for_byte_even_of_random_weigh
     assert cache_files(tmp_path / "theirs") == ours
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="sends signals to a process group")
 def test_ctrl_c_ends_at_once_without_a_traceback_and_keeps_what_was_encoded(
     extract: Command,

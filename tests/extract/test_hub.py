@@ -120,6 +120,7 @@ def without_network(tmp_path: Path) -> dict[str, str]:
     return {"PYTHONPATH": str(tmp_path / "guard")}
 
 
+@pytest.mark.slow
 def test_the_headline_command_works_on_a_machine_that_has_nothing_yet(
     machine: Fedclip,
     hub: Hub,
@@ -162,6 +163,7 @@ def test_the_headline_command_works_on_a_machine_that_has_nothing_yet(
     assert hub.requests == []
 
 
+@pytest.mark.slow
 def test_a_cache_made_of_these_rows_needs_them_no_longer(
     machine: Fedclip, hub: Hub, image_table: Table, tiny_clip: Path, tmp_path: Path
 ) -> None:
@@ -202,6 +204,7 @@ def test_a_home_that_cannot_be_written_is_one_line_that_names_it(
     )
 
 
+@pytest.mark.slow
 def test_a_download_whose_process_is_killed_keeps_the_files_that_had_arrived(
     machine: Fedclip,
     hub: Hub,

@@ -27,6 +27,7 @@ def files_of(hub: Hub, name: str) -> dict[str, bytes]:
     return files
 
 
+@pytest.mark.slow
 def test_a_pushed_adapter_predicts_on_a_machine_that_has_nothing_else(
     demo: Demo,
     hub: Hub,

@@ -639,7 +639,7 @@ def test_a_row_group_that_would_fill_the_memory_is_refused(
     assert "to 2.1 MB; if that is intended, save it without compression" in message
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_row_group_over_two_gibibytes_is_read(tmp_path: Path) -> None:
     image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     path = tmp_path / "train.parquet"

@@ -43,6 +43,7 @@ assert is_compile_supported("cpu") is torch._dynamo.utils.is_compile_supported("
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [UNUSED, USED], ids=["not used", "used at once"])
 def test_the_compiler_is_imported_when_it_is_used(code: str, hangs: int) -> None:
     result = subprocess.run(

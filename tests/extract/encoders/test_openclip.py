@@ -763,7 +763,7 @@ def test_a_lower_precision_is_another_encoder_with_close_float32_features(
         assert 0 < error < 0.05
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_compiled_encoder_is_another_one_within_rounding(tiny_clip: Path) -> None:
     plain = load(tiny_clip)
     name = EncoderName.of(f"local-dir:{tiny_clip}", None, compiled=True)

@@ -168,7 +168,7 @@ for resizer in ("pillow", "torchvision"):
 """
 
 
-@pytest.mark.slow  # each process loads torch anew; that decoders survive pickling is tested above
+@pytest.mark.long  # each process loads torch anew; that decoders survive pickling is tested above
 def test_worker_processes_that_are_not_forked_decode_the_same_bits(
     tmp_path: Path, hangs: int
 ) -> None:

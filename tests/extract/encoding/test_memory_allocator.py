@@ -28,6 +28,7 @@ def faults_of_a_second_block(mode: str) -> int:
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="another C library")
 def test_a_freed_block_is_used_again_instead_of_new_pages() -> None:
     assert faults_of_a_second_block("kept") < 100

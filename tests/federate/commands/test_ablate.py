@@ -217,6 +217,7 @@ def test_another_content_of_the_cache_makes_other_runs(
     assert len([path for path in Path("runs").iterdir() if path.is_dir()]) == 4
 
 
+@pytest.mark.slow
 def test_a_killed_ablation_is_resumed_to_the_same_table(
     make_cache: MakeCache,
     capsys: pytest.CaptureFixture[str],

@@ -126,7 +126,7 @@ def test_both_sides_end_cleanly_on_a_signal(
         assert "Traceback" not in each.output
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ten_sites_come_and_go_and_the_server_does_not_grow(
     make_features: MakeFeatures, loopback: Any
 ) -> None:

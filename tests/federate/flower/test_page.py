@@ -11,7 +11,7 @@ import pytest
 from fedclip.cache import FeatureCache
 
 pytest.importorskip("flwr", reason="flwr is not installed: CONTRIBUTING.md")
-pytestmark = [pytest.mark.flower, pytest.mark.slow]
+pytestmark = [pytest.mark.flower, pytest.mark.long]
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "federate-across-sites.md"
 SITES = ("hospital-a", "hospital-b", "hospital-c")

@@ -41,6 +41,7 @@ def rounds_done(folder: Path) -> int:
     return sum(len(path.read_bytes().splitlines()) for path in folder.rglob("rounds.jsonl"))
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_as_an_unbroken_one(
     make_cache: MakeCache, records: Records, wait_until: WaitUntil
 ) -> None:
