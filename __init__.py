@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .cache.common.progress import Progress
     from .extract.api import extract_features
     from .extract.datasets.inputs import Image, ImageLike
+    from .extract.datasets.registry import SampleKind
     from .extract.encoders.base import SampleEncoder
     from .federate.api import Ablation, SavedRun, load_run, run_ablation, run_federation
     from .federate.models.classifier import Classifier
@@ -55,6 +56,8 @@ HUB_FILES = ("adapter.safetensors", "result.json", "README.md")
 class ImageClassifier:
     """A trained adapter with the encoder that it was trained with; made by `load_classifier`.
 
+    Called with images it classifies them. One that was trained on texts classifies texts.
+
     Attributes:
         classifier: The adapter, which classifies features.
     """
@@ -76,6 +79,13 @@ class ImageClassifier:
     def class_names(self) -> tuple[str, ...]:
         """The classes."""
         return self.classifier.class_names
+
+    @property
+    def samples(self) -> SampleKind:
+        """What it classifies: ``images`` or ``texts``."""
+        from .extract.encoders.rebuild import samples_of
+
+        return samples_of(self.classifier.encoder)
 
     @cached_property
     def encoder(self) -> SampleEncoder:
@@ -102,16 +112,16 @@ class ImageClassifier:
         workers: int | None = None,
         progress: Progress | None = None,
     ) -> Iterator[tuple[Scored, Sequence[tuple[Image, str]]]]:
-        """Classify images batch by batch, in memory that does not grow with their number.
+        """Classify images, or texts, batch by batch, in memory that does not grow with them.
 
         Args:
             images: A sequence, or a stream of any length.
             batch_size: Size of every batch; None for that of the adapter's cache.
-            workers: Number of processes that decode images; None for the device's default.
+            workers: Number of processes that decode; None for the device's default.
             progress: Called after each batch.
 
         Yields:
-            The classified images of a batch, and those that could not be decoded, with the reason.
+            The classified samples of a batch, and those that could not be decoded, with the reason.
         """
         from .cache.common.progress import no_progress
         from .extract.encoding.stream import encode_images
@@ -138,27 +148,28 @@ class ImageClassifier:
         batch_size: int | None = None,
         workers: int | None = None,
     ) -> Predictions:
-        """Classify images.
+        """Classify images, or texts.
 
         Args:
             images: One image or several: paths (also folders and lists, as `fedclip predict` takes
-                them), PIL images, bytes of image files, or (H, W, 3) uint8 arrays.
-            top_k: Number of classes of each image.
+                them), PIL images, bytes of image files, or (H, W, 3) uint8 arrays. One text or
+                several: strings, or bytes of them in UTF-8; a `pathlib.Path` is a path here too.
+            top_k: Number of classes of each image or text.
             batch_size: Size of every batch; None for that of the adapter's cache.
-            workers: Number of processes that decode images; None for the device's default.
+            workers: Number of processes that decode; None for the device's default.
 
         Raises:
-            FedclipError: the encoder is not on this machine, or an image does not exist.
+            FedclipError: the encoder is not on this machine, or a path does not exist.
         """
         from .extract.datasets.inputs import as_images
+        from .extract.datasets.registry import noun
         from .federate.report.predictions import Predictions
 
-        found = Predictions(self.classifier, top_k)
-        for scored, skipped in self.stream(
-            as_images(images, self.class_names), batch_size, workers
-        ):
+        found = Predictions(self.classifier, top_k, noun(self.samples))
+        coming = as_images(images, self.class_names, self.samples)
+        for scored, skipped in self.stream(coming, batch_size, workers):
             found.add(scored)
-            found.skipped.update((image.name, reason) for image, reason in skipped)
+            found.skipped.update((image.where, reason) for image, reason in skipped)
         return found
 
     def from_cache(self, cache: Cache, top_k: int = 1) -> Predictions:
@@ -167,9 +178,10 @@ class ImageClassifier:
         Raises:
             FedclipError: they come from another encoder.
         """
+        from .extract.datasets.registry import noun
         from .federate.report.predictions import Predictions, score_cache
 
-        found = Predictions(self.classifier, top_k)
+        found = Predictions(self.classifier, top_k, noun(self.samples))
         for scored in score_cache(self.classifier, list(cache.values())):
             found.add(scored)
         return found

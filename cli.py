@@ -548,11 +548,12 @@ def predict(
         typer.Argument(
             metavar="IMAGE|FOLDER|LIST|-",
             help="Images, folders, .csv, .tsv or .parquet lists with a column path, datasets as "
-            "extract takes them, or - for paths on standard input.",
+            "extract takes them, or - for paths on standard input. An adapter of texts takes .txt "
+            "files, lists with a column text, and texts on standard input, one a line.",
         ),
     ] = None,
 ) -> None:
-    """Classify images with a trained adapter, zero-shot beside it.
+    """Classify images, or texts, with a trained adapter, zero-shot beside it.
 
     Images in folders named like classes, or with a label in a list, are counted too: the accuracy
     comes last, on all of them and on those that the run was tested on. Images that cannot be read
@@ -562,10 +563,11 @@ def predict(
         context.fail("Pass images, or --cache, but not both.")
 
     from .cache.common.progress import no_progress, show_progress
-    from .extract.datasets.inputs import STDIN, find_images, read_paths
+    from .extract.datasets.inputs import STDIN, find_images, read_lines
+    from .extract.datasets.registry import noun
     from .federate.commands.options import load
     from .federate.report.predictions import (
-        Tally,
+        DomainTallies,
         accuracy_table,
         make_writer,
         predictions,
@@ -573,7 +575,8 @@ def predict(
     )
 
     use = _classifier(context, saved, runs, recorded, caches, encoding.device)
-    out, tally, skipped = sys.stdout, Tally(use.classifier), 0
+    out, tallies, skipped = sys.stdout, DomainTallies(use.classifier), 0
+    sample = noun(use.samples)
     # Rows on a terminal show the progress, and bars would be drawn over them.
     with show_progress() as bars:
         progress = no_progress if out.isatty() else bars
@@ -585,28 +588,30 @@ def predict(
             )
         else:
             found = (
-                read_paths()
+                read_lines(use.samples)
                 if images == [STDIN]
-                else find_images(images or (), use.class_names, data.data_dir, progress)
+                else find_images(
+                    images or (), use.class_names, data.data_dir, progress, use.samples
+                )
             )
             batches = use.stream(found, encoding.batch_size, encoding.workers, progress)
-        write = make_writer(shown.format, out, use.class_names)
+        write = make_writer(shown.format, out, use.class_names, sample)
         for scored, bad in batches:
             for each in predictions(scored, use.class_names, shown.top_k):
                 write(each)
             out.flush()
-            tally.add(scored)
+            tallies.add(scored)
             for image, reason in bad:
-                complain(f"{image.name}: {reason}; skipped")
+                complain(f"{image.where}: {reason}; skipped")
             skipped += len(bad)
-    table = accuracy_table(tally)
+    table = accuracy_table(tallies, use.samples)
     if table is not None:
         from rich.console import Console
 
         # Standard output has rows only if it is for programs.
         show_table(table, Console(stderr=shown.format != "table"))
     if skipped:
-        complain(f"{counted(skipped, 'image')} could not be read")
+        complain(f"{counted(skipped, sample)} could not be read")
         raise typer.Exit(FAILED)
 
 

@@ -171,6 +171,30 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+# What the tiny BERT reads.
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "phone", "a")
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Save a tiny BERT without weights, of 16 features and 8 tokens, as transformers does."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("models") / "bert"
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(WORDS))
+    tokenizer = transformers.BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=8)
+    tokenizer.save_pretrained(folder)
+    transformers.BertConfig(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=8,
+    ).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def fedclip(tmp_path: Path) -> Fedclip:
     """Give a function that runs ``python -m fedclip`` in ``tmp_path`` as a user would."""

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from io import StringIO
+from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+import fedclip
 from fedclip import load_classifier
 from fedclip.cache import load_cache, resolve_cache
 from fedclip.cli import run
-from fedclip.federate.report.predictions import Tally, score_cache
+from fedclip.federate.report.predictions import DomainTallies, score_cache
 from fedclip.federate.runs.saved import find_saved, load_saved
 
 Demo = Any  # the class of this name in conftest.py
@@ -69,14 +70,18 @@ def test_images_and_cache_give_the_accuracies_of_the_run_client_by_client(
 ) -> None:
     expected = result_of(demo.run / target)
     use = load_classifier("demo", target=target, runs_dir=demo.place / "runs")
-    tally = Tally(use.classifier)
+    tally = DomainTallies(use.classifier)
     folder = resolve_cache(demo.place / "caches", "demo")
     for scored in score_cache(use.classifier, load_cache(folder)):
         tally.add(scored)
     for tested in (tally.tested(), use(demo.images).tested):
-        assert {client: each.adapted for client, each in tested.items()} == expected["accuracy"]
-        assert {client: each.zero_shot for client, each in tested.items()} == expected["zero_shot"]
-        assert {client: each.images for client, each in tested.items()} == expected["test_samples"]
+        assert {client: each.adapted.accuracy for client, each in tested.items()} == expected[
+            "accuracy"
+        ]
+        assert {client: each.zero_shot.accuracy for client, each in tested.items()} == expected[
+            "zero_shot"
+        ]
+        assert {client: each.samples for client, each in tested.items()} == expected["test_samples"]
 
 
 def test_a_cache_is_classified_without_an_encoder_and_as_the_images_are(
@@ -103,6 +108,50 @@ def test_a_cache_is_classified_without_an_encoder_and_as_the_images_are(
             assert float(one[name]) == pytest.approx(float(other[name]), abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("kind", "strategy"), [("means", "fedavg"), ("head", "fedavg"), ("head", "fedrep")]
+)
+def test_classes_without_texts_are_predicted_as_they_were_tested_and_have_no_zero_shot(
+    demo: Demo, kind: str, strategy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = f"{kind}-{strategy}"
+    options = ["--class-vectors", kind, "--strategy", strategy, "--preset", "tuned"]
+    where = ["--name", name, "--cache-dir", demo.place / "caches"]
+    federate = demo.command("federate", *options, "--rounds", "3", "--target", "sketch", *where)
+    assert run(federate) == 0
+    expected = result_of(demo.place / "runs" / name)
+    assert {*expected["zero_shot"].values()} == {None}
+    use = load_classifier(name, runs_dir=demo.place / "runs")
+    cache = fedclip.load_cache("demo", demo.place / "caches")
+    by_image, by_cache = use(demo.images), use.from_cache(cache)
+    for tested in (by_image.tested, by_cache.tested):
+        assert {client: each.adapted.accuracy for client, each in tested.items()} == (
+            expected["accuracy"]
+        )
+        assert {each.zero_shot for each in tested.values()} == {None}
+        for client, each in tested.items():
+            assert each.adapted.figures() == pytest.approx(expected["metrics"][client], abs=1e-6)
+    assert {(each.zero_shot, each.zero_shot_probability) for each in by_image} == {(None, None)}
+    if strategy == "fedrep":
+        own = load_classifier(name, client="neon", runs_dir=demo.place / "runs")
+        assert own.from_cache(cache).tested["neon"].adapted.accuracy == expected["personal"]["neon"]
+
+    capsys.readouterr()
+    image = next((demo.images / "photo").glob("*/000.png"))
+    predict = demo.command("predict", "--run", name)
+    assert run([*predict, "--format", "json", str(image)]) == 0
+    (row,) = rows_of(capsys.readouterr().out)
+    assert (row["zero_shot"], row["zero_shot_probability"]) == (None, None)
+    assert run([*predict, "--format", "csv", str(image)]) == 0
+    (row,) = csv.DictReader(StringIO(capsys.readouterr().out))
+    assert (row["zero_shot"], row["zero_shot_probability"]) == ("", "")
+    assert run([*predict, str(demo.images / "photo")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[2:4] == ["-", "-"]
+    line = next(each for each in lines if each.split()[:1] == ["photo"])
+    assert line.split()[-3:] == ["-", ">", f"{100 * expected['accuracy']['photo']:.2f}"]
+
+
 def test_clients_of_a_split_domain_are_found_again(demo: Demo) -> None:
     name = ["--name", "split", "--cache-dir", demo.place / "caches"]
     options = ["--clients", "3", "--alpha", "0.5", "--target", "photo", "--rounds", "2"]
@@ -110,7 +159,9 @@ def test_clients_of_a_split_domain_are_found_again(demo: Demo) -> None:
     expected = result_of(demo.place / "runs" / "split")
     use = load_classifier("split", runs_dir=demo.place / "runs")
     tested = use(demo.images).tested
-    assert {client: each.adapted for client, each in tested.items()} == expected["accuracy"]
+    assert {client: each.adapted.accuracy for client, each in tested.items()} == expected[
+        "accuracy"
+    ]
     assert len(tested) == 10
 
 
@@ -123,10 +174,10 @@ def test_a_client_s_own_adapter_is_chosen(demo: Demo, refusal: Refusal) -> None:
     caches = load_cache(folder)
     for client in ("cartoon", "neon", "sketch"):
         use = load_classifier("own", client=client, runs_dir=demo.place / "runs")
-        tally = Tally(use.classifier)
+        tally = DomainTallies(use.classifier)
         for scored in score_cache(use.classifier, caches):
             tally.add(scored)
-        assert tally.tested()[client].adapted == expected["personal"][client]
+        assert tally.tested()[client].adapted.accuracy == expected["personal"][client]
     arguments = demo.command("predict", "--run", "own", "--client", "phto", demo.images)
     assert "--client phto: has no adapter in" in refusal(*arguments)
     arguments = demo.command(
@@ -164,7 +215,8 @@ def test_images_come_from_files_lists_and_standard_input(
     table.write_text(f"path,label\n{image},{image.parent.name}\n")
     (listed,) = predict(table)
     assert listed == {**expected, "label": image.parent.name}
-    monkeypatch.setattr("sys.stdin", StringIO(f"{image}\n\n{image}\n"))
+    lines = BytesIO(f"\ufeff{image}\r\n\r\n{image}".encode())
+    monkeypatch.setattr("sys.stdin", TextIOWrapper(lines))
     for found in predict("-"):
         assert found.pop("probability") == pytest.approx(expected["probability"], abs=1e-6)
         zero_shot = found.pop("zero_shot_probability")
@@ -244,7 +296,9 @@ def test_an_export_works_on_another_machine_and_refuses_other_weights(
     use = load_classifier(file, runs_dir=tmp_path / "none")
     tested = use(demo.images).tested
     expected = result_of(demo.run / "sketch")
-    assert {client: each.adapted for client, each in tested.items()} == expected["accuracy"]
+    assert {client: each.adapted.accuracy for client, each in tested.items()} == expected[
+        "accuracy"
+    ]
     image = next((demo.images / "photo").glob("*/000.png"))
     other = ["--model", f"local-dir:{tiny_clip}"]
     line = refusal("predict", "--run", "adapter.safetensors", *other, str(image))
@@ -296,11 +350,11 @@ def test_an_older_adapter_is_completed_from_its_cache(
     caches = GOLDEN / "caches"
     path = find_saved(tmp_path / "runs", name, "sketch")
     classifier = load_saved(path, cache_dir=caches)
-    tally = Tally(classifier)
+    tally = DomainTallies(classifier)
     for scored in score_cache(classifier, load_cache(resolve_cache(caches, "golden"))):
         tally.add(scored)
     expected = result_of(path)["accuracy"]
-    assert {client: each.adapted for client, each in tally.tested().items()} == expected
+    assert {client: each.adapted.accuracy for client, each in tally.tested().items()} == expected
 
 
 def damaged(source: Path, target: Path, change: Callable[[dict[str, Any]], None]) -> None:

@@ -35,7 +35,7 @@ _OTHER_NAMES = {
 _UTF_8 = "utf-8-sig"
 
 # Bytes that are not UTF-8 are kept as lone surrogates, and so refused or skipped row by row.
-_KEEP = "surrogateescape"
+KEEP = "surrogateescape"
 
 # The longest value of a CSV file, in characters; Python's own limit is shorter than some texts.
 _LONGEST = 2**30
@@ -85,7 +85,7 @@ def open_list(
     if samples == "texts" and dataset:
         raise FedclipError(f"--dataset {dataset}: {file} has texts, not paths; leave out --dataset")
     if samples == "images" and opened.undecoded:
-        raise _no_csv(file, opened.undecoded)
+        raise no_csv(file, opened.undecoded)
     rows = list(_rows(opened, found, client))
     if not rows:
         raise FedclipError(f"{file}: lists no {samples}; add a row for each {noun(samples)}")
@@ -135,7 +135,7 @@ def _images(
 
 def _texts(rows: Sequence[_Row]) -> Iterator[tuple[str, Source]]:
     for number, (_, text, _, _) in enumerate(rows):
-        yield f"{number:08d}", TextSource(text.encode(errors=_KEEP))
+        yield f"{number:08d}", TextSource(text.encode(errors=KEEP))
 
 
 @dataclass(frozen=True)
@@ -199,12 +199,12 @@ def _read_csv(file: Path) -> _List:
         try:
             text = content.decode(encoding)
         except UnicodeDecodeError as error:
-            text, undecoded = content.decode(encoding, _KEEP), error
+            text, undecoded = content.decode(encoding, KEEP), error
         separator = _separator(text)
         reader = csv.reader(StringIO(text, newline=""), delimiter=separator, strict=True)
         columns = [column.strip() for column in next(reader, [])]
     except (csv.Error, UnicodeDecodeError) as error:
-        raise _no_csv(file, error) from None
+        raise no_csv(file, error) from None
     plain = (encoding, separator) == (_UTF_8, ",")
     shown = "tabs" if separator == "\t" else repr(separator)
     name = "UTF-8" if encoding == _UTF_8 else "UTF-16"
@@ -227,10 +227,11 @@ def _csv_rows(
                 padded = (value.strip() for value in [*values, *[""] * len(columns)])
                 yield where, dict(zip(columns, padded, strict=False))
     except csv.Error as error:
-        raise _no_csv(file, error) from None
+        raise no_csv(file, error) from None
 
 
-def _no_csv(file: Path, error: Exception) -> FedclipError:
+def no_csv(file: Path, error: Exception) -> FedclipError:
+    """Make the error about a list that cannot be read as CSV."""
     return FedclipError(f"{file}: is not a CSV file in UTF-8 or UTF-16 ({error}); save it as one")
 
 
@@ -267,6 +268,9 @@ _READERS: Mapping[str, Callable[[Path], _List]] = {
     ".tsv": _read_csv,
     ".parquet": _read_parquet,
 }
+
+# How the names of lists end.
+LISTS = frozenset(_READERS)
 
 
 def _text(value: Any) -> str:
@@ -349,7 +353,7 @@ def _missing(file: Path, name: str, has: Sequence[str], asked: str | None) -> st
 
 def _root(file: Path, data_dir: Path, path: str) -> Path:
     for root in (file.parent, data_dir):
-        if _spelled(root, path) is not None:
+        if spelled(root, path) is not None:
             return root.resolve()
     raise FedclipError(
         f"{file}: its first image, {path}, is neither below {file.parent} nor below {data_dir}; "
@@ -365,7 +369,7 @@ def _below(where: str, path: str, root: Path) -> str:
             f"{where}: {path!r} is outside {root}; use a path relative to this folder"
         )
     check_utf8(root / plain)
-    there = _spelled(root, path)
+    there = spelled(root, path)
     if there is None:
         raise FedclipError(
             f"{where}: no file {path!r} below {root}; fix the path or remove the row"
@@ -373,7 +377,7 @@ def _below(where: str, path: str, root: Path) -> str:
     return there.as_posix()
 
 
-def _spelled(root: Path, path: str) -> PurePosixPath | None:
+def spelled(root: Path, path: str) -> PurePosixPath | None:
     """Find a listed image, whichever way its accents are written in the list and on disk."""
     spellings = [path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD"))]
     return next((PurePosixPath(each) for each in spellings if (root / each).is_file()), None)

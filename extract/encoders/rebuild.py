@@ -6,22 +6,26 @@ Importing this imports no encoder.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...cache import FedclipError, image_key
 from ...cache.common.progress import Progress, no_progress
 from ...cache.key import EncoderFacts, differing_facts
-from .registry import fetch_encoder, load_encoder
-from .spec import DEMO_MODEL, LOCAL_DIR, EncoderName, is_file
+from ..datasets.registry import SampleKind
+from .registry import family_of, fetch_encoder, load_encoder
+from .spec import DEMO_MODEL, LOCAL_DIR, OWN, TRANSFORMERS, EncoderName, is_file
 
 if TYPE_CHECKING:
     import torch
 
     from .base import SampleEncoder
 
-# What a cache records of weights that come with a folder or a repository.
-_OWN = "own"
+
+def samples_of(facts: EncoderFacts) -> SampleKind:
+    """Return what the encoder that has these facts encodes; images if it is not known."""
+    return family_of(EncoderName(str(facts.get("model", "")), None)).samples
 
 
 def recorded_name(
@@ -44,18 +48,26 @@ def recorded_name(
         FedclipError: its weights are in a folder or file that is not known here, or the features
             came from no encoder that fedclip can load.
     """
-    shown = str(facts.get("model", "")), str(facts.get("pretrained", ""))
-    if "weights_sha256" not in facts:
+    if "weights_sha256" not in facts and not _towers(facts):
         raise FedclipError(
             "the adapter was trained on imported features, so images cannot be encoded for it; "
             "predict a cache with --cache"
         )
     if model is None and pretrained is None and request is not None:
         name = _requested(request)
-        if name is not None and name.shown == shown:
+        if name is not None and _shown(name) == (facts.get("model"), facts.get("pretrained")):
             return name
+    if towers := _towers(facts):
+        if model is not None or pretrained is not None:
+            raise FedclipError(
+                f"--{'pretrained' if model is None else 'model'} {model or pretrained}: the "
+                "adapter needs several encoders, which are used from where they were; leave it out"
+            )
+        first, *others = map(recorded_name, towers)
+        return replace(first, others=tuple(others))
+    shown = str(facts.get("model", "")), str(facts.get("pretrained", ""))
     model = model or _place(shown[0], facts)
-    if pretrained is None and shown[1] != _OWN and not model.startswith(LOCAL_DIR):
+    if pretrained is None and shown[1] != OWN and not model.startswith(LOCAL_DIR):
         pretrained = shown[1]
         if Path(pretrained).suffix and not is_file(pretrained):  # a tag has no suffix
             raise FedclipError(
@@ -68,7 +80,29 @@ def recorded_name(
         str(facts.get("precision", "fp32")),
         str(facts.get("resizer", "pillow")),
         compiled=bool(facts.get("compiled")),
+        pooling=facts.get("pooling") if model.startswith(TRANSFORMERS) else None,
     )
+
+
+def _towers(facts: EncoderFacts) -> list[EncoderFacts]:
+    """Return the facts of each encoder that is joined; none for a single one."""
+    groups = [facts.groups[group].get(group) for group in ("shared", "image", "text")]
+    models, weights = (str(facts.get(name, "")).split(" + ") for name in ("model", "pretrained"))
+    if not all(isinstance(each, list) and len(each) == len(models) for each in groups):
+        return []
+    if not all(isinstance(each, dict) for of_all in groups for each in of_all or ()):
+        return []
+    abouts = [
+        {"model": model, "pretrained": pretrained}
+        for model, pretrained in zip(models, weights, strict=True)
+    ]
+    return [EncoderFacts(*of_one) for of_one in zip(*groups, abouts, strict=True)]
+
+
+def _shown(name: EncoderName) -> tuple[str, str]:
+    """Return models and weights as a cache records them, of all encoders that are joined."""
+    models, weights = zip(*(each.shown for each in name.each), strict=True)
+    return " + ".join(models), " + ".join(weights)
 
 
 def _place(shown: str, facts: EncoderFacts) -> str:
@@ -89,14 +123,14 @@ def _sha256(facts: EncoderFacts) -> str:
 def _requested(request: Mapping[str, Any]) -> EncoderName | None:
     """Return the name that a manifest records, if its files are still here."""
     try:
-        name = EncoderName(**request)
-    except TypeError:
+        others = [_requested(each) for each in request.get("others", ())]
+        found = [each for each in others if each is not None]
+        name = EncoderName(**{**request, "others": tuple(found)})
+    except (TypeError, AttributeError):
         return None
-    folder = Path(name.model.removeprefix(LOCAL_DIR))
-    if name.model.startswith(LOCAL_DIR) and not folder.is_dir():
-        return None
-    file = Path(name.pretrained or "")
-    return None if file.suffix and not file.is_file() else name
+    folder, file = Path(name.model.partition(":")[2]), Path(name.pretrained or "")
+    gone = (folder.is_absolute() and not folder.is_dir()) or (file.suffix and not file.is_file())
+    return None if gone or len(found) < len(others) else name
 
 
 def load_recorded(

@@ -1,5 +1,6 @@
-"""Features of images as they come, which are kept nowhere: what predictions are made from."""
+"""Features of samples as they come, which are kept nowhere: what predictions are made from."""
 
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -10,24 +11,27 @@ import numpy.typing as npt
 
 from ...cache.common.progress import Progress, no_progress
 from ..datasets.inputs import Image
-from ..encoders.base import SampleEncoder
+from ..encoders.base import CutsOff, SampleEncoder
 from .job import default_batch_size, default_workers
 from .loader import load_batches
 from .worker import Clock, encode_batches, keep_freed_memory, memory_for
 
-# Batches of a stream of unknown length that are read before the first of them is decoded.
+logger = logging.getLogger(__name__)
+
+# Batches of a stream of unknown length that are read before worker processes, which have to be
+# started for them, decode the first.
 BATCHES_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """Some images with their features.
+    """Some images, or texts, with their features.
 
     Attributes:
-        images: B images that could be decoded.
+        images: B samples that could be decoded.
         features: (B, D) float32, raw.
         digests: Content hash of each of them.
-        skipped: The images between them that could not be decoded, and why.
+        skipped: The samples between them that could not be decoded, and why.
     """
 
     images: tuple[Image, ...]
@@ -43,14 +47,14 @@ def encode_images(
     workers: int | None = None,
     progress: Progress = no_progress,
 ) -> Iterator[EncodedImages]:
-    """Encode images in order, batch by batch; memory does not grow with their number.
+    """Encode images, or texts, in order, batch by batch, in memory that does not grow with them.
 
     Args:
         encoder: The encoder.
         images: A sequence, which worker processes decode from the start, or a stream of any
             length.
         batch_size: Size of every batch, padded if necessary; None for the device's default.
-        workers: Number of processes that decode images; None for the device's default.
+        workers: Number of processes that decode; None for the device's default.
         progress: Called after each batch.
 
     Raises:
@@ -61,8 +65,9 @@ def encode_images(
     batch_size = batch_size or default_batch_size(encoder.device)
     workers = default_workers(encoder.device) if workers is None else workers
     total = len(images) if isinstance(images, list | tuple) else None
-    coming, done = iter(images), 0
-    while chunk := tuple(islice(coming, total or batch_size * BATCHES_AT_ONCE)):
+    at_once = total or batch_size * (BATCHES_AT_ONCE if workers else 1)
+    coming, done, cut = iter(images), 0, 0
+    while chunk := tuple(islice(coming, at_once)):
         batches = load_batches(
             [image.source for image in chunk],
             encoder.decode,
@@ -84,4 +89,12 @@ def encode_images(
                     tuple((i, why) for i, why in zip(some, batch.problems, strict=True) if why),
                 )
                 done += len(some)
-                progress("images", done, total or done, "images")
+                if isinstance(encoder, CutsOff):
+                    cut += int(encoder.cut_off(batch.inputs)[: len(some)].sum())
+                progress(encoder.samples, done, total or done, encoder.samples)
+    if cut:
+        logger.warning(
+            "%d of the %s are longer than what the encoder reads, and were cut off",
+            cut,
+            encoder.samples,
+        )

@@ -1,7 +1,8 @@
 """A trained adapter in use: features of images to probabilities of classes.
 
-A saved adapter is one safetensors file with all that this takes: the parameters, the class texts
-and, as JSON in its metadata, the facts of `Experiment.facts`.
+A saved adapter is one safetensors file with all that this takes: the parameters, the class vectors
+(those of the class texts, or what stands in for them) and, as JSON in its metadata, the facts of
+`Experiment.facts`.
 """
 
 from __future__ import annotations
@@ -23,14 +24,16 @@ from ...cache import CacheError, EncoderFacts, FedclipError, image_key
 from ...cache.common.errors import first_line
 from ...cache.common.files import replacing
 from ...cache.key import canonical_json
+from ..settings import CLASS_VECTORS, HEAD, TEXT
 from .adapters import ADAPTERS, Adapter
+from .heads import WithHead
 from .losses import cosine_logits
 from .network import Network
 
 # Version of the facts in the metadata of saved parameters. Version 2 had no class texts.
 FACTS_VERSION = 3
 
-# The class texts among the tensors of a file; neither a parameter nor a client can have this name.
+# The class vectors among a file's tensors; neither a parameter nor a client can have this name.
 CLASS_TEXTS = "@class_texts"
 
 Features = npt.NDArray[np.float32]
@@ -56,24 +59,25 @@ class OldFactsError(FedclipError):
 
 @dataclass(frozen=True)
 class Scores:
-    """What a classifier makes of B images and C classes.
+    """What a classifier makes of B samples and C classes.
 
     Attributes:
         adapted: (B, C) logits of the trained adapter.
-        zero_shot: (B, C) logits of the encoder alone.
+        zero_shot: (B, C) logits of the encoder alone; None if zero-shot is not defined.
     """
 
     adapted: Tensor
-    zero_shot: Tensor
+    zero_shot: Tensor | None
 
-    def top(self, k: int) -> tuple[Ranked, Ranked]:
-        """Return the k best classes of each image, adapted and zero-shot."""
-        return Ranked.of(self.adapted, k), Ranked.of(self.zero_shot, k)
+    def top(self, k: int) -> tuple[Ranked, Ranked | None]:
+        """Return the k best classes of each sample, adapted and zero-shot."""
+        zero_shot = None if self.zero_shot is None else Ranked.of(self.zero_shot, k)
+        return Ranked.of(self.adapted, k), zero_shot
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """The best classes of B images, best first.
+    """The best classes of B samples, best first.
 
     Attributes:
         classes: (B, k) int64, as indices.
@@ -89,14 +93,19 @@ class Ranked:
         classes = logits.argsort(dim=1, descending=True, stable=True)[:, :k]
         return cls(classes, logits.softmax(dim=1).gather(1, classes))
 
+    def rows(self) -> list[list[tuple[int, float]]]:
+        """Return each sample's classes with their probabilities."""
+        ranked = zip(self.classes.tolist(), self.probabilities.tolist(), strict=True)
+        return [[*zip(classes, shares, strict=True)] for classes, shares in ranked]
+
 
 @dataclass(frozen=True, eq=False)
 class Classifier:
-    """A trained adapter with the class texts.
+    """A trained adapter with the class vectors.
 
     Attributes:
         network: The adapter with its parameters.
-        texts: (C, D) float32 class texts.
+        texts: (C, D) float32 class vectors: those of the class texts, or what stands in for them.
         facts: What the adapter belongs to.
     """
 
@@ -125,6 +134,11 @@ class Classifier:
         return float(self.facts["logit_scale"])
 
     @property
+    def zero_shot(self) -> bool:
+        """Whether the class vectors are those of class texts, so that zero-shot is defined."""
+        return bool(self.facts.get("class_vectors", TEXT) == TEXT)
+
+    @property
     def client(self) -> str | None:
         """Whose own adapter it is; None if it is everybody's."""
         return self.facts.get("client")
@@ -149,7 +163,7 @@ class Classifier:
         inputs = torch.from_numpy(rows).to(self.texts.device)
         return Scores(
             self.network.logits(inputs, self.texts, self.logit_scale).cpu(),
-            cosine_logits(inputs, self.texts, self.logit_scale).cpu(),
+            cosine_logits(inputs, self.texts, self.logit_scale).cpu() if self.zero_shot else None,
         )
 
     def _rescaled(self, features: Features) -> Features:
@@ -159,8 +173,8 @@ class Classifier:
         norms = np.linalg.norm(features, axis=1, keepdims=True)
         if not norms.all():
             raise FedclipError(
-                "an image has features of zeros, which cannot be rescaled to --feature-norm "
-                f"{norm:g}; leave out this image"
+                "a sample has features of zeros, which cannot be rescaled to --feature-norm "
+                f"{norm:g}; leave out this sample"
             )
         rescaled: Features = features * (np.float32(norm) / norms)
         return rescaled
@@ -209,6 +223,11 @@ def read_classifier(path: Path, client: str | None = None, *, trusted: bool = Fa
     for name, kinds in _NEEDED.items():
         if not isinstance(facts.get(name), kinds):
             raise FedclipError(f"{path}: is damaged (its {name!r} is missing or invalid)")
+    if facts.get("class_vectors", TEXT) not in CLASS_VECTORS:
+        raise FedclipError(
+            f"{path}: has class vectors of a kind that this fedclip does not know "
+            f"({facts['class_vectors']!r}); update fedclip"
+        )
     if client is not None:
         tensors = _own(path, tensors, client)
         facts = {**facts, "client": client}
@@ -223,14 +242,14 @@ def make_classifier(
     *,
     trusted: bool,
 ) -> Classifier:
-    """Put parameters, class texts and facts together.
+    """Put parameters, class vectors and facts together.
 
     Raises:
         FedclipError: they do not fit each other, or the adapter cannot be used here.
     """
     classes, width = len(facts["class_names"]), facts["embed_dim"]
     if texts is None or tuple(texts.shape) != (classes, width) or not texts.isfinite().all():
-        raise FedclipError(f"{path}: is damaged (its class texts are missing or invalid)")
+        raise FedclipError(f"{path}: is damaged (its class vectors are missing or invalid)")
     try:
         if image_key(EncoderFacts.from_groups(facts["encoder"])) != facts["key"]:
             raise CacheError("has an encoder that does not match its key")
@@ -242,13 +261,13 @@ def make_classifier(
             f"{path}: the adapter {facts['adapter']} consists of a client's training samples, "
             "which a run does not keep; train another adapter"
         )
-    network = adapter.make(texts, seed=0)
+    model = WithHead(adapter) if facts.get("class_vectors") == HEAD else adapter
+    network = model.make(texts, seed=0)
     try:
         network.load_state_dict(dict(tensors))
     except RuntimeError as error:
         raise FedclipError(
-            f"{path}: its parameters are not those of the adapter {facts['adapter']} "
-            f"({first_line(error)})"
+            f"{path}: its parameters are not those of {model.title} ({first_line(error)})"
         ) from None
     return Classifier(network.eval().requires_grad_(False), texts, facts)
 

@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, TextIO, overload
 
 import numpy as np
@@ -13,10 +14,12 @@ import numpy as np
 from ...cache import FeatureCache, FedclipError
 from ...cache.common.extras import data_frame
 from ...cache.common.tables import MISSING, Cell, Column, Table, percent
+from ...cache.common.text import counted, printable
 from ...cache.key import differing_facts
 from ...cache.schema import content_sha256
 from ..models.classifier import Classifier, Scores
 from ..runs.saved import tested_rows
+from ..training.metrics import Predicted, Tally
 from .cells import Accuracy
 
 if TYPE_CHECKING:
@@ -24,50 +27,51 @@ if TYPE_CHECKING:
 
 FORMATS = ("table", "json", "csv")
 
-# What a row of each format has, in this order.
-COLUMNS = ("image", "rank", "class", "probability", "zero_shot", "zero_shot_probability", "label")
+# What a row has after the sample, in this order.
+COLUMNS = ("rank", "class", "probability", "zero_shot", "zero_shot_probability", "label")
 
 # Rows of a cache that are classified together, as many as federate evaluates together.
 ROWS_AT_ONCE = 1024
 
-# Width of the columns of probabilities.
+# Width of the columns of probabilities, and of the longest text, in a table for people.
 _PERCENT = 7
+_TEXT = 80
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One class that an image may have; rank 1 is the most probable.
+    """One class that a sample may have; rank 1 is the most probable.
 
     Attributes:
-        image: The image's name.
+        image: The image's name, or the text.
         rank: Counted from 1.
         name: The class of this rank according to the adapter.
         probability: Its probability.
-        zero_shot: The class of this rank without an adapter.
-        zero_shot_probability: Its probability without an adapter.
-        label: The image's own class; None if it is not known.
+        zero_shot: The class of this rank without an adapter; None if zero-shot is not defined.
+        zero_shot_probability: Its probability without an adapter; None if that is not defined.
+        label: The sample's own class; None if it is not known.
     """
 
     image: str
     rank: int
     name: str
     probability: float
-    zero_shot: str
-    zero_shot_probability: float
+    zero_shot: str | None
+    zero_shot_probability: float | None
     label: str | None
 
-    def row(self) -> dict[str, Any]:
-        """Return the values by column."""
+    def row(self, sample: str = "image") -> dict[str, Any]:
+        """Return the values by column, the first of which is `sample`."""
         values = (
-            *(self.image, self.rank, self.name, self.probability),
+            *(self.rank, self.name, self.probability),
             *(self.zero_shot, self.zero_shot_probability, self.label),
         )
-        return dict(zip(COLUMNS, values, strict=True))
+        return {sample: self.image, **dict(zip(COLUMNS, values, strict=True))}
 
 
 @dataclass(frozen=True)
 class Scored:
-    """B classified images.
+    """B classified samples.
 
     Attributes:
         scores: What the classifier makes of them.
@@ -113,68 +117,95 @@ def score_cache(classifier: Classifier, caches: Sequence[FeatureCache]) -> Itera
 
 
 def predictions(scored: Scored, class_names: Sequence[str], top_k: int = 1) -> Iterator[Prediction]:
-    """List the `top_k` classes of each image, or all if there are fewer."""
-    adapted, zero_shot = scored.scores.top(top_k)
-    ranked = [
-        each.tolist()
-        for each in (
-            *(adapted.classes, adapted.probabilities),
-            *(zero_shot.classes, zero_shot.probabilities),
-        )
-    ]
-    for image, label, *of_image in zip(scored.images, scored.labels, *ranked, strict=True):
-        for rank, (one, p, other, q) in enumerate(zip(*of_image, strict=True), start=1):
-            yield Prediction(image, rank, class_names[one], p, class_names[other], q, label)
+    """List the `top_k` classes of each sample, or all if there are fewer."""
+    adapted, zero_shot = _ranked(scored, top_k)
+    for image, label, ours, theirs in zip(
+        scored.images, scored.labels, adapted, zero_shot, strict=True
+    ):
+        for rank, ((one, p), (other, q)) in enumerate(zip(ours, theirs, strict=True), start=1):
+            before = None if other is None else class_names[other]
+            yield Prediction(image, rank, class_names[one], p, before, q, label)
+
+
+_Ranks = Sequence[Sequence[tuple[int, float]]]
+
+
+def _ranked(
+    scored: Scored, k: int
+) -> tuple[_Ranks, _Ranks | Sequence[Sequence[tuple[None, None]]]]:
+    """Return the best classes of each sample with their probabilities, adapted and zero-shot."""
+    adapted, zero_shot = scored.scores.top(k)
+    rows = adapted.rows()
+    if zero_shot is None:
+        return rows, [[(None, None)] * len(row) for row in rows]
+    return rows, zero_shot.rows()
 
 
 Write = Callable[[Prediction], None]
 
 
-def make_writer(name: str, stream: TextIO, class_names: Sequence[str]) -> Write:
-    """Return the function that writes a prediction in one of `FORMATS`."""
+def make_writer(
+    name: str, stream: TextIO, class_names: Sequence[str], sample: str = "image"
+) -> Write:
+    """Return the function that writes a prediction in one of `FORMATS`.
+
+    Args:
+        name: The format.
+        stream: Where it is written.
+        class_names: The classes.
+        sample: What is classified, the name of the first column: ``image`` or ``text``.
+    """
     if name == "json":
-        return lambda each: print(json.dumps(each.row(), ensure_ascii=False), file=stream)
+        return lambda each: print(json.dumps(each.row(sample), ensure_ascii=False), file=stream)
     if name == "csv":
-        table = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        table = csv.DictWriter(stream, (sample, *COLUMNS), lineterminator="\n")
         table.writeheader()
-        return lambda each: table.writerow(each.row())
+        return lambda each: table.writerow(each.row(sample))
     width = max(len("zero-shot"), *map(len, class_names))
 
-    def line(name: str, probability: str, zero_shot: str, other: str, image: str) -> None:
+    def line(name: str, probability: str, zero_shot: str, other: str, shown: str) -> None:
         print(
             f"{name:<{width}} {probability:>{_PERCENT}}  {zero_shot:<{width}} {other:>{_PERCENT}}"
-            f"  {image}",
+            f"  {shown}",
             file=stream,
         )
 
-    line("class", "%", "zero-shot", "%", "image")
+    line("class", "%", "zero-shot", "%", sample)
     return lambda each: line(
         each.name,
-        f"{100 * each.probability:.2f}",
-        each.zero_shot,
-        f"{100 * each.zero_shot_probability:.2f}",
-        each.image if each.rank == 1 else "",
+        percent(each.probability),
+        each.zero_shot or MISSING,
+        MISSING if each.zero_shot_probability is None else percent(each.zero_shot_probability),
+        _shown(each.image, sample) if each.rank == 1 else "",
     )
 
 
+def _shown(name: str, sample: str) -> str:
+    """Put a sample's name on one line, and shorten it if it is a text."""
+    if sample == "text":
+        name = shorten(name, _TEXT, placeholder=" ...")
+    return printable(name)
+
+
 class Predictions(Sequence[Prediction]):
-    """Predictions in memory, in the order of the images; `top_k` for each image.
+    """Predictions in memory, in the order of the samples; `top_k` for each.
 
     Attributes:
-        skipped: Images that could not be classified, by name, and why.
+        skipped: Samples that could not be classified, by name, and why.
     """
 
-    def __init__(self, classifier: Classifier, top_k: int = 1) -> None:
+    def __init__(self, classifier: Classifier, top_k: int = 1, sample: str = "image") -> None:
         self.skipped: dict[str, str] = {}
         self._classifier = classifier
         self._top_k = top_k
+        self._sample = sample
         self._rows: list[Prediction] = []
-        self._tally = Tally(classifier)
+        self._tallies = DomainTallies(classifier)
 
     def add(self, scored: Scored) -> None:
-        """Add classified images."""
+        """Add classified samples."""
         self._rows += predictions(scored, self._classifier.class_names, self._top_k)
-        self._tally.add(scored)
+        self._tallies.add(scored)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -189,56 +220,68 @@ class Predictions(Sequence[Prediction]):
         return self._rows[which]
 
     @property
-    def accuracies(self) -> dict[str, Share]:
-        """Accuracy on the images whose class is known, by domain; "" for those without one."""
-        return self._tally.accuracies()
+    def measured(self) -> dict[str, Measured]:
+        """By domain, the samples whose class is known; "" for those without a domain."""
+        return self._tallies.all()
 
     @property
-    def tested(self) -> dict[str, Share]:
-        """Accuracy by client on the images that the run tested it on, if all of them are here."""
-        return self._tally.tested()
+    def tested(self) -> dict[str, Measured]:
+        """By client, the samples that the run tested it on, if all of its domain are here."""
+        return self._tallies.tested()
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return a table with a row for each class of each image.
+        """Return a table with a row for each class of each sample.
 
         Raises:
             FedclipError: pandas is not installed.
         """
-        return data_frame([each.row() for each in self._rows], COLUMNS)
+        rows = [each.row(self._sample) for each in self._rows]
+        return data_frame(rows, (self._sample, *COLUMNS))
 
     def __repr__(self) -> str:
         skipped = f", {len(self.skipped)} skipped" if self.skipped else ""
-        return f"<{len(self._rows) // max(1, self._top_k)} images classified{skipped}>"
+        per_sample = min(self._top_k, len(self._classifier.class_names))
+        count = len(self._rows) // per_sample
+        return f"<{counted(count, self._sample)} classified{skipped}>"
 
 
 @dataclass
 class _Domain:
-    """What is kept of a domain's images: enough to compare them with the run's."""
+    """What is kept of a domain's samples: enough to compare them with the run's."""
 
     ids: list[str] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
-    adapted: list[bool] = field(default_factory=list)
-    zero_shot: list[bool] = field(default_factory=list)
+    adapted: list[tuple[int, float]] = field(default_factory=list)
+    zero_shot: list[tuple[int, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Share:
-    """How often some images' own class was predicted.
+class Measured:
+    """How good predictions are for some samples whose class is known.
 
     Attributes:
-        images: Number of images.
-        zero_shot: Share of them that is right without an adapter.
-        adapted: Share of them that is right with it.
+        adapted: Those of the trained adapter, counted.
+        zero_shot: Those without an adapter, counted; None if zero-shot is not defined.
     """
 
-    images: int
-    zero_shot: float
-    adapted: float
+    adapted: Tally
+    zero_shot: Tally | None
+
+    @property
+    def samples(self) -> int:
+        """Number of samples."""
+        return self.adapted.samples
+
+    @property
+    def cells(self) -> tuple[Cell, Cell]:
+        """The number of samples and both accuracies, as a table has them."""
+        before = None if self.zero_shot is None else self.zero_shot.accuracy
+        return self.samples, Accuracy(before, self.adapted.accuracy)
 
 
-class Tally:
-    """Counts right predictions of images whose class is known, domain by domain.
+class DomainTallies:
+    """Counts the predictions for samples whose class is known, domain by domain.
 
     Args:
         classifier: What predicts.
@@ -250,37 +293,35 @@ class Tally:
         self._domains: dict[str, _Domain] = {}
 
     def add(self, scored: Scored) -> None:
-        """Count images; those without a known class are left out."""
-        best = [
-            logits.argmax(dim=1).tolist()
-            for logits in (scored.scores.adapted, scored.scores.zero_shot)
-        ]
-        of_each = scored.domains, scored.ids, scored.labels, scored.digests
-        rows = zip(*of_each, *best, strict=True)
-        for domain, image_id, label, digest, adapted, zero_shot in rows:
+        """Count samples; those without a known class are left out."""
+        of_each = scored.domains, scored.ids, scored.labels, scored.digests, *_ranked(scored, 1)
+        for domain, sample_id, label, digest, (adapted,), (zero_shot,) in zip(
+            *of_each, strict=True
+        ):
             known = self._index.get(label) if label is not None else None
             if known is None:
                 continue
             mine = self._domains.setdefault(domain or "", _Domain())
-            mine.ids.append(image_id)
+            mine.ids.append(sample_id)
             mine.labels.append(known)
             mine.digests.append(digest)
-            mine.adapted.append(adapted == known)
-            mine.zero_shot.append(zero_shot == known)
+            mine.adapted.append(adapted)
+            if zero_shot[0] is not None:
+                mine.zero_shot.append(zero_shot)
 
-    def accuracies(self) -> dict[str, Share]:
-        """Return the accuracy on all images of each domain; "" for those without a domain."""
+    def all(self) -> dict[str, Measured]:
+        """Measure all samples of each domain; "" is the name of those without a domain."""
         return {
-            name: _accuracy(mine, np.arange(len(mine.ids)))
+            name: self._measured(mine, range(len(mine.ids)))
             for name, mine in sorted(self._domains.items())
         }
 
-    def tested(self) -> dict[str, Share]:
-        """Return the accuracy of each client on the images that the run tested it on.
+    def tested(self) -> dict[str, Measured]:
+        """Measure the samples of each client that the run tested it on.
 
-        Only domains that are the run's to the last image have such clients.
+        Only domains that are the run's to the last sample have such clients.
         """
-        found: dict[str, Share] = {}
+        found: dict[str, Measured] = {}
         for name, mine in sorted(self._domains.items()):
             order = sorted(range(len(mine.ids)), key=mine.ids.__getitem__)
             ids = tuple(mine.ids[row] for row in order)
@@ -289,35 +330,44 @@ class Tally:
             content = content_sha256(name, tuple(self._index), ids, labels, digests)
             tested = tested_rows(self._facts, name, content, ids, labels)
             for client, rows in tested.items():
-                found[client] = _accuracy(mine, np.array(order)[rows])
+                found[client] = self._measured(mine, [order[row] for row in rows])
         return found
 
+    def _measured(self, domain: _Domain, rows: Sequence[int]) -> Measured:
+        labels = np.array([domain.labels[row] for row in rows], np.int64)
 
-def _accuracy(domain: _Domain, rows: Any) -> Share:
-    right = [
-        sum(hits[row] for row in rows) / len(rows) for hits in (domain.zero_shot, domain.adapted)
-    ]
-    return Share(len(rows), *right)
+        def tally(predicted: list[tuple[int, float]]) -> Tally:
+            classes, confidence = zip(*(predicted[row] for row in rows), strict=True)
+            return Tally.of(
+                Predicted(labels, np.array(classes, np.int64), np.array(confidence, np.float32)),
+                len(self._index),
+            )
+
+        return Measured(
+            tally(domain.adapted), tally(domain.zero_shot) if domain.zero_shot else None
+        )
 
 
-def accuracy_table(tally: Tally) -> Table | None:
+def accuracy_table(tallies: DomainTallies, samples: str = "images") -> Table | None:
     """Lay out the accuracies, zero-shot beside adapted in percent; None of no known classes."""
-    everything, tested = tally.accuracies(), tally.tested()
+    everything, tested = tallies.all(), tallies.tested()
     if not everything:
         return None
     columns = [
         Column("client"),
-        Column("images"),
-        Column("all images", show=percent),
+        Column(samples),
+        Column(f"all {samples}", show=percent),
         *([Column("tested"), Column("test part of the run", show=percent)] if tested else []),
     ]
     parts = (everything, tested) if tested else (everything,)
     rows = [
-        (name or MISSING, *(cell for part in parts for cell in _cells(part.get(name))))
+        (
+            name or MISSING,
+            *(cell for part in parts for cell in (part[name].cells if name in part else _NOTHING)),
+        )
         for name in sorted({*everything, *tested})
     ]
     return Table(columns, rows, caption="accuracy in %, zero-shot > adapted")
 
 
-def _cells(share: Share | None) -> tuple[Cell, Cell]:
-    return (share.images, Accuracy(share.zero_shot, share.adapted)) if share else (None, None)
+_NOTHING: tuple[Cell, Cell] = (None, None)

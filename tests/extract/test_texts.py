@@ -11,9 +11,6 @@ from fedclip.cache import FeatureCache, read_cache
 from fedclip.cache.schema import content_digest
 from fedclip.cli import run
 
-transformers = pytest.importorskip("transformers")
-
-WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "phone", "a")
 ROWS = (
     ("a good film", "positive", "films"),
     ("a bad film", "negative", "films"),
@@ -25,27 +22,13 @@ Extract = Callable[..., int]
 
 
 @pytest.fixture
-def extract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Extract:
+def extract(tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> Extract:
     """Give a function that runs the command with a tiny BERT of random weights."""
     monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "bert"
-    folder.mkdir()
-    (folder / "vocab.txt").write_text("\n".join(WORDS))
-    transformers.BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=8).save_pretrained(
-        folder
-    )
-    transformers.BertConfig(
-        vocab_size=len(WORDS),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=8,
-    ).save_pretrained(folder)
 
     def call(*arguments: object) -> int:
         options = ("--device", "cpu", "--workers", "0", "--pretrained", "random")
-        return run(["extract", *map(str, arguments), "--model", f"hf:{folder}", *options])
+        return run(["extract", *map(str, arguments), "--model", f"hf:{tiny_bert}", *options])
 
     return call
 
@@ -133,14 +116,14 @@ def test_texts_and_an_encoder_of_images_are_refused_in_one_line(
 
 
 def test_the_features_of_two_models_are_normalized_and_joined(
-    extract: Extract, tmp_path: Path
+    extract: Extract, tmp_path: Path, tiny_bert: Path
 ) -> None:
     file = write(tmp_path / "reviews.csv", ROWS)
-    model = f"hf:{tmp_path / 'bert'}"
+    model = f"hf:{tiny_bert}"
     options = ["--device", "cpu", "--pretrained", "random", "--pretrained", "random"]
     second = tmp_path / "other"
     second.mkdir()
-    for path in (tmp_path / "bert").iterdir():
+    for path in tiny_bert.iterdir():
         (second / path.name).write_bytes(path.read_bytes())
     two = ["--model", model, "--model", f"hf:{second}"]
     assert run(["extract", "--dataset", str(file), *two, *options, "--name", "joined"]) == 0
