@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .extract.datasets.inputs import Image, ImageLike
     from .extract.datasets.registry import SampleKind
     from .extract.encoders.base import SampleEncoder
-    from .federate.api import Ablation, SavedRun, load_run, run_ablation, run_federation
+    from .federate.api import Ablation, SavedRun, run_ablation, run_federation
     from .federate.models.classifier import Classifier
     from .federate.report.predictions import Predictions, Scored
     from .federate.simulation import Callback
@@ -50,7 +50,7 @@ __all__ = [
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # an application chooses others
 
 # The files that a repository of an adapter on the hub has.
-HUB_FILES = ("adapter.safetensors", "result.json", "README.md")
+HUB_FILES = ("adapter.safetensors", "run.json", "result.json", "rounds.jsonl", "README.md")
 
 
 class ImageClassifier:
@@ -231,20 +231,53 @@ def find_run(run: str | Path | SavedRun, runs_dir: Path, target: str | None = No
     Raises:
         FedclipError: it does not exist, or has several targets of which none is chosen.
     """
+    from .federate.runs.find import HUB
     from .federate.runs.saved import find_saved
 
-    if _is_on_hub(run):
-        from .cache.common.progress import show_progress
-        from .extract.hub import fetch_files
-
-        with show_progress() as progress:
-            return fetch_files(str(run), HUB_FILES, progress)
+    if isinstance(run, str) and run.startswith(HUB):
+        return fetch_run(run)
     folder = getattr(run, "folder", run)
     return find_saved(runs_dir, str(folder), target)
 
 
-def _is_on_hub(run: object) -> bool:
-    return isinstance(run, str) and run.startswith("hf:")
+def fetch_run(run: str) -> Path:
+    """Download a trained adapter and what is known of its run from the hub.
+
+    Args:
+        run: ``hf:OWNER/NAME``.
+
+    Returns:
+        The folder of its files.
+
+    Raises:
+        FedclipError: it does not exist, has no adapter, or the hub cannot be reached.
+    """
+    from .cache.common.progress import show_progress
+    from .extract.hub import fetch_files
+
+    with show_progress() as progress:
+        return fetch_files(run, HUB_FILES, progress)
+
+
+def load_run(run: str | Path, runs_dir: str | Path = "runs") -> SavedRun:
+    """Read a run.
+
+    Args:
+        run: Its name below `runs_dir`, its folder, or ``hf:OWNER/NAME``.
+        runs_dir: Where runs are kept.
+
+    Raises:
+        FedclipError: it does not exist, or has no record on the hub.
+    """
+    from .federate.api import SavedRun
+    from .federate.runs.catalog import recorded_on_hub
+    from .federate.runs.find import HUB
+    from .federate.runs.find import find_run as find_folder
+
+    if isinstance(run, str) and run.startswith(HUB):
+        recorded = recorded_on_hub(run, fetch_run)
+        return SavedRun(recorded.path, recorded.config)
+    return SavedRun(find_folder(Path(runs_dir), str(run)))
 
 
 # Where the names above that are not defined here come from.
@@ -256,7 +289,6 @@ _MODULES = {
     "SavedRun": "federate.api",
     "extract_features": "extract.api",
     "load_cache": "cache.collection",
-    "load_run": "federate.api",
     "run_ablation": "federate.api",
     "run_federation": "federate.api",
 }

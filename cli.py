@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from . import HUB_FILES, ImageClassifier, __version__, find_run, load_classifier
+from . import ImageClassifier, __version__, fetch_run, find_run, load_classifier
 from .cache.commands import app as cache_app
 from .cache.common.console import FAILED, INTERRUPTED, Output, complain, show_table
 from .cache.common.fields import Option, listed, option, options_of, suggest
@@ -253,6 +253,7 @@ def _top(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
+    context.obj = fetch_run  # for commands of stage two, which has no access to the hub
     if version:
         print(f"fedclip {__version__}")
     elif context.invoked_subcommand is None:
@@ -715,23 +716,31 @@ def push(
     """Upload an adapter, its result and a model card to the Hugging Face hub.
 
     'fedclip predict --run hf:OWNER/NAME' then works on any machine. Names of domains and classes,
-    numbers of images, settings and accuracies are uploaded; images, features and paths are not.
+    numbers of images, settings and accuracies are uploaded; images, features, predictions by image
+    and paths are not.
     """
+    from shutil import copyfile
     from tempfile import TemporaryDirectory
 
     from .cache.common.files import write_json
     from .extract.hub import upload
     from .federate.report.card import model_card, write_card
     from .federate.report.snippets import snippet
-    from .federate.runs.saved import result_of_saved
+    from .federate.runs.catalog import HUB_CONFIG, RESULT, ROUNDS, config_for_hub
+    from .federate.runs.saved import ADAPTER, result_of_saved
 
     use = _classifier(context, saved, runs, recorded, caches, "cpu")
-    result = result_of_saved(find_run(saved.run, runs.runs_dir, saved.target))
+    path = find_run(saved.run, runs.runs_dir, saved.target)
+    result, config = result_of_saved(path), config_for_hub(path)
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        use.classifier.save(folder / HUB_FILES[0])
+        use.classifier.save(folder / ADAPTER)
         if result is not None:
-            write_json(folder / HUB_FILES[1], result.to_json())
+            write_json(folder / RESULT, result.to_json())
+        if config is not None:
+            write_json(folder / HUB_CONFIG, config)
+        if (path / ROUNDS).is_file():
+            copyfile(path / ROUNDS, folder / ROUNDS)
         title = repository.partition("/")[2]
         code = snippet("safetensors", f"hf:{repository}", use.classifier.texts.shape[1])
         card = model_card(use.classifier.facts, result, title, licence.license, code)

@@ -20,7 +20,7 @@ from .ablations.runner import run_ablation as run_entries
 from .report.charts import accuracy_chart, rounds_chart, settings_chart
 from .runs.catalog import ROUNDS
 from .runs.experiment import Experiment
-from .runs.find import choose_targets, find_run
+from .runs.find import choose_targets
 from .runs.folder import RunFolder
 from .runs.results import FIGURES, Result, RunResult
 from .runs.runner import run_experiment
@@ -63,9 +63,9 @@ class SavedRun:
         config: Every setting of it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, config: Mapping[str, Any] | None = None) -> None:
         self.folder = folder
-        self.config = RunFolder(folder).read_config()
+        self.config = RunFolder(folder).read_config() if config is None else config
 
     @property
     def result(self) -> Result:
@@ -324,19 +324,6 @@ def run_ablation(
         if not run_entries(runs, show):
             logger.warning("interrupted; run it again to resume it")
     return Ablation(runs, list(varied))
-
-
-def load_run(run: str | Path, runs_dir: str | Path = "runs") -> SavedRun:
-    """Read a run.
-
-    Args:
-        run: Its name below `runs_dir`, or its folder.
-        runs_dir: Where runs are kept.
-
-    Raises:
-        FedclipError: it does not exist.
-    """
-    return SavedRun(find_run(Path(runs_dir), str(run)))
 
 
 def _experiment(

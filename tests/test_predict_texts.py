@@ -133,4 +133,4 @@ def test_images_and_texts_are_told_apart(reviews: Path, refusal: Refusal) -> Non
     images = Path("images.csv")
     images.write_text("path,label\na.png,good\n")
     line = refusal(*PREDICT, str(images))
-    assert "images.csv: has no column 'text' (it has path and label)" in line
+    assert "images.csv: has no column 'text' (it has path, label)" in line

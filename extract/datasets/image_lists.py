@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path, PurePosixPath
+from textwrap import shorten
 from typing import Any
 
 from ...cache import FedclipError
@@ -36,6 +37,9 @@ _UTF_8 = "utf-8-sig"
 
 # Bytes that are not UTF-8 are kept as lone surrogates, and so refused or skipped row by row.
 KEEP = "surrogateescape"
+
+# Characters of the columns' names that an error shows.
+_SHOWN = 200
 
 # The longest value of a CSV file, in characters; Python's own limit is shorter than some texts.
 _LONGEST = 2**30
@@ -338,8 +342,13 @@ def _named(name: str, columns: Sequence[str]) -> list[str]:
     return [column for column in columns if column.strip().lower() == name.lower()]
 
 
+def columns_shown(has: Sequence[str]) -> str:
+    """Say in a clause which columns a list has; a file of another kind may have any."""
+    return f"it has {shorten(', '.join(has), _SHOWN, placeholder=' ...')}" if has else "it is empty"
+
+
 def _missing(file: Path, name: str, has: Sequence[str], asked: str | None) -> str:
-    seen = f"(it has {', '.join(has)})"
+    seen = f"({columns_shown(has)})"
     if asked is not None:
         return f"--column {name}={asked}: unknown column of {file} {seen}{suggest(asked, has)}"
     option = f"name it with --column {name}=COLUMN"

@@ -38,6 +38,7 @@ from .image_lists import (
     PATH,
     TEXT,
     columns_for,
+    columns_shown,
     no_csv,
     read_list,
     spelled,
@@ -87,7 +88,10 @@ class NamedSource(FileSource):
         Raises:
             OSError: it cannot be read, or is a device or a pipe, which might never end.
         """
-        mode = self.path.stat().st_mode
+        try:
+            mode = self.path.stat().st_mode
+        except ValueError as error:  # a NUL in the path
+            raise OSError(errno.EINVAL, str(error)) from None
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise OSError(errno.EINVAL, "Not a regular file")
         return super().read()
@@ -179,13 +183,13 @@ def _in_list(
     file: Path, class_names: Sequence[str], data_dir: Path, samples: SampleKind
 ) -> Iterator[Image]:
     opened = read_list(file)
+    if samples == "images" and opened.undecoded:
+        raise no_csv(file, opened.undecoded)
     kind = TEXT if samples == "texts" else PATH
     columns = {name: columns_for(name, opened.columns)[:1] for name in (kind, LABEL, CLIENT)}
     if not columns[kind]:
-        has = f"it has {listed(opened.columns, 'and')}" if opened.columns else "it is empty"
-        raise FedclipError(f"{file}: has no column {kind!r} ({has}); add or rename it")
-    if samples == "images" and opened.undecoded:
-        raise no_csv(file, opened.undecoded)
+        seen = columns_shown(opened.columns)
+        raise FedclipError(f"{file}: has no column {kind!r} ({seen}); add or rename it")
     rows = [
         (where, *(next((values[each] for each in column), "") for column in columns.values()))
         for where, values in opened.rows
@@ -366,6 +370,6 @@ def _lines(stream: BinaryIO) -> Iterator[bytes]:
     if first.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
         text = (first + stream.read()).decode("utf-16", "replace")
         stream = BytesIO(text.encode(errors="replace"))
-        first = b""
+        first = stream.readline()
     for line in chain([first.removeprefix(BOM_UTF8)], stream):
         yield line.rstrip(b"\r\n")

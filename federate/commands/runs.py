@@ -17,6 +17,7 @@ from .options import RunsDir
 
 if TYPE_CHECKING:
     from ..runs.catalog import RecordedRun
+    from ..runs.find import Fetch
 
 SORTS = ("started", "name", "dataset", "encoder", "adapter", "strategy", "seed", "accuracy", "size")
 
@@ -34,6 +35,18 @@ def _argument(metavar: str, text: str) -> Any:
 
 
 RunName = Annotated[str, _argument("RUN", "A run's name in 'fedclip ls', or its folder.")]
+AnyRunName = Annotated[
+    str,
+    _argument(
+        "RUN", "A run's name in 'fedclip ls', its folder, or hf:OWNER/NAME on the Hugging Face hub."
+    ),
+]
+
+
+def _fetch(context: typer.Context) -> Fetch | None:
+    """Return what downloads a run from the hub, which the command line brings."""
+    fetch: Fetch | None = context.obj
+    return fetch
 
 
 @dataclass(frozen=True)
@@ -89,14 +102,14 @@ def _order(sort: str) -> Callable[[RecordedRun], Any]:
 
 
 @with_options(examples=["fedclip show demo-0a1b2c3d-seed0"])
-def show(run: RunName, runs: RunsDir) -> None:
+def show(context: typer.Context, run: AnyRunName, runs: RunsDir) -> None:
     """Show a run: its settings, its figures by client, and which classes gained and lost."""
     from ...cache import FedclipError
     from ..report.listing import classes_table, facts_table, figures_table
     from ..runs.catalog import find_recorded
 
     output = Output("table")
-    for recorded in find_recorded(runs.runs_dir, run):
+    for recorded in find_recorded(runs.runs_dir, run, _fetch(context)):
         output.table(facts_table(recorded))
         if recorded.results:
             output.note("")
@@ -144,6 +157,7 @@ def rm(
     ]
 )
 def compare(
+    context: typer.Context,
     names: Annotated[
         list[str],
         _argument(
@@ -168,7 +182,7 @@ def compare(
 
     if len({*names}) < len(names):
         raise FedclipError(f"{max(names, key=names.count)}: is named twice; name different runs")
-    found = [find_recorded(runs.runs_dir, name) for name in names]
+    found = [find_recorded(runs.runs_dir, name, _fetch(context)) for name in names]
     arms = [arm_of(name, each, ADAPTED) for name, each in zip(names, found, strict=True)]
     if len(arms) == 1:
         arms.insert(0, arm_of("zero-shot", found[0], ZERO_SHOT))
@@ -205,8 +219,8 @@ def report(
         list[str] | None,
         _argument(
             "[RUN...|ABLATION]",
-            "Runs by name or folder, where a name without -seed0 stands for all seeds, or the CSV "
-            "file of an ablation; by default all runs.",
+            "Runs by name, folder or hf:OWNER/NAME, where a name without -seed0 stands for all "
+            "seeds, or the CSV file of an ablation; by default all runs.",
         ),
     ] = None,
 ) -> None:
@@ -218,7 +232,7 @@ def report(
     from ..report.page import import_converter, write_figures, write_page
 
     import_converter()
-    collection = collect(runs.runs_dir, names or [])
+    collection = collect(runs.runs_dir, names or [], _fetch(context))
     cache_dir = caches.cache_dir if "cache_dir" in given(context) else None
     if page.figures is not None:
         for path in write_figures(page.figures, collection, cache_dir):

@@ -20,6 +20,7 @@ from ...cache import FedclipError
 from ...cache.common.fields import show_value
 from ...cache.common.tables import Spread
 from ..runs.catalog import ROUNDS, RecordedRun, find_recorded, find_runs
+from ..runs.find import Fetch
 from ..runs.predictions import ADAPTED, ZERO_SHOT
 from ..runs.results import RunResult
 from .cells import Interval
@@ -188,18 +189,19 @@ class Collection:
         return found
 
 
-def collect(runs_dir: Path, names: Sequence[str]) -> Collection:
+def collect(runs_dir: Path, names: Sequence[str], fetch: Fetch | None = None) -> Collection:
     """Group runs by setting.
 
     Args:
         runs_dir: Where runs are kept.
         names: Runs as `find_recorded` takes them, or the table of an ablation; all runs if there
             are none.
+        fetch: Downloads a run from the hub.
 
     Raises:
         FedclipError: a run is unknown, or none of them has a result.
     """
-    runs = {run.path.resolve(): run for name in names for run in _named(runs_dir, name)}
+    runs = {run.path.resolve(): run for name in names for run in _named(runs_dir, name, fetch)}
     if not names:
         runs = {run.path.resolve(): run for run in find_runs(runs_dir)}
     if not runs:
@@ -212,12 +214,12 @@ def collect(runs_dir: Path, names: Sequence[str]) -> Collection:
     return Collection(", ".join(datasets), settings, options, _missing(settings))
 
 
-def _named(runs_dir: Path, name: str) -> list[RecordedRun]:
+def _named(runs_dir: Path, name: str, fetch: Fetch | None) -> list[RecordedRun]:
     """Return the runs that a name means: a run, those of a setting, or those of an ablation."""
     for path in (Path(name), runs_dir / name):
         if path.suffix == ".csv" and path.is_file():
             return _listed(path, runs_dir)
-    return find_recorded(runs_dir, name)
+    return find_recorded(runs_dir, name, fetch)
 
 
 def _listed(path: Path, runs_dir: Path) -> list[RecordedRun]:
@@ -291,8 +293,8 @@ def _missing(settings: Sequence[Setting]) -> list[str]:
     if without:
         said.append(
             f"{len(without)} of {len(settings)} settings have no kept predictions, because an "
-            "earlier fedclip made their runs or the files are damaged. They have no intervals; run "
-            "them again with --overwrite to get these."
+            "earlier fedclip made their runs, they come from the hub, or the files are damaged. "
+            "They have no intervals; run them again with --overwrite to get these."
         )
     return said
 

@@ -30,7 +30,7 @@ from ...cache import FedclipError
 from ...cache.common.tables import Column, Table, percent, points
 from ...cache.common.text import counted, inflected
 from ..runs.catalog import RecordedRun
-from ..runs.predictions import NOTHING, Predictions, read_predictions
+from ..runs.predictions import NOTHING, Predictions
 from ..runs.results import FIGURES, RunResult
 from ..seeding import generator
 from .cells import Interval
@@ -184,7 +184,7 @@ def arm_of(name: str, runs: Sequence[RecordedRun], model: str) -> Arm:
     members = {}
     for run in runs:
         for part in run.parts:
-            predictions = read_predictions(part.path)
+            predictions = part.predictions
             if not isinstance(part.result, RunResult) or model not in predictions.classes:
                 raise FedclipError(
                     f"{part.path}: has no {model.replace('_', '-')} predictions to compare"

@@ -17,7 +17,7 @@ from ...cache.common.fields import show_value
 from ...cache.common.tables import Cell, Column, Table, percent
 from ...cache.common.text import counted
 from ..runs.catalog import RecordedRun
-from ..runs.predictions import ADAPTED, ZERO_SHOT, read_predictions
+from ..runs.predictions import ADAPTED, ZERO_SHOT
 from ..runs.results import RunResult
 from ..training.metrics import Tally
 from .cells import Accuracy
@@ -63,8 +63,8 @@ def runs_table(runs: Sequence[RecordedRun]) -> Table:
 def facts_table(run: RecordedRun) -> Table:
     """Lay out what a run is."""
     facts: dict[str, Cell] = {
-        "run": run.path,
-        "started": datetime.fromtimestamp(run.started),
+        "run": run.hub or run.path,
+        **({} if run.hub else {"started": datetime.fromtimestamp(run.started)}),
         "status": run.status,
         "cache": run.cache,
         "target": run.target,
@@ -131,7 +131,7 @@ def classes_table(run: RecordedRun) -> Table:
     Raises:
         FedclipError: the predictions are missing or damaged.
     """
-    kept = [read_predictions(part.path) for part in run.parts]
+    kept = [part.predictions for part in run.parts]
     names = kept[0].class_names
     before, after = (
         _sum(tally for each in kept for tally in each.tallies(model).values())

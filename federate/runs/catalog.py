@@ -20,13 +20,27 @@ from ...cache import FedclipError
 from ...cache.common.fields import listed, show_value, suggest
 from ...cache.common.files import folder_size, lock, path_for
 from ..settings import PAPER, REGISTRIES, Settings
-from .find import CONFIG
+from .find import CONFIG, HUB, Fetch
+from .predictions import Predictions, read_predictions
 from .results import Result, RunResult, read_result
 
 ROUNDS = "rounds.jsonl"
 RESULT = "result.json"
 
 NO_RESULT = "started"
+
+# What a repository on the hub has in place of `config.json`, by which runs of this machine are
+# known: nothing of it is trusted as theirs is.
+HUB_CONFIG = "run.json"
+
+# What is published of a config, and of what it has of its cache.
+_PUBLIC = frozenset(
+    {
+        *("fedclip", "versions", "preset", "settings", "strategy", "adapter", "model", "target"),
+        *("device", "engine", "keep", "seed"),
+    }
+)
+_PUBLIC_OF_CACHE = frozenset({"name", "key", "content", "clients", "normalized"})
 
 # What an ablation's table is called.
 TABLES = "*-ablation.csv"
@@ -41,15 +55,31 @@ class RecordedRun:
     Attributes:
         path: Its folder.
         config: What `config.json` has.
+        hub: Where it was downloaded from, ``hf:OWNER/NAME``; empty for a run of this machine.
     """
 
     path: Path
     config: Mapping[str, Any]
+    hub: str = ""
 
     @property
     def name(self) -> str:
-        """The folder's name."""
-        return self.path.name
+        """The folder's name, or the repository's."""
+        return self.hub or self.path.name
+
+    @property
+    def predictions(self) -> Predictions:
+        """What it predicts, image by image.
+
+        Raises:
+            FedclipError: the predictions are missing or damaged.
+        """
+        if self.hub:
+            raise FedclipError(
+                f"{self.hub}: the predictions by image are not on the hub; name the run itself, "
+                "on the machine where it is"
+            )
+        return read_predictions(self.path)
 
     @cached_property
     def result(self) -> Result | None:
@@ -79,9 +109,14 @@ class RecordedRun:
         return (self.path / CONFIG).stat().st_mtime
 
     @property
+    def cache_facts(self) -> Mapping[str, Any]:
+        """What the config has of the cache."""
+        return self._part("cache")
+
+    @property
     def cache(self) -> str:
         """Name of the cache: dataset and encoder."""
-        return str(self._part("cache").get("name", ""))
+        return str(self.cache_facts.get("name", ""))
 
     @property
     def dataset(self) -> str:
@@ -215,16 +250,20 @@ def _read(path: Path) -> RecordedRun | None:
     return None if config is None else RecordedRun(path, config)
 
 
-def find_recorded(runs_dir: Path, name: str) -> list[RecordedRun]:
+def find_recorded(runs_dir: Path, name: str, fetch: Fetch | None = None) -> list[RecordedRun]:
     """Find the runs that `name` means: one, or those of a setting with several seeds.
 
     Args:
         runs_dir: Where runs are kept.
-        name: A run's folder, its name below `runs_dir`, or that name without `-seed0`.
+        name: A run's folder, its name below `runs_dir`, that name without `-seed0`, or
+            ``hf:OWNER/NAME``.
+        fetch: Downloads a run from the hub; None to take runs of this machine only.
 
     Raises:
-        FedclipError: no run has that name, or it means several settings.
+        FedclipError: no run has that name, it means several settings, or it cannot be downloaded.
     """
+    if fetch is not None and name.startswith(HUB):
+        return [recorded_on_hub(name, fetch)]
     for path in (Path(name), runs_dir / name):
         run = _read(path) if name else None
         if run is not None:
@@ -238,6 +277,43 @@ def find_recorded(runs_dir: Path, name: str) -> list[RecordedRun]:
         hint = suggest(name, [run.name for run in every]) or "; 'fedclip ls' lists them"
         raise FedclipError(f"unknown run {name!r} in {runs_dir}{hint}")
     raise FedclipError(f"run {name!r} is ambiguous; choose {listed(sorted(settings))}")
+
+
+def recorded_on_hub(name: str, fetch: Fetch) -> RecordedRun:
+    """Download the record of a run from the hub.
+
+    Args:
+        name: ``hf:OWNER/NAME``.
+        fetch: Downloads it.
+
+    Raises:
+        FedclipError: the repository has no such record, or cannot be downloaded.
+    """
+    folder = fetch(name)
+    config = read_json(folder / HUB_CONFIG)
+    if config is None:
+        raise FedclipError(
+            f"{name}: has an adapter, but no {HUB_CONFIG} about its run, which an earlier fedclip "
+            "did not push; push it again"
+        )
+    return RecordedRun(folder, config, name)
+
+
+def config_for_hub(folder: Path) -> dict[str, Any] | None:
+    """Return what may be published of a run's config, which names no folder of this machine.
+
+    Args:
+        folder: The run's, or one that was downloaded from the hub.
+
+    Returns:
+        None if there is no config.
+    """
+    config = read_json(folder / CONFIG) or read_json(folder / HUB_CONFIG)
+    if config is None:
+        return None
+    run = RecordedRun(folder, config)
+    cache = {name: value for name, value in run.cache_facts.items() if name in _PUBLIC_OF_CACHE}
+    return {name: value for name, value in config.items() if name in _PUBLIC} | {"cache": cache}
 
 
 def filtered(runs: Sequence[RecordedRun], conditions: Sequence[str]) -> list[RecordedRun]:

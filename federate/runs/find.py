@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from ...cache import FeatureCache
 
 CONFIG = "config.json"
+
+# Prefix of a run on the Hugging Face hub, and what downloads it to a folder.
+HUB = "hf:"
+Fetch = Callable[[str], Path]
 
 ALL = "all"
 NONE = "none"

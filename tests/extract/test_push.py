@@ -10,7 +10,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from fedclip import load_classifier
+from fedclip import load_classifier, load_run
 from fedclip.cli import run
 
 Demo = Any  # the class of this name in conftest.py
@@ -41,7 +41,9 @@ def test_a_pushed_adapter_predicts_on_a_machine_that_has_nothing_else(
     assert f"uploaded   {hub.url}/someone/scans" in capsys.readouterr().out
     assert hub.repos["models/someone/scans"].private
     files = files_of(hub, "someone/scans")
-    assert sorted(files) == ["README.md", "adapter.safetensors", "result.json"]
+    assert sorted(files) == [
+        *("README.md", "adapter.safetensors", "result.json", "rounds.jsonl", "run.json")
+    ]
     everything = b"".join(files.values())
     assert str(demo.place).encode() not in everything
     assert b"fedclip predict" in everything or b"fedclip.load_classifier('hf:someone/scans')" in (
@@ -82,6 +84,44 @@ def test_an_adapter_from_the_hub_is_exported_and_pushed_again(
     assert one["adapter.safetensors"] == other["adapter.safetensors"]
     assert one["result.json"] == other["result.json"]
     assert run(["push", *hub_run, "someone/other"]) == 0  # as it is there already
+
+
+def test_a_pushed_run_is_shown_reported_and_loaded(
+    demo: Demo,
+    hub: Hub,
+    at_hub: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    refusal: Refusal,
+) -> None:
+    assert run(demo.command("push", *ONE, "someone/one")) == 0
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    assert run(["show", "hf:someone/one"]) == 0
+    shown = capsys.readouterr().out
+    assert "hf:someone/one" in shown
+    accuracy = load_run("demo", demo.place / "runs").results[-1].accuracy["photo"]
+    assert f"> {100 * accuracy:.2f}" in shown
+    assert "the predictions by image are not on the hub" in shown
+    assert run(["report", "hf:someone/one"]) == 0
+    assert (tmp_path / "report.html").is_file()
+    line = refusal(*demo.command("compare", "hf:someone/one", "demo"))
+    assert line == (
+        "error: hf:someone/one: the predictions by image are not on the hub; name the run itself, "
+        "on the machine where it is"
+    )
+    loaded, own = load_run("hf:someone/one"), load_run(demo.run / "sketch")
+    assert loaded.result == own.result
+    assert loaded.to_pandas().equals(own.to_pandas())
+    assert loaded.rounds_to_pandas().equals(own.rounds_to_pandas())
+    assert loaded.config == {
+        **{name: value for name, value in own.config.items() if name != "cache"},
+        "cache": {each: v for each, v in own.config["cache"].items() if each != "folder"},
+    }
+    hub.repo("no/run", {"adapter.safetensors": b"x", "README.md": b"x"}, "model")
+    assert "no run.json about its run" in refusal("show", "hf:no/run")
+    assert "hf:no/one" in refusal("show", "hf:no/one")
 
 
 def test_an_adapter_of_elsewhere_runs_nothing_from_outside_the_package(
