@@ -71,6 +71,22 @@ def test_a_list_of_texts_gives_the_accuracies_of_the_run(
     assert captured.err.splitlines()[-4].split()[:2] == ["client", "texts"]
 
 
+def test_a_list_without_domains_is_known_as_the_domain_that_it_is(
+    reviews: Path, tiny_bert: Path, tmp_path: Path
+) -> None:
+    shop = tmp_path / "shop.csv"
+    with shop.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([("text", "label"), *(each[:2] for each in sentences())])
+    encoder = ["--model", f"hf:{tiny_bert}", "--pretrained", "random", "--client", "shop"]
+    assert run(["extract", "--dataset", str(shop), *encoder, "--device", "cpu"]) == 0
+    assert run(["federate", "--cache", "shop", "--rounds", "1", "--name", "shop"]) == 0
+    expected = json.loads(Path("runs/shop/result.json").read_text())
+    tested = fedclip.load_classifier("shop")(shop).tested
+    assert {client: each.adapted.accuracy for client, each in tested.items()} == (
+        expected["accuracy"]
+    )
+
+
 def test_texts_come_from_files_folders_and_standard_input(
     reviews: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

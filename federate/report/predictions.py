@@ -327,10 +327,12 @@ class DomainTallies:
             ids = tuple(mine.ids[row] for row in order)
             labels = np.array([mine.labels[row] for row in order], np.int32)
             digests = b"".join(mine.digests[row] for row in order)
-            content = content_sha256(name, tuple(self._index), ids, labels, digests)
-            tested = tested_rows(self._facts, name, content, ids, labels)
-            for client, rows in tested.items():
-                found[client] = self._measured(mine, [order[row] for row in rows])
+            # A list or folder without domains may be the whole of one.
+            for domain in [name] if name else self._facts["split"].get("domains", ()):
+                content = content_sha256(domain, tuple(self._index), ids, labels, digests)
+                tested = tested_rows(self._facts, domain, content, ids, labels)
+                for client, rows in tested.items():
+                    found[client] = self._measured(mine, [order[row] for row in rows])
         return found
 
     def _measured(self, domain: _Domain, rows: Sequence[int]) -> Measured:
