@@ -8,9 +8,9 @@ from __future__ import annotations
 import errno
 import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import chain, islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -581,7 +581,7 @@ def predict(
     # Rows on a terminal show the progress, and bars would be drawn over them.
     with show_progress() as bars:
         progress = no_progress if out.isatty() else bars
-        batches: Iterable[tuple[Scored, Sequence[tuple[Image, str]]]]
+        batches: Iterator[tuple[Scored, Sequence[tuple[Image, str]]]]
         if shown.cache is not None:
             batches = (
                 (scored, ())
@@ -596,8 +596,9 @@ def predict(
                 )
             )
             batches = use.stream(found, encoding.batch_size, encoding.workers, progress)
+        first = [*islice(batches, 1)]  # before a line is printed, as the encoder is loaded for it
         write = make_writer(shown.format, out, use.class_names, sample)
-        for scored, bad in batches:
+        for scored, bad in chain(first, batches):
             for each in predictions(scored, use.class_names, shown.top_k):
                 write(each)
             out.flush()
