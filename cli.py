@@ -32,7 +32,7 @@ from .cache.common.options import (
     given,
     with_options,
 )
-from .cache.common.streams import open_streams
+from .cache.common.streams import has_reader, open_streams
 from .cache.common.text import counted, inflected
 from .extract.commands import datasets, extract
 from .extract.options import (
@@ -606,6 +606,8 @@ def predict(
             for image, reason in bad:
                 complain(f"{image.where}: {reason}; skipped")
             skipped += len(bad)
+            if not has_reader(out):
+                break
     table = accuracy_table(tallies, use.samples)
     if table is not None:
         from rich.console import Console

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
@@ -244,6 +245,28 @@ def test_bad_images_are_reported_and_skipped(
     )
     assert f"error: {tmp_path / 'c.png'}: is empty; skipped" in captured.err
     assert "error: 2 images could not be read" in captured.err
+
+
+def test_lines_without_an_end_are_answered_until_nobody_reads(demo: Demo, hangs: int) -> None:
+    image = next((demo.images / "photo").glob("*/000.png"))
+    command = demo.command("predict", "--run", "demo", "--target", "sketch", "--format", "json")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fedclip", *command, "--batch-size", "1", "-"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    for _ in range(2):  # each is answered before the next one is asked
+        print(image, file=process.stdin, flush=True)
+        assert json.loads(process.stdout.readline())["image"] == str(image)
+    process.stdout.close()
+    with suppress(BrokenPipeError):
+        while process.poll() is None:
+            print(image, file=process.stdin, flush=True)
+    assert process.wait(hangs) == 0
 
 
 def test_rows_are_laid_out_for_people(demo: Demo, capsys: pytest.CaptureFixture[str]) -> None:

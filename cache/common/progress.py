@@ -33,12 +33,18 @@ PACKAGE = __name__.partition(".")[0]
 SECONDS_BETWEEN_LINES = 5.0
 SECONDS_BETWEEN_BARS = 0.1
 
+# In place of the total of a stream, until that is over.
+UNKNOWN = -1
+
 # Number of lines of one kind that are shown.
 LINES_SHOWN = 10
 
 
 class Progress(Protocol):
-    """Called as work proceeds: `done` of `total` units of `task` are finished."""
+    """Called as work proceeds: `done` of `total` units of `task` are finished.
+
+    `total` may be `UNKNOWN`.
+    """
 
     def __call__(self, task: str, done: int, total: int, unit: str, detail: str = "") -> None:
         """Show the new count, followed by `detail`."""
@@ -55,6 +61,10 @@ class _Rate(ProgressColumn):
 
 def _rate(speed: float | None, unit: str) -> str:
     return f"{speed:.1f} {unit}/s" if speed else ""
+
+
+def _count(done: int, total: int) -> str:
+    return str(done) if total == UNKNOWN else f"{done}/{total}"
 
 
 class _Left(ProgressColumn):
@@ -89,9 +99,10 @@ class Bars:
 
     def __call__(self, task: str, done: int, total: int, unit: str, detail: str = "") -> None:
         """Move the task's bar."""
+        most = None if total == UNKNOWN else total
         if task not in self._tasks:
-            self._tasks[task] = self._progress.add_task(task, total=total, unit=unit, detail="")
-        self._progress.update(self._tasks[task], completed=done, total=total, detail=detail)
+            self._tasks[task] = self._progress.add_task(task, total=most, unit=unit, detail="")
+        self._progress.update(self._tasks[task], completed=done, total=most, detail=detail)
 
 
 @dataclass
@@ -121,13 +132,14 @@ class Lines:
         now = time.monotonic()
         first = task not in self._clocks
         clock = self._clocks.setdefault(task, _Clock(now, now, done))
-        if not first and done < total and now - clock.shown < SECONDS_BETWEEN_LINES:
+        over = done >= total != UNKNOWN
+        if not first and not over and now - clock.shown < SECONDS_BETWEEN_LINES:
             return
         clock.shown = now
         elapsed = now - clock.started
         speed = (done - clock.done) / elapsed if elapsed else None
         left = f"ETA {duration((total - done) / speed)}" if speed and done < total else ""
-        facts = [f"{task}: {done}/{total} {unit}", _rate(speed, unit), left, detail]
+        facts = [f"{task}: {_count(done, total)} {unit}", _rate(speed, unit), left, detail]
         self.note(", ".join(fact for fact in facts if fact))
 
 
@@ -144,12 +156,11 @@ class Cells(Lines):
         """Move the task's bar, at most ten times a second."""
         from IPython import display
 
-        shown = f"{task} {done}/{total} {unit}" + (f", {detail}" if detail else "")
-        self._tasks[task] = (
-            f"<div><progress max={max(total, 1)} value={done}></progress> {escape(shown)}</div>"
-        )
-        now = time.monotonic()
-        if self._handle is not None and done < total and now - self._shown < SECONDS_BETWEEN_BARS:
+        shown = f"{task} {_count(done, total)} {unit}" + (f", {detail}" if detail else "")
+        place = "" if total == UNKNOWN else f" max={max(total, 1)} value={done}"
+        self._tasks[task] = f"<div><progress{place}></progress> {escape(shown)}</div>"
+        now, over = time.monotonic(), done >= total != UNKNOWN
+        if self._handle is not None and not over and now - self._shown < SECONDS_BETWEEN_BARS:
             return
         self._shown = now
         bars = display.HTML("".join(self._tasks.values()))

@@ -24,6 +24,12 @@ def open_streams() -> None:
     sys.stderr = _stream(sys.stderr, 2, None)
 
 
+def has_reader(stream: TextIO) -> bool:
+    """Return whether what is written to a standard stream still gets to somebody."""
+    outlet = getattr(getattr(stream, "buffer", None), "raw", None)
+    return not (isinstance(outlet, _Outlet) and outlet.dropping)
+
+
 def _stream(stream: TextIO | None, descriptor: int, name: str | None) -> TextIO:
     return io.TextIOWrapper(
         io.BufferedWriter(_Outlet(descriptor, name)),
@@ -39,11 +45,15 @@ class _Outlet(io.FileIO):
     Args:
         descriptor: The descriptor.
         shown: Its name in an error, raised once; None if errors do not matter.
+
+    Attributes:
+        dropping: Whether writing failed, and everything is dropped.
     """
 
     def __init__(self, descriptor: int, shown: str | None) -> None:
         super().__init__(descriptor, "w", closefd=False)
         self._shown = shown
+        self.dropping = False
 
     def write(self, content: Any, /) -> int:
         """Write bytes, and return how many."""
@@ -53,6 +63,7 @@ class _Outlet(io.FileIO):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self.fileno())
             os.close(null)
+            self.dropping = True
             if self._shown is not None and not isinstance(error, BrokenPipeError):
                 error.filename = self._shown
                 raise

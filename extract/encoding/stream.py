@@ -9,7 +9,7 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
-from ...cache.common.progress import Progress, no_progress
+from ...cache.common.progress import UNKNOWN, Progress, no_progress
 from ..datasets.inputs import Image
 from ..encoders.base import CutsOff, SampleEncoder
 from .job import default_batch_size, default_workers
@@ -96,7 +96,11 @@ def encode_images(
                 done += len(some)
                 if isinstance(encoder, CutsOff):
                     cut += int(encoder.cut_off(batch.inputs)[: len(some)].sum())
-                progress(encoder.samples, done, total or done, encoder.samples)
+                progress(
+                    encoder.samples, done, UNKNOWN if total is None else total, encoder.samples
+                )
+    if total is None and done:
+        progress(encoder.samples, done, done, encoder.samples)
     if cut:
         logger.warning(
             "%d of the %s are longer than what the encoder reads, and were cut off",

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 
 from fedclip.cache.common import progress as report
-from fedclip.cache.common.progress import Bars, Lines, show_progress
+from fedclip.cache.common.progress import UNKNOWN, Bars, Lines, show_progress
 
 logger = logging.getLogger("fedclip.tests")
 
@@ -73,6 +73,21 @@ def test_a_log_has_the_first_line_the_last_and_one_every_five_seconds(
         "photo: 50/120 images, 10.0 images/s, ETA 7 s",
         "photo: 100/120 images, 10.0 images/s, ETA 2 s",
         "photo: 120/120 images, 10.0 images/s",
+    ]
+
+
+def test_a_log_without_a_total_counts_and_ends_with_the_total(
+    clock: Clock, stream: io.StringIO
+) -> None:
+    log = Lines(stream)
+    for done in range(1, 8):
+        log("images", 10 * done, UNKNOWN, "images")
+        clock.now += 1
+    log("images", 70, 70, "images")
+    assert stream.getvalue().splitlines() == [
+        "images: 10 images",
+        "images: 60 images, 10.0 images/s",
+        "images: 70/70 images, 8.6 images/s",
     ]
 
 
