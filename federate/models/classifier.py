@@ -90,7 +90,10 @@ class Ranked:
     @classmethod
     def of(cls, logits: Tensor, k: int) -> Self:
         """Rank by logits, which rounding does not make equal as it does probabilities."""
-        classes = logits.argsort(dim=1, descending=True, stable=True)[:, :k]
+        if k == 1:  # the same as the first below, without sorting
+            classes = logits.argmax(dim=1, keepdim=True)
+        else:
+            classes = logits.argsort(dim=1, descending=True, stable=True)[:, :k]
         return cls(classes, logits.softmax(dim=1).gather(1, classes))
 
     def rows(self) -> list[list[tuple[int, float]]]:

@@ -294,6 +294,8 @@ class DomainTallies:
 
     def add(self, scored: Scored) -> None:
         """Count samples; those without a known class are left out."""
+        if self._index.keys().isdisjoint(scored.labels):
+            return
         of_each = scored.domains, scored.ids, scored.labels, scored.digests, *_ranked(scored, 1)
         for domain, sample_id, label, digest, (adapted,), (zero_shot,) in zip(
             *of_each, strict=True
