@@ -9,7 +9,7 @@ import os
 import stat
 import sys
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from itertools import chain
@@ -190,8 +190,12 @@ def _in_list(
     if not columns[kind]:
         seen = columns_shown(opened.columns)
         raise FedclipError(f"{file}: has no column {kind!r} ({seen}); add or rename it")
+
+    def cell(values: Mapping[str, str], name: str) -> str:
+        return next((values[column] for column in columns[name]), "")
+
     rows = [
-        (where, *(next((values[each] for each in column), "") for column in columns.values()))
+        (where, cell(values, kind), cell(values, LABEL), cell(values, CLIENT))
         for where, values in opened.rows
     ]
     classes = _classes(file, [label for _, _, label, _ in rows if label], class_names)

@@ -118,27 +118,24 @@ def score_cache(classifier: Classifier, caches: Sequence[FeatureCache]) -> Itera
 
 def predictions(scored: Scored, class_names: Sequence[str], top_k: int = 1) -> Iterator[Prediction]:
     """List the `top_k` classes of each sample, or all if there are fewer."""
-    adapted, zero_shot = _ranked(scored, top_k)
-    for image, label, ours, theirs in zip(
-        scored.images, scored.labels, adapted, zero_shot, strict=True
-    ):
-        for rank, ((one, p), (other, q)) in enumerate(zip(ours, theirs, strict=True), start=1):
-            before = None if other is None else class_names[other]
-            yield Prediction(image, rank, class_names[one], p, before, q, label)
+    samples = zip(scored.images, scored.labels, strict=True)
+    for (image, label), adapted, zero_shot in zip(samples, *_ranked(scored, top_k), strict=True):
+        for rank, (ours, theirs) in enumerate(zip(adapted, zero_shot, strict=True), start=1):
+            before, q = (class_names[theirs[0]], theirs[1]) if theirs else (None, None)
+            yield Prediction(image, rank, class_names[ours[0]], ours[1], before, q, label)
 
 
-_Ranks = Sequence[Sequence[tuple[int, float]]]
+# A class as an index, and its probability.
+_Ranked = tuple[int, float]
 
 
 def _ranked(
     scored: Scored, k: int
-) -> tuple[_Ranks, _Ranks | Sequence[Sequence[tuple[None, None]]]]:
-    """Return the best classes of each sample with their probabilities, adapted and zero-shot."""
+) -> tuple[Sequence[Sequence[_Ranked]], Sequence[Sequence[_Ranked | None]]]:
+    """Return the best classes of each sample, adapted and zero-shot, best first."""
     adapted, zero_shot = scored.scores.top(k)
     rows = adapted.rows()
-    if zero_shot is None:
-        return rows, [[(None, None)] * len(row) for row in rows]
-    return rows, zero_shot.rows()
+    return rows, zero_shot.rows() if zero_shot else [[None] * len(row) for row in rows]
 
 
 Write = Callable[[Prediction], None]
@@ -252,8 +249,8 @@ class _Domain:
     ids: list[str] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
-    adapted: list[tuple[int, float]] = field(default_factory=list)
-    zero_shot: list[tuple[int, float]] = field(default_factory=list)
+    adapted: list[_Ranked] = field(default_factory=list)
+    zero_shot: list[_Ranked] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -296,10 +293,9 @@ class DomainTallies:
         """Count samples; those without a known class are left out."""
         if self._index.keys().isdisjoint(scored.labels):
             return
-        of_each = scored.domains, scored.ids, scored.labels, scored.digests, *_ranked(scored, 1)
-        for domain, sample_id, label, digest, (adapted,), (zero_shot,) in zip(
-            *of_each, strict=True
-        ):
+        samples = zip(scored.domains, scored.ids, scored.labels, scored.digests, strict=True)
+        for sample, (adapted,), (zero_shot,) in zip(samples, *_ranked(scored, 1), strict=True):
+            domain, sample_id, label, digest = sample
             known = self._index.get(label) if label is not None else None
             if known is None:
                 continue
@@ -308,7 +304,7 @@ class DomainTallies:
             mine.labels.append(known)
             mine.digests.append(digest)
             mine.adapted.append(adapted)
-            if zero_shot[0] is not None:
+            if zero_shot is not None:
                 mine.zero_shot.append(zero_shot)
 
     def all(self) -> dict[str, Measured]:
@@ -340,7 +336,7 @@ class DomainTallies:
     def _measured(self, domain: _Domain, rows: Sequence[int]) -> Measured:
         labels = np.array([domain.labels[row] for row in rows], np.int64)
 
-        def tally(predicted: list[tuple[int, float]]) -> Tally:
+        def tally(predicted: list[_Ranked]) -> Tally:
             classes, confidence = zip(*(predicted[row] for row in rows), strict=True)
             return Tally.of(
                 Predicted(labels, np.array(classes, np.int64), np.array(confidence, np.float32)),
