@@ -5,93 +5,69 @@ Each command imports what it needs when it runs, so that ``--help`` answers at o
 
 from __future__ import annotations
 
-import errno
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import chain, islice, product
+from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import ImageClassifier, __version__, fetch_run, find_run, load_classifier
 from .cache.commands import app as cache_app
-from .cache.common.console import FAILED, INTERRUPTED, Output, complain, show_table
-from .cache.common.fields import Option, listed, option, options_of, suggest
+from .cache.common.console import FAILED, INTERRUPTED, Output, complain, explain, show_table
 from .cache.common.options import (
-    Also,
     CacheOptions,
-    Chosen,
     Command,
     DeviceOptions,
     FormatOptions,
     Group,
-    flag,
     given,
     with_options,
 )
 from .cache.common.streams import has_reader, open_streams
-from .cache.common.text import counted, inflected
+from .cache.common.text import counted
 from .extract.commands import datasets, extract
+from .extract.finetune.options import BackboneOptions, WeightsOptions
 from .extract.options import (
+    ArchitectureOptions,
     DataOptions,
     EncodingOptions,
     ModelOptions,
     RecordedOptions,
-    check_architecture,
 )
 from .federate.commands.ablate import ablate
+from .federate.commands.baseline import GivenToFull, full_settings
+from .federate.commands.cost import CostOptions, print_costs
+from .federate.commands.export import ExportOptions, LicenceOptions, save_for_hub, write_export
 from .federate.commands.federate import adapters, carry_out, federate, strategies
 from .federate.commands.flower import join, keys, serve
 from .federate.commands.options import (
-    SUFFIXES,
-    ExportOptions,
-    LicenceOptions,
     PredictionOptions,
-    PresetOptions,
     RunOptions,
     RunsDir,
     SavedOptions,
     SaveOptions,
     TargetOptions,
-    all_settings,
     resumed,
-    settings_of,
 )
+from .federate.commands.paper import TableOptions, choose_rows, fill_table
 from .federate.commands.runs import compare, ls, report, rm, show
-from .federate.data.partition import PARTITIONS
 from .federate.runs.find import choose_targets
-from .federate.settings import Methods, Settings
-from .federate.strategies import STRATEGIES
+from .federate.settings import Settings
 
 if TYPE_CHECKING:
     import torch
 
-    from .cache import CacheFolder, FeatureCache
+    from .cache import FeatureCache
+    from .cache.collection import Cache
     from .extract.datasets.inputs import Image
     from .extract.encoders.spec import EncoderName
     from .federate.models.base import Model
     from .federate.models.full import FullModel
     from .federate.report.predictions import Scored
-
-# Settings that have no effect on a full model, or that its command sets itself.
-_NOT_OF_FULL_MODELS = frozenset({"adapter", "feature_norm", "prompts", "partition"})
-
-# What a full model can be federated with.
-FULL_STRATEGIES = ("fedavg", "fedprox")
-
-# What to do about errors of the system, by their number.
-_REMEDIES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "; free some space and run this again"),
-    **dict.fromkeys((errno.EACCES, errno.EPERM), "; check its permissions"),
-    errno.EFBIG: "; raise the limit on the size of files (ulimit -f) and run this again",
-    errno.EROFS: "; choose a place that can be written",
-}
-
-# The base class of typer's usage errors; newer versions of typer bring their own click.
-_USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     name="fedclip",
@@ -111,89 +87,6 @@ for command in (
     app.command(cls=Command)(command)
 
 
-@dataclass(frozen=True)
-class WeightsOptions:
-    """What an AlexNet starts from."""
-
-    PANEL: ClassVar[str] = "Model"
-
-    alexnet_weights: str = option(
-        "imagenet",
-        choices=("imagenet", "random"),
-        closed=False,
-        metavar="imagenet|random|FILE",
-        help="What AlexNet starts from: torchvision's ImageNet weights, which are downloaded, "
-        "random ones, or a state_dict in a file.",
-    )
-
-
-@dataclass(frozen=True)
-class BackboneOptions(WeightsOptions):
-    """The full model, and the images that it is trained on."""
-
-    dataset: str | None = option(
-        None, panel="Dataset", metavar="DATASET", help="A dataset, as extract takes it."
-    )
-    backbone: str = option(
-        "clip",
-        choices=("clip", "alexnet"),
-        help="What is trained, every parameter of it: clip with CLIP's loss, or alexnet, a "
-        "classifier, with cross-entropy.",
-    )
-    template: str | None = option(
-        None,
-        flags=("--prompt",),
-        metavar="TEMPLATE",
-        shown="a picture of a {}",
-        help="Template of the class prompts.",
-    )
-    keep_model: bool = option(
-        False, panel="Output", help="Write the parameters of the best round into the run."
-    )
-
-
-@dataclass(frozen=True)
-class CostOptions(DeviceOptions):
-    """What is measured."""
-
-    PANEL: ClassVar[str] = "Measurement"
-
-    model: str = option(
-        "ViT-B-32", metavar="MODEL", help="An open_clip architecture, or local-dir:FOLDER."
-    )
-    adapter: str = option(
-        "attention", metavar="ADAPTER", help="What is trained; 'fedclip adapters' lists them."
-    )
-    classes: int = option(65, least=2, most=100_000, help="Number of classes.")
-    samples: int = option(
-        1000, least=2, most=10_000_000, help="Samples in the local epoch that is timed."
-    )
-    rounds: int = option(200, least=1, help="Rounds of a training.")
-    clients: int = option(3, least=1, help="Clients that train in a round.")
-
-    def __post_init__(self) -> None:
-        check_architecture(self.model)
-
-
-@dataclass(frozen=True)
-class TableOptions(WeightsOptions):
-    """Which rows of a paper's table to fill, and how."""
-
-    PANEL: ClassVar[str] = "Table"
-
-    methods: str | None = option(
-        None,
-        metavar="NAME,NAME",
-        shown="all",
-        help="Rows: alexnet-fedavg, alexnet-fedprox, clip-fedavg, clip-fedprox, zero-shot, "
-        "fedclip.",
-    )
-    seeds: int = option(3, least=1, help="Number of seeds, starting at --seed.")
-    seed: int = option(0, least=0, help="First seed.")
-    rounds: int = option(200, least=1, help="Rounds of federation.")
-    mu: float | None = option(None, least=0, help="FedProx's pull to the server's parameters.")
-
-
 def main() -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 bad input, 130 interrupted."""
     open_streams()
@@ -201,7 +94,7 @@ def main() -> None:
     try:
         sys.stdout.flush()
     except OSError as error:
-        code = complain(_explain(error) or "")
+        code = complain(explain(error) or "")
     sys.exit(code)
 
 
@@ -212,40 +105,13 @@ def run(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except Exception as error:
-        message = _explain(error)
+        message = explain(error)
         if message is None:
             raise
         return complain(message)
     if code == INTERRUPTED:
         print("interrupted; what was finished is kept", file=sys.stderr)
     return code if isinstance(code, int) else 0
-
-
-def _explain(error: Exception) -> str | None:
-    """Put an error that the user can fix into one line; None for a bug."""
-    from .cache import FedclipError
-
-    if isinstance(error, FedclipError):
-        return str(error)
-    if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror or error}{_REMEDIES.get(error.errno or 0, '')}"
-    if isinstance(error, _USAGE_ERROR):
-        command = error.ctx.command_path if error.ctx else "fedclip"
-        return f"{_usage(error)} (see {command} --help)"
-    return None
-
-
-def _usage(error: Any) -> str:
-    """Word an error of typer's as ours are: what, and what is wrong with it."""
-    name = getattr(error, "option_name", None)
-    if name and hasattr(error, "possibilities"):
-        return f"unknown option {name}{suggest(name, error.possibilities or ())}"
-    if name:
-        return f"{name}: {error.message.removeprefix(f'Option {name!r} ').rstrip('.')}"
-    if hasattr(error, "param_type") and error.param:
-        return f"{error.param.get_error_hint().strip(chr(39))}: is missing"
-    return str(error.format_message().removeprefix("Invalid value: "))
 
 
 @app.callback(invoke_without_command=True)
@@ -258,27 +124,6 @@ def _top(
         print(f"fedclip {__version__}")
     elif context.invoked_subcommand is None:
         print(context.get_help())
-
-
-def _baseline_settings(arguments: Sequence[str]) -> list[Option]:
-    """List the settings that shape a full model's run: federate's, with less of a choice."""
-    known = {name for strategy in FULL_STRATEGIES for name in options_of(STRATEGIES.get(strategy))}
-    for partition in PARTITIONS.classes().values():
-        known |= options_of(partition).keys()
-    kept = {*known, *options_of(Settings), *options_of(Methods)} - _NOT_OF_FULL_MODELS
-    return [
-        replace(each, choices=FULL_STRATEGIES, closed=True, parse=_full_strategy)
-        if each.name == "strategy"
-        else each
-        for each in all_settings(arguments)
-        if each.name in kept
-    ]
-
-
-def _full_strategy(name: str) -> str:
-    if name in {*STRATEGIES} - {*FULL_STRATEGIES}:
-        raise ValueError(f"works with adapters only; full models take {listed(FULL_STRATEGIES)}")
-    return name
 
 
 @app.command(cls=Command)
@@ -294,7 +139,7 @@ def baseline(
     encoder_options: ModelOptions,
     backbone: BackboneOptions,
     data: TargetOptions,
-    chosen: Annotated[Chosen[PresetOptions], Also(_baseline_settings)],
+    chosen: GivenToFull,
     compute: DeviceOptions,
     run: RunOptions,
     caches: CacheOptions,
@@ -305,7 +150,6 @@ def baseline(
     Clients, splits, seeds, records and table are those of federate over the dataset's cache,
     which is extracted first if it is missing.
     """
-    from .extract.encoders.prompts import DEFAULT_TEMPLATE
 
     def make_model(
         origin: Mapping[str, Any],
@@ -328,18 +172,16 @@ def baseline(
             raise typer.BadParameter(
                 f"--alexnet-weights {backbone.alexnet_weights}: needs --backbone alexnet"
             )
-        template = backbone.template or DEFAULT_TEMPLATE
-        settings = settings_of({**chosen, **_fixed(backbone.backbone, template, chosen)})
+        settings = full_settings(backbone.backbone, backbone.template, chosen)
         check_backbone(backbone.backbone, backbone.alexnet_weights)
-        encoder, folder, clients = _extracted(
-            backbone.dataset, template, images, encoder_options, compute, caches
-        )
+        encoder = encoder_options.encoder_of(backbone.dataset)
+        cache = _extracted(backbone.dataset, backbone.template, images, encoder, compute, caches)
+        clients, device = list(cache.values()), resolve_device(compute.device)
         origin = Origin.of(
-            backbone.backbone, backbone.alexnet_weights, encoder, backbone.dataset, folder
+            backbone.backbone, backbone.alexnet_weights, encoder, backbone.dataset, cache.folder
         ).to_json()
-        device = resolve_device(compute.device)
         experiment = Experiment(
-            cache=folder,
+            cache=cache.folder,
             clients=clients,
             settings=settings,
             model=make_model(origin, clients, settings, device),
@@ -358,29 +200,23 @@ def baseline(
 
 @app.command(cls=Command)
 @with_options(examples=["fedclip cost", "fedclip cost --model ViT-L-14 --adapter linear"])
-def cost(measured: CostOptions, form: FormatOptions) -> None:
+def cost(architecture: ArchitectureOptions, measured: CostOptions, form: FormatOptions) -> None:
     """Count what an adapter and the full model cost, and time both on this machine.
 
     The architecture is the real one with random weights, so nothing is downloaded.
     """
+    settings, model = measured.settings, architecture.model
+
     import torch
 
     from .cache.common.device import resolve_device
-    from .cache.common.progress import show_progress
     from .extract.encoders.openclip import load_encoder
     from .extract.encoders.prompts import DEFAULT_TEMPLATE, prompt
     from .extract.encoders.spec import RANDOM, EncoderName
     from .extract.finetune.backbones import clip_backbone
     from .federate.models.full import FullClip, FullModel
-    from .federate.report.terminal import cost_table
-    from .federate.runs.cost import ClientCost, drawn_cache, multiply_adds
+    from .federate.runs.cost import multiply_adds
 
-    model, classes, samples = measured.model, measured.classes, measured.samples
-    settings = settings_of({"adapter": measured.adapter, "strategy": "local"})
-    if not settings.adapter.sends:
-        raise typer.BadParameter(
-            f"--adapter {measured.adapter}: has nothing to train or send; choose one that does"
-        )
     where = resolve_device(measured.device)
     output = Output(form.format)
     output.note(f"model      {model} with random weights; counting, then timing on {where}")
@@ -390,7 +226,7 @@ def cost(measured: CostOptions, form: FormatOptions) -> None:
     encoding = multiply_adds(lambda: encoder.launch(image).numpy())
     width = encoder.launch(image).numpy().shape[1]
     pixels = torch.randint(256, (settings.batch_size, *encoder.blank.shape), dtype=torch.uint8)
-    prompts = [prompt(DEFAULT_TEMPLATE, f"class {index}") for index in range(classes)]
+    prompts = [prompt(DEFAULT_TEMPLATE, f"class {index}") for index in range(measured.classes)]
     full = FullModel(
         facts=backbone.facts,
         origin={},
@@ -399,31 +235,7 @@ def cost(measured: CostOptions, form: FormatOptions) -> None:
         tokens=encoder.tokenizer(prompts).to(where),
         zero_shot=False,
     )
-    cache = drawn_cache(width, classes, settings.batch_size)
-    models: tuple[Model, ...] = (settings.adapter, full)
-    with show_progress() as progress:
-        progress("counting", 0, len(models), "models")
-        client = [ClientCost(cache, settings, samples, where, each) for each in models]
-        counts = []
-        for each, named in zip(client, models, strict=True):
-            counts.append(each.count())
-            progress("counting", len(counts), len(models), "models", named.title)
-    if counts[0].parameters:
-        times = counts[1].parameters / counts[0].parameters
-        output.note(f"counted    {counts[1].parameters:,} / {counts[0].parameters:,} = {times:.0f}")
-    with show_progress() as progress:
-        progress("timing", 0, len(models), "models")
-        costs = []
-        for each, count, named in zip(client, counts, models, strict=True):
-            costs.append(each.time(count))
-            progress("timing", len(costs), len(models), "models", named.title)
-    small, large = costs
-    messages = measured.rounds * measured.clients * 2
-    output.table(cost_table(small, large, encoding, samples, messages))
-    output.note(
-        f"training   {counted(measured.rounds, 'round')} of {counted(measured.clients, 'client')}, "
-        f"both ways; minibatches of {settings.batch_size}, {classes} classes, timed on {where}"
-    )
+    print_costs(measured, full, width, encoding, where, output)
     if (model, measured.adapter) == ("ViT-B-32", "attention"):
         output.note("paper      1.5e8 / 5.3e5 = 283, rounded before the division (Lu et al. 2023)")
 
@@ -437,6 +249,7 @@ def paper(
     images: DataOptions,
     encoder_options: ModelOptions,
     table: TableOptions,
+    weights: WeightsOptions,
     compute: DeviceOptions,
     save: SaveOptions,
     caches: CacheOptions,
@@ -448,58 +261,30 @@ def paper(
     Missing features are extracted first. Runs are those of federate and baseline: a finished
     one is not repeated, and a killed or interrupted one is resumed.
     """
-    from .cache import FedclipError
-    from .extract.datasets.find import find_dataset
-    from .extract.request import DatasetRequest
-    from .federate.report.paper import METHODS, PUBLISHED, choose_methods, paper_table
-
-    if dataset not in PUBLISHED:
-        raise FedclipError(f"the paper has no table {dataset!r}{suggest(dataset, PUBLISHED)}")
-    rows = choose_methods(table.methods)
-    useful = {
-        "mu": any(METHODS[row].strategy == "fedprox" for row in rows),
-        "alexnet_weights": any(METHODS[row].backbone == "alexnet" for row in rows),
-    }
-    for name in sorted(given(context) & {name for name, used in useful.items() if not used}):
-        raise typer.BadParameter(f"{flag(name)}: has no effect on the methods that are chosen")
-    find_dataset(DatasetRequest(dataset=dataset, data_dir=images.data_dir))
+    rows = choose_rows(context, dataset, table)
 
     from .cache.common.device import resolve_device
-    from .cache.common.progress import show_progress
+    from .extract.datasets.find import find_dataset
     from .extract.encoders.prompts import DEFAULT_TEMPLATE
     from .extract.finetune.source import Origin, check_backbone
+    from .extract.request import DatasetRequest
     from .federate.runs.experiment import Experiment
-    from .federate.runs.results import RunResult
-    from .federate.runs.runner import run_experiment
 
-    for backbone in filter(None, {METHODS[row].backbone for row in rows}):
-        check_backbone(backbone, table.alexnet_weights)
-    encoder, folder, clients = _extracted(
-        dataset, DEFAULT_TEMPLATE, images, encoder_options, compute, caches
-    )
-    device = resolve_device(compute.device)
-    output = Output(form.format)
-    results: dict[str, list[list[RunResult]]] = {row: [] for row in rows}
-    for row, seed in product(rows, range(table.seed, table.seed + table.seeds)):
-        method = METHODS[row]
-        values: dict[str, Any] = {
-            "rounds": table.rounds if row != "zero-shot" else 1,
-            "seed": seed,
-            "strategy": method.strategy,
-            "adapter": method.adapter,
-            "prompts": (DEFAULT_TEMPLATE,),
-        }
-        if method.strategy == "fedprox" and table.mu is not None:
-            values["mu"] = table.mu
-        if method.backbone is not None:
-            values |= _fixed(method.backbone, DEFAULT_TEMPLATE, {})
-        settings = settings_of(values)
+    find_dataset(DatasetRequest(dataset=dataset, data_dir=images.data_dir))
+    for backbone in filter(None, {method.backbone for method in rows.values()}):
+        check_backbone(backbone, weights.alexnet_weights)
+    encoder = encoder_options.encoder_of(dataset)
+    cache = _extracted(dataset, DEFAULT_TEMPLATE, images, encoder, compute, caches)
+    clients, device = list(cache.values()), resolve_device(compute.device)
+
+    def make_experiment(row: str, settings: Settings) -> Experiment:
         model: Model = settings.adapter
-        if method.backbone is not None:
-            origin = Origin.of(method.backbone, table.alexnet_weights, encoder, dataset, folder)
+        backbone = rows[row].backbone
+        if backbone is not None:
+            origin = Origin.of(backbone, weights.alexnet_weights, encoder, dataset, cache.folder)
             model = _full_model(origin.to_json(), clients, settings, device)
-        experiment = Experiment(
-            cache=folder,
+        return Experiment(
+            cache=cache.folder,
             clients=clients,
             settings=settings,
             model=model,
@@ -509,22 +294,17 @@ def paper(
             runs_dir=save.runs_dir,
             loggers=save.loggers,
         )
-        output.note(f"run        {method.name}, seed {seed}: {experiment.folder}")
-        with show_progress() as progress:
-            outcome = run_experiment(experiment, progress, resume=True, save_every=save.save_every)
-        if outcome.interrupted:
-            raise typer.Exit(INTERRUPTED)
-        results[row].append(outcome.results)
-    output.table(paper_table(dataset, results, f"{table.alexnet_weights} weights"))
-    count = sum(len(client.labels) for client in clients)
-    output.note(
-        f"ours       {' '.join(encoder.shown)}, {counted(table.rounds, 'round')}, "
-        f"{counted(table.seeds, 'seed')} from {table.seed} on, {count:,} "
-        f"{inflected(count, 'image')}; the paper's are ViT-B/32's of 200 rounds"
+
+    fill_table(
+        dataset,
+        [*rows],
+        table,
+        DEFAULT_TEMPLATE,
+        weights.alexnet_weights,
+        make_experiment,
+        Output(form.format),
+        save.save_every,
     )
-    if any(each.status == "failed" for runs in results.values() for done in runs for each in done):
-        complain("training diverged (NaN or Inf) in some of the runs")
-        raise typer.Exit(FAILED)
 
 
 @app.command(cls=Command)
@@ -639,67 +419,19 @@ def export(
     The file has the class texts and the names of the classes in it. What it computes is compared
     with PyTorch before it is written.
     """
-    from rich.filesize import decimal
-
-    from .federate.models.export import SAMPLES, export_program
-    from .federate.report.card import model_card, write_card
-    from .federate.report.snippets import snippet
     from .federate.runs.saved import result_of_saved
 
-    if options.to == "safetensors" and options.with_encoder:
-        raise typer.BadParameter("--with-encoder: needs --to onnx or torch")
-    for name in ("fp16", "sample"):
-        if getattr(options, name) and not options.with_encoder:
-            raise typer.BadParameter(f"{flag(name)}: needs --with-encoder")
-    out = options.file
-    if out.is_dir() or out.suffix != SUFFIXES[options.to]:
-        raise typer.BadParameter(f"--out {out}: must be a file that ends in {SUFFIXES[options.to]}")
     use = _classifier(context, saved, runs, recorded, caches, "cpu")
-    classifier = use.classifier
-    side = None
-    if options.with_encoder:
-        from .extract.finetune.image_side import image_side
-
-        side = image_side(use.encoder)
-    preprocessing = side.preprocessing if side else None
-    if options.to == "safetensors":
-        classifier.save(out)
-        print(f"wrote      {out}: {decimal(out.stat().st_size)}")
-    else:
-        facts = classifier.facts
-        metadata = {
-            "classes": facts["class_names"],
-            "prompts": facts["prompts"],
-            "encoder": facts["encoder"]["about"],
-            "key": facts["key"],
-            "preprocessing": preprocessing or "features of this encoder, raw",
-            "license": options.license or "unknown",
-            "fedclip": __version__,
-        }
-        written = export_program(
-            classifier,
-            options.to,
-            out,
-            metadata,
-            side.samples(options.sample, SAMPLES) if side else None,
-            (side.network, side.mean, side.std) if side else None,
-            half=options.fp16,
-        )
-        opset = f", opset {written.opset}" if written.opset else ""
-        print(f"wrote      {out}: {decimal(written.bytes)}{opset}")
-        print(
-            f"checked    {written.checked} inputs: probabilities differ by up to "
-            f"{written.difference:.1e} from PyTorch{' in float32' if options.fp16 else ''}"
-        )
-    width = classifier.texts.shape[1]
     result = result_of_saved(find_run(saved.run, runs.runs_dir, saved.target))
-    code = snippet(options.to, out.name, width, preprocessing)
-    card = model_card(classifier.facts, result, out.stem, options.license, code)
-    if write_card(out.parent, card):
-        print(f"card       {out.parent / 'README.md'}")
-    else:
-        print(f"card       not written: {out.parent / 'README.md'} is somebody else's")
-    print(f"\n{snippet(options.to, out, width, preprocessing)}")
+    if not options.with_encoder:
+        write_export(options, use.classifier, result)
+        return
+    from .extract.finetune.image_side import image_side
+
+    side = image_side(use.encoder)
+    encoder = side.network, side.mean, side.std
+    pixels = side.samples(options.sample)
+    write_export(options, use.classifier, result, encoder, pixels, side.preprocessing)
 
 
 @app.command(cls=Command)
@@ -722,33 +454,15 @@ def push(
     numbers of images, settings and accuracies are uploaded; images, features, predictions by image
     and paths are not.
     """
-    from shutil import copyfile
     from tempfile import TemporaryDirectory
 
-    from .cache.common.files import write_json
     from .extract.hub import upload
-    from .federate.report.card import model_card, write_card
-    from .federate.report.snippets import snippet
-    from .federate.runs.catalog import HUB_CONFIG, RESULT, ROUNDS, config_for_hub
-    from .federate.runs.saved import ADAPTER, result_of_saved
 
     use = _classifier(context, saved, runs, recorded, caches, "cpu")
-    path = find_run(saved.run, runs.runs_dir, saved.target)
-    result, config = result_of_saved(path), config_for_hub(path)
-    with TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        use.classifier.save(folder / ADAPTER)
-        if result is not None:
-            write_json(folder / RESULT, result.to_json())
-        if config is not None:
-            write_json(folder / HUB_CONFIG, config)
-        if (path / ROUNDS).is_file():
-            copyfile(path / ROUNDS, folder / ROUNDS)
-        title = repository.partition("/")[2]
-        code = snippet("safetensors", f"hf:{repository}", use.classifier.texts.shape[1])
-        card = model_card(use.classifier.facts, result, title, licence.license, code)
-        write_card(folder, card)
-        print("uploaded  ", upload(repository, folder, private=private))
+    run = find_run(saved.run, runs.runs_dir, saved.target)
+    with TemporaryDirectory() as folder:
+        save_for_hub(Path(folder), repository, use.classifier, run, licence.license)
+        print("uploaded  ", upload(repository, Path(folder), private=private))
     print(f"use        fedclip predict --run hf:{repository} IMAGE")
 
 
@@ -829,41 +543,22 @@ def _extracted(
     dataset: str,
     template: str,
     images: DataOptions,
-    encoder_options: ModelOptions,
+    encoder: EncoderName,
     compute: DeviceOptions,
     caches: CacheOptions,
-) -> tuple[EncoderName, CacheFolder, list[FeatureCache]]:
+) -> Cache:
     """Bring the cache of a dataset up to date, and load it."""
-    from .cache import load_cache
-    from .cache.common.progress import show_progress
-    from .extract.encoders.prompts import check_templates
-    from .extract.encoders.spec import EncoderName, default_model
-    from .extract.pipeline import extract as extract_features
-    from .extract.request import Request
+    from .extract.api import extract_features
 
-    model = encoder_options.model or default_model(dataset)
-    encoder = EncoderName.of(model, encoder_options.pretrained)
-    request = Request(
-        dataset=dataset,
-        encoder=encoder,
-        templates=check_templates([template]),
+    return extract_features(
+        dataset,
+        model=encoder.model,
+        pretrained=encoder.pretrained,
+        templates=[template],
         data_dir=images.data_dir,
         cache_dir=caches.cache_dir,
         device=compute.device,
     )
-    with show_progress() as progress:
-        folder = extract_features(request, progress).folder
-    return encoder, folder, load_cache(folder)
-
-
-def _fixed(backbone: str, template: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings in which a full model leaves no choice."""
-    fixed: dict[str, Any] = {"adapter": "none", "prompts": (template,)}
-    if backbone == "alexnet":
-        if chosen.get("loss") == "clip":
-            raise typer.BadParameter("--loss clip: needs texts, and alexnet has no text side")
-        fixed["loss"] = "class"
-    return fixed
 
 
 def _full_model(

@@ -20,6 +20,8 @@ from .encoders.spec import (
     RESIZERS,
     TIMM,
     TRANSFORMERS,
+    EncoderName,
+    default_model,
 )
 
 
@@ -211,6 +213,24 @@ class ModelOptions:
     def __post_init__(self) -> None:
         if self.model is not None:
             check_architecture(self.model)
+
+    def encoder_of(self, dataset: str) -> EncoderName:
+        """Return the encoder that was chosen, or else the dataset's default."""
+        return EncoderName.of(self.model or default_model(dataset), self.pretrained)
+
+
+@dataclass(frozen=True)
+class ArchitectureOptions:
+    """An architecture, whatever its weights."""
+
+    PANEL = "Measurement"
+
+    model: str = option(
+        DEFAULT_MODEL, metavar="MODEL", help="An open_clip architecture, or local-dir:FOLDER."
+    )
+
+    def __post_init__(self) -> None:
+        check_architecture(self.model)
 
 
 @dataclass(frozen=True)

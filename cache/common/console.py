@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import sys
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
+import typer
+
+from .errors import FedclipError
+from .fields import suggest
 from .layout import fold_note, lay_out
 from .tables import WRITERS, Table
 
@@ -15,12 +20,48 @@ FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
 
+# What to do about errors of the system, by their number.
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "; free some space and run this again"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "; check its permissions"),
+    errno.EFBIG: "; raise the limit on the size of files (ulimit -f) and run this again",
+    errno.EROFS: "; choose a place that can be written",
+}
+
+# The base class of typer's usage errors; newer versions of typer bring their own click.
+_USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
+
 
 def complain(message: str) -> int:
     """Print an error on one line, and return the exit code of bad input."""
     line = "".join(character if character.isprintable() else " " for character in message)
     print("error:", " ".join(line.split()), file=sys.stderr)
     return BAD_INPUT
+
+
+def explain(error: Exception) -> str | None:
+    """Put an error that the user can fix into one line; None for a bug."""
+    if isinstance(error, FedclipError):
+        return str(error)
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}{_REMEDIES.get(error.errno or 0, '')}"
+    if isinstance(error, _USAGE_ERROR):
+        command = error.ctx.command_path if error.ctx else "fedclip"
+        return f"{_usage(error)} (see {command} --help)"
+    return None
+
+
+def _usage(error: Any) -> str:
+    """Word an error of typer's as ours are: what, and what is wrong with it."""
+    name = getattr(error, "option_name", None)
+    if name and hasattr(error, "possibilities"):
+        return f"unknown option {name}{suggest(name, error.possibilities or ())}"
+    if name:
+        return f"{name}: {error.message.removeprefix(f'Option {name!r} ').rstrip('.')}"
+    if hasattr(error, "param_type") and error.param:
+        return f"{error.param.get_error_hint().strip(chr(39))}: is missing"
+    return str(error.format_message().removeprefix("Invalid value: "))
 
 
 class Output:

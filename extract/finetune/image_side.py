@@ -15,8 +15,9 @@ from ..encoders.openclip import OpenClipEncoder
 from .backbones import clip_backbone
 from .images import ByteDecoder
 
-# Seed of the noise that stands for images where none are given.
+# Noise stands for images where none are given: its seed, and how many.
 _SEED = 0
+_SAMPLES = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,15 +40,15 @@ class ImageSide:
     std: Sequence[float]
     preprocessing: Mapping[str, Any]
 
-    def samples(self, images: Sequence[Path], number: int) -> Tensor:
-        """Return (N, 3, H, W) uint8 pixels of images; `number` of noise if there are none.
+    def samples(self, images: Sequence[Path]) -> Tensor:
+        """Return (N, 3, H, W) uint8 pixels of images, or of noise if there are none.
 
         Raises:
             FedclipError: an image cannot be decoded.
         """
         if not images:
             random = torch.Generator().manual_seed(_SEED)
-            shape = (number, 3, *self.size)
+            shape = (_SAMPLES, 3, *self.size)
             return torch.randint(256, shape, dtype=torch.uint8, generator=random)
         pixels = []
         for path in images:

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from ..runs.experiment import Experiment, MakeModel
     from ..runs.loggers import MakeLogger
 
-# How a file of each format of an export ends.
-SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
-
 # Options that --resume leaves a choice in.
 _WITH_RESUME = frozenset(
     {"resume", "save_every", "runs_dir", "cache_dir", "keep_model", "format", "tensorboard"}
@@ -118,57 +115,6 @@ class PredictionOptions:
         metavar="CACHE",
         help="Cache to classify in place of images, which takes no encoder.",
     )
-
-
-@dataclass(frozen=True)
-class LicenceOptions:
-    """What the model card says."""
-
-    PANEL: ClassVar[str] = "Model card"
-
-    license: str | None = option(
-        None,
-        metavar="NAME",
-        shown="to be filled in",
-        help="Licence of the adapter, as the Hugging Face hub names it, such as mit.",
-    )
-
-
-@dataclass(frozen=True)
-class ExportOptions(LicenceOptions):
-    """What is exported, and how."""
-
-    PANEL: ClassVar[str] = "Export"
-
-    to: str = option(
-        "onnx",
-        choices=tuple(SUFFIXES),
-        help="Format: onnx, torch (a torch.export program, .pt2), or safetensors, which fedclip "
-        "reads.",
-    )
-    with_encoder: bool = option(
-        False, help="Include the image encoder: from pixels to probabilities in one file."
-    )
-    fp16: bool = option(
-        False, help="Let the encoder compute in float16, and print the difference it makes."
-    )
-    sample: tuple[Path, ...] = option(
-        (),
-        metavar="IMAGE",
-        shown="noise",
-        help="Image to compare the exported program with PyTorch on; may be repeated.",
-    )
-    out: Path | None = option(
-        None,
-        metavar="FILE",
-        shown="export/adapter and the suffix of the format",
-        help="File to write; its model card goes beside it.",
-    )
-
-    @property
-    def file(self) -> Path:
-        """The file to write."""
-        return self.out or Path("export") / f"adapter{SUFFIXES[self.to]}"
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,9 @@ SAMPLES = 8
 
 Outputs = tuple[Tensor, Tensor]
 
+# An image encoder, the mean and the standard deviation of its pixels.
+Encoder = tuple[nn.Module, Sequence[float], Sequence[float]]
+
 
 class FeatureProgram(nn.Module):
     """(B, D) raw features to (B, C) probabilities, adapted and zero-shot."""
@@ -127,7 +130,7 @@ def export_program(
     path: Path,
     metadata: Mapping[str, Any],
     inputs: Tensor | None = None,
-    encoder: tuple[nn.Module, Sequence[float], Sequence[float]] | None = None,
+    encoder: Encoder | None = None,
     *,
     half: bool = False,
 ) -> Written:
@@ -139,8 +142,7 @@ def export_program(
         path: The file.
         metadata: JSON values that the file is to carry, by name.
         inputs: (N, ...) samples to compare with; None for drawn features.
-        encoder: The image encoder, the mean and the standard deviation of its pixels; None for a
-            program that takes features.
+        encoder: The image encoder; None for a program that takes features.
         half: Whether the encoder, which is changed for it, computes in float16.
 
     Raises:

@@ -11,6 +11,9 @@ from ... import __version__
 from ...cache.common.files import replacing
 from ..runs.results import RunResult
 
+# The card's file; the hub shows what has this name.
+CARD = "README.md"
+
 # The first line of the text below the metadata, by which our own cards are known.
 MARK = "<!-- made by fedclip -->"
 
@@ -69,7 +72,7 @@ def write_card(folder: Path, card: str) -> bool:
     Returns:
         Whether it was written.
     """
-    path = folder / "README.md"
+    path = folder / CARD
     if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
         return False
     with replacing(path) as temporary:
