@@ -17,7 +17,8 @@ from ..cache.common.extras import data_frame, load_extra
 from ..cache.common.progress import showing
 from .ablations.runner import Entry
 from .ablations.runner import run_ablation as run_entries
-from .report.charts import accuracy_chart, rounds_chart, settings_chart
+from .report.charts import by_client, by_round, by_setting
+from .report.vega import Spec, themed
 from .runs.catalog import ROUNDS
 from .runs.experiment import Experiment
 from .runs.find import choose_targets
@@ -102,7 +103,10 @@ class SavedRun:
         Raises:
             FedclipError: pandas is not installed.
         """
-        rows = [
+        return data_frame(self._by_client(), _CLIENT_COLUMNS)
+
+    def _by_client(self) -> list[dict[str, Any]]:
+        return [
             {
                 "target": result.target or "none",
                 "client": client,
@@ -116,7 +120,6 @@ class SavedRun:
             for result in self.results
             for client, accuracy in result.accuracy.items()
         ]
-        return data_frame(rows, _CLIENT_COLUMNS)
 
     def rounds_to_pandas(self) -> pd.DataFrame:
         """Return a table with a row for each target, round and client.
@@ -124,6 +127,9 @@ class SavedRun:
         Raises:
             FedclipError: pandas is not installed.
         """
+        return data_frame(self._by_round(), _ROUND_COLUMNS)
+
+    def _by_round(self) -> list[dict[str, Any]]:
         rows = []
         for place in self._places:
             file = place / ROUNDS
@@ -141,22 +147,21 @@ class SavedRun:
                     }
                     for client in {**validation, **test}
                 ]
-        return data_frame(rows, _ROUND_COLUMNS)
+        return rows
 
-    def plot(self, kind: str = "clients") -> alt.FacetChart | alt.Chart:
+    def plot(self, kind: str = "clients") -> alt.FacetChart:
         """Draw a chart: accuracy by client, zero-shot beside adapted, or by round.
 
         Args:
             kind: ``clients`` or ``rounds``.
 
         Raises:
-            FedclipError: Altair or pandas is not installed, or the kind is unknown.
+            FedclipError: Altair is not installed, or the kind is unknown.
         """
-        load_extra("report")
         if kind == "clients":
-            return accuracy_chart(self.to_pandas())
+            return _drawn(by_client(self._by_client()))
         if kind == "rounds":
-            return rounds_chart(self.rounds_to_pandas())
+            return _drawn(by_round(self._by_round()))
         raise FedclipError(f"unknown kind of chart {kind!r}; choose clients or rounds")
 
     def __repr__(self) -> str:
@@ -191,7 +196,11 @@ class Ablation:
         Raises:
             FedclipError: pandas is not installed.
         """
-        rows = [
+        rows = self._rows()
+        return data_frame(rows, list(rows[0]))
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return [
             {
                 "run": entry.experiment.folder.name,
                 **entry.values,
@@ -204,21 +213,24 @@ class Ablation:
             }
             for entry in self.entries
         ]
-        return data_frame(rows, list(rows[0]))
 
     def plot(self, figure: str = "mean") -> alt.Chart:
         """Draw one of the accuracies by setting, with a point for each seed.
 
         Raises:
-            FedclipError: Altair or pandas is not installed, or the figure is unknown.
+            FedclipError: Altair is not installed, or the figure is unknown.
         """
-        load_extra("report")
         if figure not in FIGURES:
             raise FedclipError(f"unknown figure {figure!r}; choose {', '.join(FIGURES)}")
-        return settings_chart(self.to_pandas(), self.names, figure)
+        return _drawn(by_setting(self._rows(), self.names, figure))
 
     def __repr__(self) -> str:
         return f"<ablation of {len(self.entries)} runs over {', '.join(self.names)}>"
+
+
+def _drawn(spec: Spec) -> Any:
+    """Make Altair's chart of a specification, which a notebook shows."""
+    return load_extra("report").Chart.from_dict(themed(spec))
 
 
 def run_federation(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # Extras of the package: what each is for, and the modules that it installs.
 EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "onnx": ("fedclip export --to onnx", ("onnx", "onnxscript", "onnxruntime")),
-    "report": ("charts", ("altair",)),
+    "report": ("fedclip report and .plot()", ("altair", "vl_convert")),
     "tables": (".to_pandas()", ("pandas",)),
     "text": ("--model hf:NAME", ("transformers",)),
     "tensorboard": ("--tensorboard", ("tensorboardX",)),
@@ -39,7 +39,7 @@ def load_extra(extra: str, module: str | None = None) -> ModuleType:
     missing = missing_modules(extra)
     if missing:
         raise FedclipError(
-            f"{purpose} needs {' and '.join(missing)}, which "
+            f"{purpose}: needs {' and '.join(missing)}, which "
             f"{'is' if len(missing) == 1 else 'are'} not installed; run 'pip install "
             f"fedclip[{extra}]'"
         )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 
 from ...cache.commands import complete_cache
+from ...cache.common.extras import load_extra
 from ...cache.common.fields import Option, option
 from ...cache.common.options import Also, Chosen, DeviceOptions, flag, given
 from ..settings import PAPER, PRESETS, REGISTRIES, Settings, method_options, settings_options
@@ -134,10 +135,10 @@ class SaveOptions(RunsDir):
     @property
     def loggers(self) -> list[MakeLogger]:
         """What follows each run."""
-        from ..runs.loggers import TensorBoard, check_tensorboard
+        from ..runs.loggers import TensorBoard
 
         if self.tensorboard:
-            check_tensorboard()
+            load_extra("tensorboard")
         return [TensorBoard] if self.tensorboard else []
 
 

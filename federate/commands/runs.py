@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 
 from ...cache.common.console import Output
+from ...cache.common.extras import load_extra
 from ...cache.common.fields import option
 from ...cache.common.options import CacheOptions, FormatOptions, given, with_options
 from .options import RunsDir
@@ -229,9 +230,9 @@ def report(
     The page is one file that needs no network. It needs the extra report.
     """
     from ..report.collect import collect
-    from ..report.page import import_converter, write_figures, write_page
+    from ..report.page import write_figures, write_page
 
-    import_converter()
+    load_extra("report")
     collection = collect(runs.runs_dir, names or [], _fetch(context))
     cache_dir = caches.cache_dir if "cache_dir" in given(context) else None
     if page.figures is not None:

@@ -23,17 +23,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ... import __version__
-from ...cache import FedclipError
+from ...cache.common.extras import load_extra
 from ...cache.common.files import replacing
 from ...cache.common.text import counted, printable
 from ..runs.predictions import ADAPTED, ZERO_SHOT
 from ..runs.results import FIGURES
 from ..training.metrics import Tally
-from . import vega as charts
+from . import charts
 from .cells import Interval
+from .charts import Chart
 from .collect import Collection, Setting, shown_options
 from .features import load_features, map_features, turned_by_attention
-from .vega import Chart
+from .vega import CONFIG, themed
 
 # Width of charts in files, in pixels.
 FILE_WIDTH = 620
@@ -56,21 +57,6 @@ class Counts(NamedTuple):
     before: Tally | None
     after: Tally
     class_names: tuple[str, ...]
-
-
-def import_converter() -> Any:
-    """Import what brings Vega-Lite.
-
-    Raises:
-        FedclipError: it is not installed.
-    """
-    try:
-        import vl_convert
-    except ImportError:
-        raise FedclipError(
-            "fedclip report: needs vl-convert-python; install it with pip install 'fedclip[report]'"
-        ) from None
-    return vl_convert
 
 
 def counts_of(setting: Setting) -> Counts | None:
@@ -157,7 +143,7 @@ def write_page(path: Path, collection: Collection, cache_dir: Path | None = None
     Raises:
         FedclipError: the charts' library is not installed.
     """
-    converter = import_converter()
+    converter = load_extra("report", "vl_convert")
     drawn, missing = draw_charts(collection, cache_dir)
     text = _page(collection, drawn, [*collection.missing, *missing], converter.javascript_bundle())
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -173,12 +159,12 @@ def write_figures(
     Raises:
         FedclipError: the charts' library is not installed.
     """
-    converter = import_converter()
+    converter = load_extra("report", "vl_convert")
     drawn, _ = draw_charts(collection, cache_dir)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for chart in (chart for section in drawn.values() for chart in section):
-        spec = charts.themed(chart.spec, FILE_WIDTH)
+        spec = themed(chart.spec, width=FILE_WIDTH)
         for suffix, convert in (
             ("svg", converter.vegalite_to_svg),
             ("pdf", converter.vegalite_to_pdf),
@@ -219,7 +205,7 @@ def _page(
         _section("made", "How it was made", "", _made(collection, missing)),
     ]
     every = {chart.name: chart.spec for section in drawn.values() for chart in section}
-    data = _script_json({"charts": every, "config": charts.CONFIG})
+    data = _script_json({"charts": every, "config": CONFIG})
     options = _heat_data(collection, drawn["options"])
     links = "".join(
         f'<a href="#{name}">{title}</a>'

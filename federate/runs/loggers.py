@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
-from ...cache import FedclipError
+from ...cache.common.extras import load_extra
 from ..server import Round
 from ..simulation import Callback, Run
 
@@ -25,14 +25,12 @@ class TensorBoard(Callback):
     """
 
     def __init__(self, folder: Path) -> None:
-        check_tensorboard()
+        self._writer_of = load_extra("tensorboard").SummaryWriter
         self._folder = folder
 
     def on_begin(self, run: Run) -> None:
         """Open the file; rounds that a resumed run repeats replace those written before."""
-        from tensorboardX import SummaryWriter
-
-        self._writer = SummaryWriter(str(self._folder), purge_step=run.number + 1)
+        self._writer = self._writer_of(str(self._folder), purge_step=run.number + 1)
 
     def on_round(self, run: Run, current: Round) -> None:
         """Write a round."""
@@ -53,17 +51,3 @@ def _accuracies(current: Round) -> dict[str, Mapping[str, float]]:
         "personal": current.personal,
     }
     return {name: values for name, values in parts.items() if values}
-
-
-def check_tensorboard() -> None:
-    """Check that events can be written.
-
-    Raises:
-        FedclipError: tensorboardX is not installed.
-    """
-    try:
-        import tensorboardX  # noqa: F401
-    except ImportError:
-        raise FedclipError(
-            "--tensorboard: needs tensorboardX; install it with pip install 'fedclip[tensorboard]'"
-        ) from None

@@ -207,8 +207,8 @@ sys.exit(run(["report"]))
     )
     assert done.returncode == 2
     assert done.stderr == (
-        "error: fedclip report: needs vl-convert-python; install it with pip install "
-        "'fedclip[report]'\n"
+        "error: fedclip report and .plot(): needs vl_convert, which is not installed; run "
+        "'pip install fedclip[report]'\n"
     )
 
 
