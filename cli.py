@@ -424,14 +424,20 @@ def export(
     use = _classifier(context, saved, runs, recorded, caches, "cpu")
     result = result_of_saved(find_run(saved.run, runs.runs_dir, saved.target))
     if not options.with_encoder:
-        write_export(options, use.classifier, result)
+        write_export(options, use.classifier, result, use.samples)
         return
-    from .extract.finetune.image_side import image_side
+    from .extract.encoders.pixels import pixel_encoder
 
-    side = image_side(use.encoder)
-    encoder = side.network, side.mean, side.std
-    pixels = side.samples(options.sample)
-    write_export(options, use.classifier, result, encoder, pixels, side.preprocessing)
+    encoder = pixel_encoder(use.encoder)
+    write_export(
+        options,
+        use.classifier,
+        result,
+        use.samples,
+        encoder,
+        encoder.samples(options.sample),
+        encoder.preprocessing,
+    )
 
 
 @app.command(cls=Command)
@@ -461,7 +467,7 @@ def push(
     use = _classifier(context, saved, runs, recorded, caches, "cpu")
     run = find_run(saved.run, runs.runs_dir, saved.target)
     with TemporaryDirectory() as folder:
-        save_for_hub(Path(folder), repository, use.classifier, run, licence.license)
+        save_for_hub(Path(folder), repository, use.classifier, use.samples, run, licence.license)
         print("uploaded  ", upload(repository, Path(folder), private=private))
     print(f"use        fedclip predict --run hf:{repository} IMAGE")
 

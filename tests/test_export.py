@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,47 +17,48 @@ from torch import Tensor
 from fedclip import ImageClassifier, load_classifier
 from fedclip.cache import load_cache, resolve_cache
 from fedclip.cli import run
-from fedclip.extract.finetune.image_side import image_side
+from fedclip.extract.encoders.pixels import pixel_encoder
 from fedclip.federate.models.export import onnx_session
 
 Demo = Any  # the class of this name in conftest.py
 Refusal = Callable[..., str]
 MakeImages = Callable[..., Path]
-RunProgram = Callable[[Tensor], tuple[Any, Any]]
+RunProgram = Callable[..., Any]
 
 
 def onnx_program(file: Path) -> RunProgram:
     session = onnx_session(file)
-    (given,) = session.get_inputs()
-    return lambda inputs: session.run(None, {given.name: inputs.numpy()})
+    names = [each.name for each in session.get_inputs()]
+    return lambda *inputs: session.run(
+        None, {name: each.numpy() for name, each in zip(names, inputs, strict=True)}
+    )
 
 
 def torch_program(file: Path) -> RunProgram:
     return torch.export.load(file).module()
 
 
-def same(
-    use: ImageClassifier, program: RunProgram, inputs: Tensor, scores: Any, tolerance: float = 1e-4
-) -> None:
+def same(program: RunProgram, inputs: Sequence[Tensor], scores: Any) -> None:
     """Hold a program's outputs to the logits of PyTorch."""
-    for found, logits in zip(program(inputs), (scores.adapted, scores.zero_shot), strict=True):
+    logits = [each for each in (scores.adapted, scores.zero_shot) if each is not None]
+    for found, each in zip(program(*inputs), logits, strict=True):
         probabilities = torch.as_tensor(np.asarray(found))
-        expected = logits.softmax(dim=1)
-        assert (probabilities - expected).abs().max() <= tolerance
+        expected = each.softmax(dim=1)
+        assert (probabilities - expected).abs().max() <= 1e-4
         assert probabilities.argmax(dim=1).tolist() == expected.argmax(dim=1).tolist()
 
 
 def hold_to_images(use: ImageClassifier, program: RunProgram, images: list[Path]) -> None:
     """Compare a program from pixels with predictions of image files."""
-    decode = image_side(use.encoder).decode
+    decode = pixel_encoder(use.encoder).decode
     found = [image for scored, _ in use.stream(as_images(images)) for image in scored.images]
     assert found == [str(image) for image in images]
     start = 0
     for scored, _ in use.stream(as_images(images)):
         some = images[start : start + len(scored.images)]
         start += len(some)
-        pixels = torch.stack([decode(image.read_bytes()) for image in some])
-        same(use, program, pixels, scored.scores)
+        pixels = zip(*(decode(image.read_bytes()) for image in some), strict=True)
+        same(program, [torch.stack(each) for each in pixels], scored.scores)
 
 
 def as_images(images: list[Path]) -> Any:
@@ -89,7 +90,7 @@ def test_the_whole_classifier_gives_the_same_classes_on_all_images_in_onnxruntim
     assert {each.domain: each.version for each in model.opset_import}[""] == 20
     metadata = {each.key: each.value for each in model.metadata_props}
     assert json.loads(metadata["classes"]) == list(use.class_names)
-    assert json.loads(metadata["preprocessing"])["size"] == [64, 64]
+    assert json.loads(metadata["preprocessing"])["pixels"]["size"] == [64, 64]
     assert metadata["license"] == "mit"
     assert metadata["key"] == use.classifier.key
 
@@ -120,8 +121,8 @@ def test_the_adapter_alone_takes_features(
     program = onnx_program(file) if to == "onnx" else torch_program(file)
     for cache in load_cache(resolve_cache(demo.place / "caches", "demo")):
         features = torch.from_numpy(cache.image_features)
-        same(use, program, features, use.classifier(cache.image_features))
-        same(use, program, features[:1], use.classifier(cache.image_features[:1]))
+        same(program, [features], use.classifier(cache.image_features))
+        same(program, [features[:1]], use.classifier(cache.image_features[:1]))
 
 
 def test_a_torch_program_takes_pixels(demo: Demo, use: ImageClassifier, tmp_path: Path) -> None:
@@ -149,8 +150,8 @@ def test_half_precision_says_what_it_costs(
     assert line.endswith(" from PyTorch in float32")
     difference = float(line.split()[-5])
     assert 0 < difference < 0.1
-    decode = image_side(use.encoder).decode
-    pixels = torch.stack([decode(image.read_bytes()) for image in images])
+    decode = pixel_encoder(use.encoder).decode
+    pixels = torch.stack([decode(image.read_bytes())[0] for image in images])
     (scored, _), *_ = use.stream(as_images(images))
     adapted, _ = onnx_program(file)(pixels)
     expected = scored.scores.adapted.softmax(dim=1).numpy()
@@ -167,18 +168,85 @@ def test_safetensors_are_read_by_fedclip_elsewhere(
     assert load_classifier(file)(image)[0] == use(image)[0]
 
 
-@pytest.mark.parametrize("adapter", ["attention-both", "residual", "taskres", "linear-probe"])
-def test_other_adapters_and_rescaled_features_are_exported(
-    make_cache: Callable[..., Path], empty_folder: Path, adapter: str
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *(
+            ["--adapter", name, "--feature-norm", "3"]
+            for name in ("attention-both", "residual", "taskres", "linear-probe")
+        ),
+        *(["--class-vectors", vectors] for vectors in ("means", "head")),
+    ],
+    ids=lambda settings: settings[1],
+)
+def test_other_adapters_and_class_vectors_are_exported(
+    make_cache: Callable[..., Path], empty_folder: Path, settings: list[str]
 ) -> None:
     make_cache({"photo": 30})
-    settings = ["--adapter", adapter, "--feature-norm", "3", "--lr", "1e-2", "--rounds", "2"]
-    assert run(["federate", *settings, "--name", "one"]) == 0
+    common = ["--lr", "1e-2", "--rounds", "2", "--name", "one"]
+    assert run(["federate", *settings, *common]) == 0
     assert run(["export", "--run", "one", "--out", "one.onnx"]) == 0
     use = load_classifier("one")
     (cache,) = load_cache(resolve_cache(empty_folder / "caches", "tiny"))
     features = torch.from_numpy(cache.image_features)
-    same(use, onnx_program(Path("one.onnx")), features, use.classifier(cache.image_features))
+    same(onnx_program(Path("one.onnx")), [features], use.classifier(cache.image_features))
+
+
+@pytest.mark.parametrize(("to", "suffix"), [("onnx", ".onnx"), ("torch", ".pt2")])
+@pytest.mark.parametrize(
+    "models", [["timm:test_vit"], ["timm:test_efficientnet", "local-dir:{tiny_clip}"]]
+)
+def test_encoders_of_timm_and_joined_ones_are_exported(
+    make_images: MakeImages,
+    empty_folder: Path,
+    tiny_clip: Path,
+    capsys: pytest.CaptureFixture[str],
+    models: list[str],
+    to: str,
+    suffix: str,
+) -> None:
+    folder = make_images(images=10)
+    words = []
+    for model in models:
+        words += ["--model", model.format(tiny_clip=tiny_clip), "--pretrained", "random"]
+    assert run(["extract", "--dataset", str(folder), *words]) == 0
+    assert run(["federate", "--rounds", "1", "--name", "one", "--target", "none"]) == 0
+    file = Path(f"model{suffix}")
+    capsys.readouterr()
+    options = ["--run", "one", "--with-encoder", "--to", to, "--out", str(file)]
+    assert run(["export", *options]) == 0
+    printed = capsys.readouterr().out
+    images = sorted(folder.rglob("*.png"))
+    use = load_classifier("one")
+    hold_to_images(use, onnx_program(file) if to == "onnx" else torch_program(file), images)
+
+    shutil.copy(images[5], "photo.jpg")
+    code: dict[str, Any] = {}
+    exec(printed[printed.index("import json") :], code)
+    probabilities = torch.as_tensor(np.asarray(code["probabilities"]))
+    (scored, _), *_ = use.stream(as_images([images[5]]))
+    expected = scored.scores.adapted.softmax(dim=1)
+    torch.testing.assert_close(probabilities, expected, rtol=0, atol=1e-4)
+    assert "zero_shot" not in code
+
+
+def test_a_text_model_is_left_out_in_one_line(
+    tiny_bert: Path, empty_folder: Path, refusal: Refusal
+) -> None:
+    rows = [f"{word} {of},{word},{of}s" for of in ("film", "phone") for word in ("good", "bad")]
+    Path("reviews.csv").write_text("\n".join(["text,label,domain", *rows * 10]))
+    model = ["--model", f"hf:{tiny_bert}", "--pretrained", "random"]
+    assert run(["extract", "--dataset", "reviews.csv", *model]) == 0
+    assert run(["federate", "--rounds", "1", "--name", "one", "--target", "none"]) == 0
+    line = refusal("export", "--run", "one", "--with-encoder", "--out", "one.onnx")
+    assert "encodes texts, and only encoders of images can be exported; leave out" in line
+    assert run(["export", "--run", "one", "--out", "one.onnx"]) == 0
+    (cache, _) = load_cache(resolve_cache(empty_folder / "caches", "reviews"))
+    features = torch.from_numpy(cache.image_features)
+    scores = load_classifier("one").classifier(cache.image_features)
+    same(onnx_program(Path("one.onnx")), [features], scores)
+    card = Path("README.md").read_text()
+    assert "image" not in card
 
 
 @pytest.mark.long

@@ -106,6 +106,32 @@ class OpenClipEncoder:
         """Start encoding (B, 3, H, W) float32 pixels to (B, D) float32 raw features."""
         return self._launcher(inputs)
 
+    @property
+    def image_network(self) -> nn.Module:
+        """The image side without the rest of the model, as far as that is a module of its own."""
+        whole = _ImageSide(self.model)
+        visual = getattr(self.model, "visual", None)
+        if isinstance(visual, nn.Module):
+            pixels = self.blank[None].to(
+                self.device, open_clip.get_input_dtype(self.name.precision)
+            )
+            with inference():
+                own = visual(pixels)
+                if isinstance(own, Tensor) and torch.equal(own, whole(pixels)):
+                    return visual
+        return whole
+
+    @property
+    def resizing(self) -> Mapping[str, Any]:
+        """How images are resized, as `ImageEncoder` has it."""
+        fill = self.facts.get("fill_color", 0)
+        return {
+            "resize": self.facts["resize"],
+            "resized": self.facts["image_size"],
+            "interpolation": "bilinear" if self.facts["interpolation"] == "bilinear" else "bicubic",
+            "fill": [fill] * 3 if isinstance(fill, int) else list(fill),
+        }
+
     def encode_texts(self, prompts: Sequence[str], batch_size: int = TEXT_BATCH) -> Vectors:
         """Encode N prompts to (N, D) float32 raw features, in batches of one shape."""
         tokens = self.tokenizer(list(prompts))
@@ -132,6 +158,18 @@ class OpenClipEncoder:
             return encode(pixels.to(dtype), normalize=False)
 
         return Launcher(raw, self.device)
+
+
+class _ImageSide(nn.Module):
+    """Encodes images with a whole CLIP."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self.model.encode_image(pixels, normalize=False)  # type: ignore[operator]
+        return features
 
 
 def load_encoder(name: EncoderName, device: torch.device) -> OpenClipEncoder:

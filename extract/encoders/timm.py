@@ -71,16 +71,42 @@ class TimmEncoder:
 
     @cached_property
     def _launcher(self) -> Launcher:
-        dtype = DTYPES[self.name.precision]
+        dtype, network = DTYPES[self.name.precision], self.image_network()
 
         def pooled(pixels: Tensor) -> Tensor:
-            model: Any = self.model
-            features: Tensor = model.forward_head(
-                model.forward_features(pixels.to(dtype)), pre_logits=True
-            )
+            features: Tensor = network(pixels.to(dtype))
             return features
 
         return Launcher(compiled(pooled) if self.name.compiled else pooled, self.device)
+
+    def image_network(self) -> nn.Module:
+        """Return the network to the pooled features before the classification head."""
+        return _Pooled(self.model)
+
+    @property
+    def resizing(self) -> Mapping[str, Any]:
+        """How images are resized, as `ImageEncoder` has it."""
+        facts = self.facts
+        modes = {"squash": "squash", "border": "longest"}
+        return {
+            "resize": modes.get(facts["crop_mode"], "shortest"),
+            "resized": [math.floor(side / facts["crop_pct"]) for side in facts["image_size"]],
+            "interpolation": facts["interpolation"],
+            "fill": [round(255 * value) for value in facts["mean"]],
+        }
+
+
+class _Pooled(nn.Module):
+    """Encodes images to the features before the classification head."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        model: Any = self.model
+        features: Tensor = model.forward_head(model.forward_features(pixels), pre_logits=True)
+        return features
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Decodes the bytes of image files to the pixels that an encoder takes."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Protocol
@@ -83,6 +83,26 @@ class PillowDecoder:
                 if self.shorter is not None:
                     _check_resized(image, self.shorter)
                 return self.transform(image)
+
+
+@dataclass(frozen=True, eq=False)
+class ByteDecoder:
+    """Decodes an image file to (3, H, W) uint8 pixels: what `decode` makes, not normalized.
+
+    Attributes:
+        decode: Decodes to normalized pixels.
+        mean: What was subtracted from each channel of pixels in [0, 1].
+        std: What each channel was divided by then.
+    """
+
+    decode: Decoder
+    mean: Sequence[float]
+    std: Sequence[float]
+
+    def __call__(self, content: bytes) -> Tensor:
+        """Decode the bytes of an image file."""
+        mean, std = (torch.tensor(value)[:, None, None] for value in (self.mean, self.std))
+        return ((self.decode(content) * std + mean) * 255).round().to(torch.uint8)
 
 
 def _check_resized(image: Image.Image, shorter: int) -> None:

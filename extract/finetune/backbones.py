@@ -6,13 +6,11 @@ the weights.
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
-from open_clip.transform import PreprocessCfg
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.models import AlexNet_Weights, alexnet
@@ -20,10 +18,10 @@ from torchvision.models import AlexNet_Weights, alexnet
 from ...cache import FedclipError
 from ...cache.common.errors import first_line
 from ..encoders.checkpoint import Checkpoint, check_finite, read_checkpoint
-from ..encoders.openclip import OpenClipEncoder, open_clip_decoder
+from ..encoders.openclip import OpenClipEncoder
 from ..encoders.spec import RANDOM
-from ..encoders.transforms import Decoder, PillowDecoder, Transform
-from .images import ByteDecoder
+from ..encoders.transforms import ByteDecoder, PillowDecoder, Transform
+from .images import DecodeBytes
 
 IMAGENET = "imagenet"
 
@@ -32,8 +30,6 @@ _RESIZED = 256
 
 # The layer of torchvision's AlexNet that outputs the classes.
 _HEAD = "classifier.6"
-
-_AS_IT_IS: Mapping[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
 Network = Callable[[int], nn.Module]
 
@@ -53,7 +49,7 @@ class Backbone:
 
     facts: Mapping[str, Any]
     network: Network
-    decode: ByteDecoder
+    decode: DecodeBytes
     size: tuple[int, int]
     mean: Sequence[float]
     std: Sequence[float]
@@ -61,17 +57,15 @@ class Backbone:
 
 def clip_backbone(encoder: OpenClipEncoder) -> Backbone:
     """Make a backbone from a CLIP; all of its parameters are trained."""
-    preprocess = PreprocessCfg(**open_clip.get_model_preprocess_cfg(encoder.model))
+    mean, std = encoder.facts["mean"], encoder.facts["std"]
     _, height, width = encoder.blank.shape
     return Backbone(
         facts={"backbone": "clip", "parameters": encoder.facts["parameters"]},
         network=lambda seed: deepcopy(encoder.model).requires_grad_(True),
-        decode=_ByteDecoder(
-            open_clip_decoder(replace(preprocess, **_AS_IT_IS), encoder.name.resizer)
-        ),
+        decode=ByteDecoder(encoder.decode, mean, std),
         size=(height, width),
-        mean=encoder.facts["mean"],
-        std=encoder.facts["std"],
+        mean=mean,
+        std=std,
     )
 
 
@@ -105,15 +99,15 @@ def alexnet_backbone(weights: str, classes: int) -> Backbone:
             f"--alexnet-weights {weights}: not weights of AlexNet ({first_line(error)}); choose "
             "other weights"
         ) from None
-    normalized = AlexNet_Weights.IMAGENET1K_V1.transforms()
-    transform = AlexNet_Weights.IMAGENET1K_V1.transforms(**_AS_IT_IS)
+    transform = AlexNet_Weights.IMAGENET1K_V1.transforms()
+    mean, std = transform.mean, transform.std
     return Backbone(
         facts=facts,
         network=network,
-        decode=_ByteDecoder(PillowDecoder(_OfRgb(transform), _RESIZED)),
+        decode=ByteDecoder(PillowDecoder(_OfRgb(transform), _RESIZED), mean, std),
         size=(224, 224),
-        mean=normalized.mean,
-        std=normalized.std,
+        mean=mean,
+        std=std,
     )
 
 
@@ -167,16 +161,6 @@ def _load(path: Path) -> Checkpoint:
             "torchvision's AlexNet"
         ) from None
     return checkpoint
-
-
-@dataclass(frozen=True, eq=False)
-class _ByteDecoder:
-    """Converts the pixels of `decode`, which are in [0, 1], back to bytes."""
-
-    decode: Decoder
-
-    def __call__(self, content: bytes) -> Tensor:
-        return (self.decode(content) * 255).round().to(torch.uint8)
 
 
 @dataclass(frozen=True, eq=False)

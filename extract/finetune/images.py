@@ -16,7 +16,7 @@ from ..encoding.loader import describe
 KEPT_BYTES = 4 << 30
 
 # An image file's bytes to (3, H, W) uint8.
-ByteDecoder = Callable[[bytes], Tensor]
+DecodeBytes = Callable[[bytes], Tensor]
 
 
 class Images:
@@ -36,7 +36,7 @@ class Images:
         self,
         sources: Sequence[Source],
         cache: FeatureCache,
-        decode: ByteDecoder,
+        decode: DecodeBytes,
         shape: tuple[int, int, int],
         threads: ThreadPoolExecutor,
         device: torch.device,
@@ -89,7 +89,7 @@ class Images:
 def find_images(
     dataset: ImageDataset,
     caches: Sequence[FeatureCache],
-    decode: ByteDecoder,
+    decode: DecodeBytes,
     size: tuple[int, int],
     device: torch.device,
 ) -> Mapping[str, Images]:

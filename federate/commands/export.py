@@ -13,10 +13,9 @@ from ...cache import FedclipError
 from ...cache.common.fields import flag, option
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from ..models.classifier import Classifier
-    from ..models.export import Encoder
     from ..runs.results import RunResult
 
 # How a file of each format of an export ends.
@@ -88,9 +87,10 @@ def write_export(
     options: ExportOptions,
     classifier: Classifier,
     result: RunResult | None,
-    encoder: Encoder | None = None,
-    inputs: Tensor | None = None,
-    preprocessing: Mapping[str, Any] | None = None,
+    samples: str,
+    encoder: nn.Module | None = None,
+    pixels: Mapping[str, Tensor] | None = None,
+    preprocessing: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Write a classifier and its model card, and print what was written and how to run it.
 
@@ -98,9 +98,10 @@ def write_export(
         options: What is exported, and how.
         classifier: The trained adapter.
         result: What its run came to, if that is known.
-        encoder: The image encoder; None to leave it out.
-        inputs: (N, 3, H, W) uint8 pixels to compare with PyTorch on.
-        preprocessing: How images become pixels.
+        samples: What it classifies, ``images`` or ``texts``.
+        encoder: The image encoder, from pixels to features; None to leave it out.
+        pixels: (N, 3, H, W) uint8 samples to compare with PyTorch on, by input of the encoder.
+        preprocessing: How images become pixels, by input of the encoder.
     """
     from rich.filesize import decimal
 
@@ -123,7 +124,7 @@ def write_export(
             "fedclip": __version__,
         }
         written = export_program(
-            classifier, options.to, out, metadata, inputs, encoder, half=options.fp16
+            classifier, options.to, out, metadata, encoder, pixels, half=options.fp16
         )
         opset = f", opset {written.opset}" if written.opset else ""
         print(f"wrote      {out}: {decimal(written.bytes)}{opset}")
@@ -132,17 +133,22 @@ def write_export(
             f"{written.difference:.1e} from PyTorch{' in float32' if options.fp16 else ''}"
         )
     width = classifier.texts.shape[1]
-    code = snippet(options.to, out.name, width, preprocessing)
-    card = model_card(facts, result, out.stem, options.license, code)
+    code = snippet(options.to, out.name, width, preprocessing, samples)
+    card = model_card(facts, result, out.stem, options.license, code, samples)
     if write_card(out.parent, card):
         print(f"card       {out.parent / CARD}")
     else:
         print(f"card       not written: {out.parent / CARD} is somebody else's")
-    print(f"\n{snippet(options.to, out, width, preprocessing)}")
+    print(f"\n{snippet(options.to, out, width, preprocessing, samples)}")
 
 
 def save_for_hub(
-    folder: Path, repository: str, classifier: Classifier, run: Path, licence: str | None
+    folder: Path,
+    repository: str,
+    classifier: Classifier,
+    samples: str,
+    run: Path,
+    licence: str | None,
 ) -> None:
     """Write the files that a repository of an adapter has.
 
@@ -150,6 +156,7 @@ def save_for_hub(
         folder: Where to write them.
         repository: Its name, ``OWNER/NAME``.
         classifier: The trained adapter.
+        samples: What it classifies, ``images`` or ``texts``.
         run: The run's folder, or a file that was exported from it.
         licence: Of the adapter, as the hub names it.
     """
@@ -166,6 +173,6 @@ def save_for_hub(
             write_json(folder / name, content)
     if (run / ROUNDS).is_file():
         copyfile(run / ROUNDS, folder / ROUNDS)
-    code = snippet("safetensors", f"hf:{repository}", classifier.texts.shape[1])
+    code = snippet("safetensors", f"hf:{repository}", classifier.texts.shape[1], samples=samples)
     title = repository.partition("/")[2]
-    write_card(folder, model_card(classifier.facts, result, title, licence, code))
+    write_card(folder, model_card(classifier.facts, result, title, licence, code, samples))

@@ -25,7 +25,6 @@ from ...cache.common.extras import load_extra
 from ...cache.common.files import replacing
 from ..training.tasks import size_of
 from .classifier import Classifier
-from .full import Normalize
 from .losses import cosine_logits
 
 # What ONNX files are written for; every onnxruntime since 1.17 reads it.
@@ -34,27 +33,32 @@ OPSET = 20
 # Largest ONNX file that can hold its weights: that of a protocol buffer.
 ONNX_BYTES = 2**31 - 2**20
 
-OUTPUTS = ("probabilities", "zero_shot")
-
 # Probabilities may differ by this much between PyTorch and another runtime.
 TOLERANCE = 1e-4
 
 # Samples that a program is compared with where none are given.
 SAMPLES = 8
 
-Outputs = tuple[Tensor, Tensor]
+Inputs = tuple[Tensor, ...]
 
-# An image encoder, the mean and the standard deviation of its pixels.
-Encoder = tuple[nn.Module, Sequence[float], Sequence[float]]
+# Probabilities (B, C): those of the adapter, and zero-shot where that is defined.
+Outputs = tuple[Tensor, ...]
 
 
 class FeatureProgram(nn.Module):
-    """(B, D) raw features to (B, C) probabilities, adapted and zero-shot."""
+    """(B, D) raw features to probabilities.
 
-    name = "features"
+    Attributes:
+        inputs: Names of the inputs.
+        outputs: Names of the outputs.
+    """
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
+        self.inputs: tuple[str, ...] = ("features",)
+        self.outputs: tuple[str, ...] = ("probabilities",)
+        if classifier.zero_shot:
+            self.outputs += ("zero_shot",)
         self.network = classifier.network
         self.register_buffer("texts", classifier.texts)
         self.logit_scale = classifier.logit_scale
@@ -65,42 +69,31 @@ class FeatureProgram(nn.Module):
         if self.feature_norm is not None:
             features = features * (self.feature_norm / features.norm(dim=1, keepdim=True))
         texts = self.get_buffer("texts")
-        adapted = self.network.logits(features, texts, self.logit_scale)
-        zero_shot = cosine_logits(features, texts, self.logit_scale)
-        return adapted.softmax(dim=1), zero_shot.softmax(dim=1)
+        logits = [self.network.logits(features, texts, self.logit_scale)]
+        if "zero_shot" in self.outputs:
+            logits.append(cosine_logits(features, texts, self.logit_scale))
+        return tuple(each.softmax(dim=1) for each in logits)
 
 
 class ImageProgram(nn.Module):
-    """(B, 3, H, W) uint8 pixels to (B, C) probabilities, adapted and zero-shot.
+    """(B, 3, H, W) uint8 pixels to probabilities; of several encoders, each takes its own pixels.
 
     Args:
-        encoder: (B, 3, H, W) normalized pixels to (B, D) raw features.
-        mean: Of each channel, which is subtracted from pixels in [0, 1].
-        std: Of each channel, which is divided by then.
+        encoder: Pixels to (B, D) raw features.
+        names: Names of the encoder's inputs.
         classifier: Classifies the features.
-        dtype: What the encoder computes in.
     """
 
-    name = "pixels"
-
-    def __init__(
-        self,
-        encoder: nn.Module,
-        mean: Sequence[float],
-        std: Sequence[float],
-        classifier: Classifier,
-        dtype: torch.dtype,
-    ) -> None:
+    def __init__(self, encoder: nn.Module, names: Sequence[str], classifier: Classifier) -> None:
         super().__init__()
-        self.normalize = Normalize(mean, std)
-        self.encoder = encoder.to(dtype)
+        self.inputs = tuple(names)
+        self.encoder = encoder
         self.classify = FeatureProgram(classifier)
-        self.dtype = dtype
+        self.outputs = self.classify.outputs
 
-    def forward(self, pixels: Tensor) -> Outputs:
+    def forward(self, *pixels: Tensor) -> Outputs:
         """Classify pixels."""
-        features = self.encoder(self.normalize(pixels).to(self.dtype))
-        outputs: Outputs = self.classify(features.float())
+        outputs: Outputs = self.classify(self.encoder(*pixels))
         return outputs
 
 
@@ -129,8 +122,8 @@ def export_program(
     to: str,
     path: Path,
     metadata: Mapping[str, Any],
-    inputs: Tensor | None = None,
-    encoder: Encoder | None = None,
+    encoder: nn.Module | None = None,
+    pixels: Mapping[str, Tensor] | None = None,
     *,
     half: bool = False,
 ) -> Written:
@@ -141,8 +134,8 @@ def export_program(
         to: ``onnx`` or ``torch``.
         path: The file.
         metadata: JSON values that the file is to carry, by name.
-        inputs: (N, ...) samples to compare with; None for drawn features.
-        encoder: The image encoder; None for a program that takes features.
+        encoder: From pixels to features; None for a program that takes features.
+        pixels: (N, 3, H, W) samples to compare with, by the names of the encoder's inputs.
         half: Whether the encoder, which is changed for it, computes in float16.
 
     Raises:
@@ -150,24 +143,22 @@ def export_program(
     """
     classifier = classifier.to(torch.device("cpu"))
     write = write_onnx if to == "onnx" else write_torch
-    if encoder is None:
-        if inputs is None:
-            random = torch.Generator().manual_seed(0)
-            inputs = torch.randn(SAMPLES, classifier.texts.shape[1], generator=random)
-        return write(FeatureProgram(classifier), inputs, path, metadata)
-    assert inputs is not None
-    program = ImageProgram(*encoder, classifier, torch.float32)
-    if not half:
-        return write(program, inputs, path, metadata)
-    expected = run_program(program, inputs)
-    return write(
-        ImageProgram(*encoder, classifier, torch.float16), inputs, path, metadata, expected
-    )
+    if encoder is None or pixels is None:
+        random = torch.Generator().manual_seed(0)
+        drawn = torch.randn(SAMPLES, classifier.texts.shape[1], generator=random)
+        return write(FeatureProgram(classifier), (drawn,), path, metadata)
+    inputs = tuple(pixels.values())
+    program = ImageProgram(encoder, tuple(pixels), classifier)
+    expected = None
+    if half:
+        expected = run_program(program, inputs)
+        encoder.half()
+    return write(program, inputs, path, metadata, expected)
 
 
 def write_onnx(
     program: Program,
-    inputs: Tensor,
+    inputs: Inputs,
     path: Path,
     metadata: Mapping[str, Any],
     expected: Outputs | None = None,
@@ -176,7 +167,7 @@ def write_onnx(
 
     Args:
         program: What to write.
-        inputs: (N, ...) samples to trace and compare with, two or more.
+        inputs: (N, ...) samples to trace and compare with, for each of its inputs.
         path: The file.
         metadata: JSON values that the file is to carry, by name.
         expected: What a program of full precision returns for `inputs`, if this one is of less:
@@ -199,8 +190,8 @@ def write_onnx(
             traced,
             opset_version=OPSET,
             dynamo=True,
-            input_names=[program.name],
-            output_names=list(OUTPUTS),
+            input_names=list(program.inputs),
+            output_names=list(program.outputs),
             verbose=False,
         )
     assert made is not None
@@ -210,14 +201,14 @@ def write_onnx(
     with replacing(path) as temporary:
         with _quiet(), _explained("--to onnx"):
             made.save(str(temporary), external_data=False)
-        run = _onnx_runner(temporary, program.name)
+        run = _onnx_runner(temporary, program.inputs)
         difference = _compared(program, inputs, run, expected)
-        return Written(temporary.stat().st_size, len(inputs), difference, OPSET)
+        return Written(temporary.stat().st_size, len(inputs[0]), difference, OPSET)
 
 
 def write_torch(
     program: Program,
-    inputs: Tensor,
+    inputs: Inputs,
     path: Path,
     metadata: Mapping[str, Any],
     expected: Outputs | None = None,
@@ -226,7 +217,7 @@ def write_torch(
 
     Args:
         program: What to write.
-        inputs: (N, ...) samples to trace and compare with, two or more.
+        inputs: (N, ...) samples to trace and compare with, for each of its inputs.
         path: The file.
         metadata: JSON values that the file is to carry, as ``fedclip.json``.
         expected: As `write_onnx` takes it.
@@ -247,44 +238,47 @@ def write_torch(
         finally:
             file.unlink(missing_ok=True)
         difference = _compared(program, inputs, loaded, expected)
-        return Written(temporary.stat().st_size, len(inputs), difference)
+        return Written(temporary.stat().st_size, len(inputs[0]), difference)
 
 
-def largest_difference(one: Outputs, other: Outputs) -> float:
+def largest_difference(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
     """Return the largest difference of a probability."""
     return max(float((a - b).abs().max()) for a, b in zip(one, other, strict=True))
 
 
 @torch.inference_mode()
-def run_program(program: Program, inputs: Tensor) -> Outputs:
+def run_program(program: Program, inputs: Inputs) -> Outputs:
     """Run a program in PyTorch."""
     with _without_fast_path():
-        outputs: Outputs = program.eval()(inputs)
+        outputs: Outputs = program.eval()(*inputs)
     return outputs
 
 
-def _traced(program: Program, inputs: Tensor) -> ExportedProgram:
+def _traced(program: Program, inputs: Inputs) -> ExportedProgram:
+    several = tuple(torch.cat([each, each])[:2] for each in inputs)  # of one, it would be fixed
+    batch = {0: Dim("batch", min=1)}
+    batches = tuple(batch for _ in inputs)
     with _quiet(), _without_fast_path(), torch.no_grad(), _explained("export"):
         return torch.export.export(
             program.eval(),
-            (torch.cat([inputs[:2], inputs[:2]])[:2],),  # of one, the batch would be fixed
-            dynamic_shapes={program.name: {0: Dim("batch", min=1)}},
+            several,
+            dynamic_shapes=(batches,) if isinstance(program, ImageProgram) else batches,
             strict=False,
         )
 
 
 def _compared(
     program: Program,
-    inputs: Tensor,
-    run: Callable[[Tensor], Outputs],
+    inputs: Inputs,
+    run: Callable[..., Outputs],
     expected: Outputs | None,
 ) -> float:
     """Compare all inputs together, and the first alone; return the largest difference."""
-    one, other = expected or run_program(program, inputs)
+    outputs = expected or run_program(program, inputs)
     with torch.no_grad():
         difference = max(
-            largest_difference((one, other), run(inputs)),
-            largest_difference((one[:1], other[:1]), run(inputs[:1])),
+            largest_difference(outputs, run(*inputs)),
+            largest_difference([each[:1] for each in outputs], run(*(each[:1] for each in inputs))),
         )
     if expected is None and not difference <= TOLERANCE:
         raise FedclipError(
@@ -294,12 +288,12 @@ def _compared(
     return difference
 
 
-def _onnx_runner(path: Path, name: str) -> Callable[[Tensor], Outputs]:
+def _onnx_runner(path: Path, names: Sequence[str]) -> Callable[..., Outputs]:
     session = onnx_session(path)
 
-    def run(inputs: Tensor) -> Outputs:
-        adapted, zero_shot = session.run(None, {name: inputs.numpy()})
-        return torch.from_numpy(adapted), torch.from_numpy(zero_shot)
+    def run(*inputs: Tensor) -> Outputs:
+        given = {name: each.numpy() for name, each in zip(names, inputs, strict=True)}
+        return tuple(map(torch.from_numpy, session.run(None, given)))
 
     return run
 

@@ -37,6 +37,7 @@ def model_card(
     title: str,
     licence: str | None = None,
     snippet: str = "",
+    samples: str = "images",
 ) -> str:
     """Write the card: Markdown with Hugging Face's block of metadata.
 
@@ -46,22 +47,24 @@ def model_card(
         title: The adapter's name.
         licence: An identifier of the hub's, such as ``mit``; None to leave it to be filled in.
         snippet: Python code that uses it.
+        samples: What it classifies, ``images`` or ``texts``.
     """
+    sample = samples.removesuffix("s")
     return "\n".join(
         [
             "---",
-            _metadata(facts, result, title, licence),
+            _metadata(facts, result, title, licence, sample),
             "---",
             MARK,
             "",
             f"# {title}",
             "",
-            _introduction(facts),
+            _introduction(facts, sample),
             *_use(snippet),
-            *_data(facts, result),
-            *_results(facts, result),
+            *_data(facts, result, sample),
+            *_results(facts, result, sample),
             *_method(facts),
-            *_limits(facts, licence),
+            *_limits(facts, licence, sample),
         ]
     )
 
@@ -81,7 +84,11 @@ def write_card(folder: Path, card: str) -> bool:
 
 
 def _metadata(
-    facts: Mapping[str, Any], result: RunResult | None, title: str, licence: str | None
+    facts: Mapping[str, Any],
+    result: RunResult | None,
+    title: str,
+    licence: str | None,
+    sample: str,
 ) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -91,7 +98,7 @@ def _metadata(
     if result is not None:
         measured = [
             EvalResult(
-                task_type="image-classification",
+                task_type=f"{sample}-classification",
                 dataset_type=facts["dataset"],
                 dataset_name=f"{facts['dataset']} ({client})",
                 dataset_config=client,
@@ -105,8 +112,8 @@ def _metadata(
     card = ModelCardData(
         license=licence or _UNKNOWN,
         library_name="fedclip",
-        pipeline_tag="image-classification",
-        tags=["federated-learning", "clip", "adapter"],
+        pipeline_tag=f"{sample}-classification",
+        tags=["federated-learning", "adapter", *(["clip"] if _is_clip(facts) else [])],
         base_model=model.removeprefix("hf-hub:") if model.startswith("hf-hub:") else None,
         metrics=["accuracy"],
         model_name=title if measured else None,
@@ -128,13 +135,17 @@ def _encoder(facts: Mapping[str, Any]) -> str:
     return f"{about.get('model', _UNKNOWN)} ({about.get('pretrained', _UNKNOWN)})"
 
 
-def _introduction(facts: Mapping[str, Any]) -> str:
+def _is_clip(facts: Mapping[str, Any]) -> bool:
+    return bool(facts["encoder"]["shared"].get("library") == "open_clip")
+
+
+def _introduction(facts: Mapping[str, Any], sample: str) -> str:
     own = f" It is the client {facts['client']}'s own." if facts.get("client") else ""
     classes = facts["class_names"]
     return (
-        f"An adapter over the frozen image encoder {_encoder(facts)} that classifies images into "
-        f"{len(classes)} classes: {', '.join(classes)}. It was trained by federated learning as in "
-        f"[FedCLIP](https://arxiv.org/abs/2302.13485), with fedclip {__version__}.{own}"
+        f"An adapter over the frozen {sample} encoder {_encoder(facts)} that classifies {sample}s "
+        f"into {len(classes)} classes: {', '.join(classes)}. It was trained by federated learning "
+        f"as in [FedCLIP](https://arxiv.org/abs/2302.13485), with fedclip {__version__}.{own}"
     )
 
 
@@ -142,14 +153,14 @@ def _use(snippet: str) -> list[str]:
     return ["", "## Use", "", "```python", snippet.strip(), "```"] if snippet else []
 
 
-def _data(facts: Mapping[str, Any], result: RunResult | None) -> list[str]:
+def _data(facts: Mapping[str, Any], result: RunResult | None, sample: str) -> list[str]:
     split = facts["split"]
     target = f" The domain {split['target']} was left out of training." if split["target"] else ""
     lines = [
         *("", "## Data", ""),
-        f"The dataset {facts['dataset']}, by domain; 60 % of a client's images were trained on, "
+        f"The dataset {facts['dataset']}, by domain; 60 % of a client's {sample}s were trained on, "
         f"20 % chose the round, 20 % are tested.{target}",
-        *("", "| domain | images |", "|---|---:|"),
+        *("", f"| domain | {sample}s |", "|---|---:|"),
         *(f"| {_cell(name)} | {rows} |" for name, rows in split.get("rows", {}).items()),
     ]
     if result is not None and split["partition"] is not None:
@@ -157,13 +168,13 @@ def _data(facts: Mapping[str, Any], result: RunResult | None) -> list[str]:
     return lines
 
 
-def _results(facts: Mapping[str, Any], result: RunResult | None) -> list[str]:
+def _results(facts: Mapping[str, Any], result: RunResult | None, sample: str) -> list[str]:
     if result is None:
         return []
     lines = [
         *("", "## Results", ""),
-        "Accuracy in % on each client's test images, with Wilson's interval of 95 %.",
-        *("", "| client | test images | zero-shot | adapted | interval |"),
+        f"Accuracy in % on each client's test {sample}s, with Wilson's interval of 95 %.",
+        *("", f"| client | test {sample}s | zero-shot | adapted | interval |"),
         "|---|---:|---:|---:|---:|",
     ]
     for client, accuracy in _accuracies(facts, result).items():
@@ -184,7 +195,8 @@ def _method(facts: Mapping[str, Any]) -> list[str]:
     rows = {
         "encoder": _encoder(facts),
         "SHA-256 of its weights": facts["encoder"]["shared"].get("weights_sha256", _UNKNOWN),
-        "prompts": ", ".join(facts["prompts"]),
+        "class vectors": facts.get("class_vectors", "text"),
+        "prompts": facts["prompts"],
         "features": "raw" if facts["feature_norm"] is None else f"norm {facts['feature_norm']:g}",
         **{name.replace("_", " "): value for name, value in sorted(facts["settings"].items())},
     }
@@ -202,17 +214,17 @@ def _shown(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _limits(facts: Mapping[str, Any], licence: str | None) -> list[str]:
+def _limits(facts: Mapping[str, Any], licence: str | None, sample: str) -> list[str]:
     return [
         *("", "## Limits", ""),
-        f"- It knows {len(facts['class_names'])} classes and gives one of them for any image.",
+        f"- It knows {len(facts['class_names'])} classes and gives one of them for any {sample}.",
         "- It works with the features of this one encoder; others mean something else.",
-        "- The results are of images like the clients'; elsewhere they may be worse.",
+        f"- The results are of {sample}s like the clients'; elsewhere they may be worse.",
         "- Whatever the encoder learned from its own training data, biases too, is still there.",
         *("", "## Licence", ""),
         f"- Adapter: {licence or 'unknown; fill in, also as `license` above'}",
         "- Encoder: that of its weights; fill in",
-        "- Data: that of its images; fill in",
+        f"- Data: that of its {sample}s; fill in",
         "",
     ]
 
