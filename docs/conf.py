@@ -34,6 +34,7 @@ templates_path: list[str] = []
 
 myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist"]
 myst_heading_anchors = 4
+highlight_language = "text"
 smartquotes = False  # would turn the hyphens of options into dashes
 default_role = "code"  # docstrings mark code by single backquotes
 
@@ -95,8 +96,13 @@ def described(parameter: Any) -> str:
 
 def command_page() -> str:
     """Write the reference of all commands, a section for each."""
-    lines: list[str] = []
-    for path, command in leaves(typer.main.get_command(commands), ("fedclip",)):
+    every = list(leaves(typer.main.get_command(commands), ("fedclip",)))
+    lines = ["| command | what it does |", "|---|---|"]
+    for path, command in every:
+        summary = " ".join(command.help.partition("\n\n")[0].split())
+        lines.append(f"| [`{' '.join(path)}`](#{'-'.join(path)}) | {prose(summary)} |")
+    lines.append("")
+    for path, command in every:
         name = " ".join(path)
         context = command.make_context(path[-1], [], resilient_parsing=True)
         parameters = [each for each in command.get_params(context) if each.name != "help"]
@@ -172,6 +178,18 @@ def make_parts(app: Sphinx, docname: str, source: list[str]) -> None:
             source[0] = source[0].replace(found[0], make(*found.groups()))
 
 
+def keep_options(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+) -> None:
+    """Mark the options in blocks of commands, so that a narrow page breaks no line within one."""
+
+    def mark(block: re.Match[str]) -> str:
+        return re.sub(r"(?<![\w-])--[a-z][a-z-]*", r'<span class="pre">\g<0></span>', block[0])
+
+    context["body"] = re.sub(r"<pre>.*?</pre>", mark, context.get("body", ""), flags=re.DOTALL)
+
+
 def setup(app: Sphinx) -> None:
-    """Register the hook."""
+    """Register the hooks."""
     app.connect("source-read", make_parts)
+    app.connect("html-page-context", keep_options)
