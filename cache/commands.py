@@ -102,7 +102,7 @@ def cache_show(name: CacheName, caches: CacheOptions) -> None:
         "from": _origin(manifest),
         "image key": first.key,
         "text key": first.text_key,
-        "logit scale": f"{first.logit_scale:g}",
+        "logit scale": _scale(first.logit_scale),
         "features": f"{first.embed_dim} wide, {'unit norm' if first.normalized else 'raw'}",
         "templates": [repr(template) for template in first.templates],
         "classes": first.class_names,
@@ -117,6 +117,14 @@ def cache_show(name: CacheName, caches: CacheOptions) -> None:
         for c in clients
     ]
     output.table(Table([Column("client"), Column("rows"), Column("skipped")], rows))
+
+
+def _scale(logit_scale: float) -> str:
+    from .schema import CLIP_SCALE, NO_SCALE
+
+    if logit_scale == NO_SCALE:
+        return f"none; similarities are multiplied by {CLIP_SCALE:g}, which is CLIP's"
+    return f"{logit_scale:g}"
 
 
 def _origin(manifest: dict[str, Any]) -> str:

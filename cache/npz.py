@@ -21,7 +21,7 @@ from .common.limits import check_unpacked
 from .common.text import check_utf8, counted, near_twins, nfc
 from .key import EncoderFacts
 from .labels import name_labels, outside_hint, whole_numbers
-from .schema import FeatureCache, content_digest
+from .schema import CLIP_SCALE, FeatureCache, content_digest
 from .store import CacheFolder
 from .writer import write_cache
 
@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 REQUIRED = ("image_features", "labels", "text_features")
 OPTIONAL = ("class_names", "templates", "logit_scale", "domain")
 TEMPLATE = "{}"
-LOGIT_SCALE = 100.0
 # CLIP stores ln(scale), which training keeps at most at ln(100); such a number is no scale.
 LOG_TOLERANCE = 1e-3
 SMALLEST_USUAL_SCALE = 5.0
@@ -172,7 +171,7 @@ def _clients(arrays: dict[str, npt.NDArray[Any]], name: str) -> tuple[list[Featu
     _check_class_names(class_names)
     templates = _strings(arrays, "templates", prompts) or _unnamed_templates(prompts)
     labels = _labels(arrays["labels"], rows, classes, given)
-    logit_scale, scale_form = _logit_scale(arrays.get("logit_scale", np.array(LOGIT_SCALE)))
+    logit_scale, scale_form = _logit_scale(arrays.get("logit_scale", np.array(CLIP_SCALE)))
     used = np.unique(labels.indices)
     understood = [f"labels as {labels.form}, {len(used)} of {classes} classes have rows"]
     if prompts > 1:
@@ -321,8 +320,8 @@ def _logit_scale(array: npt.NDArray[Any]) -> tuple[float, str]:
     if array.size != 1 or array.dtype.kind not in "fiu":
         raise CacheError("has a logit_scale that is not a single number")
     scale = float(array.reshape(()))
-    if abs(scale - math.log(LOGIT_SCALE)) < LOG_TOLERANCE:
-        return LOGIT_SCALE, f"{LOGIT_SCALE:g}, as {scale:g} is its logarithm"
+    if abs(scale - math.log(CLIP_SCALE)) < LOG_TOLERANCE:
+        return CLIP_SCALE, f"{CLIP_SCALE:g}, as {scale:g} is its logarithm"
     if 1 < scale < SMALLEST_USUAL_SCALE:
         logger.warning(
             "logit_scale: %g is taken as it is; if it is a logarithm, as CLIP stores it, import "

@@ -35,6 +35,11 @@ DIGEST_SIZE = 16
 ROWS_PER_CHUNK = 256
 ROWS_AT_ONCE = 8192
 
+# The logit scale that is recorded for an encoder without one, and the one that CLIP was trained to
+# (Radford et al. 2021, section 2.5), which is then used in its place.
+NO_SCALE = 1.0
+CLIP_SCALE = 100.0
+
 # name -> the types that h5py may return; strings are written as fixed-length UTF-8.
 _TEXT = (bytes, str)
 ATTRIBUTES: Mapping[str, type | tuple[type, ...]] = {

@@ -215,6 +215,15 @@ def _local(repository: Repository) -> Snapshot:
     return Snapshot(repository, commit, files, partial=True)
 
 
+def commit_of(path: Path | None) -> str | None:
+    """Return the commit of a downloaded file or folder; None of any other one."""
+    parts = path.absolute().parts if path is not None else ()
+    below = len(hub_folder().absolute().parts) + 1  # a repository's folder
+    if len(parts) < below + 2 or Path(*parts[: below - 1]) != hub_folder().absolute():
+        return None
+    return parts[below + 1] if parts[below] == "snapshots" else None
+
+
 def is_here(repository: Repository) -> bool:
     """Return whether a repository was downloaded, at least in part."""
     return _commit(repository) is not None

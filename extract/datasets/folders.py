@@ -66,6 +66,9 @@ def open_dataset(
         root = find_folder(dataset, data_dir)
         check_utf8(root)
         tree = scan(root)
+        if tree.count == len(tree.samples):  # no image but the folder's own, such as a logo
+            texts = scan(root, kind="texts")
+            tree = texts if texts.count else tree
         layout = read_layout(tree, client=client, splits=splits)
         found = [(client_name(domain), classes) for domain, classes in layout.domains]
     return gather(

@@ -91,6 +91,7 @@ class LocatedTable:
             client=self.client,
             class_names=self.class_names,
             features=_card_features(card),
+            spelled=_class_names(self.known, self.place.columns.label),
         )
         if not clients:
             raise FedclipError(
@@ -150,6 +151,14 @@ def _name_client(known: str | None) -> Callable[[str], str]:
         for folder in domain.folders
     }
     return lambda domain: names.get(domain) or client_name(domain)
+
+
+def _class_names(known: str | None, column: str) -> Mapping[str, str]:
+    """Return a known dataset's names of the labels in its column of classes."""
+    published = KNOWN[known] if known else None
+    if published is None or published.hub is None or published.hub.columns.label != column:
+        return {}
+    return published.names
 
 
 def _card(snapshot: hub.Snapshot, progress: Progress) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import re
 import unicodedata
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -191,6 +192,8 @@ def _rows(opened: _List, columns: Mapping[str, str], client: str | None) -> Iter
                 continue  # skipped and counted later, like a broken image
             if not value:
                 raise FedclipError(f"{where}: has no {name}; fill it in")
+            if value != value.encode(errors="ignore").decode():
+                raise FedclipError(f"{where}: its {name} {value!a} is not UTF-8; save it as UTF-8")
         yield where, row[TEXT if TEXT in row else PATH], row[LABEL], client or row[CLIENT]
 
 
@@ -220,6 +223,7 @@ def _read_csv(file: Path) -> _List:
 def _csv_rows(
     file: Path, columns: Sequence[str], reader: Any, separator: str
 ) -> Iterator[tuple[str, Mapping[str, str]]]:
+    line = reader.line_num + 1
     try:
         for values in reader:
             where = f"{file} line {reader.line_num}"
@@ -230,8 +234,12 @@ def _csv_rows(
             if values:
                 padded = (value.strip() for value in [*values, *[""] * len(columns)])
                 yield where, dict(zip(columns, padded, strict=False))
+            line = reader.line_num + 1
     except csv.Error as error:
-        raise no_csv(file, error) from None
+        raise FedclipError(
+            f"{file} line {line}: is not a row of a CSV file ({error}); put values with quotes, "
+            f'line breaks or {separator!r} into quotes, and write quotes in them twice, as ""'
+        ) from None
 
 
 def no_csv(file: Path, error: Exception) -> FedclipError:
@@ -250,7 +258,7 @@ def _encoding(content: bytes) -> str:
 
 def _separator(text: str) -> str:
     """Return the separator that divides the first line into the most columns."""
-    line = text[: text.find("\n") + 1] or text
+    line = re.split(r"[\r\n]", text, maxsplit=1)[0]
     return max(",;\t", key=lambda each: len(next(csv.reader([line], delimiter=each), [])))
 
 

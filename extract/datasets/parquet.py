@@ -127,6 +127,7 @@ def read_clients(
     client: str | None = None,
     class_names: Sequence[str] = (),
     features: Mapping[str, Any] | None = None,
+    spelled: Mapping[str, str] | None = None,
 ) -> tuple[SampleKind, list[tuple[str, ClassImages]]]:
     """List each client's rows by class, without reading the images or texts.
 
@@ -138,6 +139,7 @@ def read_clients(
         client: The client of all rows, for a table without a domain column.
         class_names: Names of the labels if they are numbers without names.
         features: Names of the numbers in columns for which the files have none.
+        spelled: Class names by label, where these differ.
 
     Returns:
         What the rows contain, and the clients. A table with a column of images is one of images.
@@ -152,9 +154,9 @@ def read_clients(
     samples: SampleKind = "images"
     for file in files:
         table = _Table.open(dataset, file, columns, features or {}, by_domain=client is None)
-        labels = table.labels(columns.label, class_names)
+        labels = table.labels(columns.label, class_names, spelled or {})
         owners = table.domains(columns.domain) if client is None else [client] * len(labels)
-        declared = table.names(columns.label) or ()
+        declared = table.names(columns.label) or [*(spelled or {}).values()]
         samples = table.samples
         places = table.places()
         for label, owner, (group, row) in zip(labels, owners, places, strict=True):
@@ -221,9 +223,11 @@ class _Table:
             values = [_number_text(value) for value in values]
         return self._texts(column, values, names or ())
 
-    def labels(self, column: str, class_names: Sequence[str]) -> list[str]:
+    def labels(
+        self, column: str, class_names: Sequence[str], spelled: Mapping[str, str]
+    ) -> list[str]:
         """Return the labels as texts: numbers by name, from the file or else `class_names`."""
-        values = self.data[column]
+        values = [spelled.get(str(_number_text(each)), each) for each in self.data[column]]
         names = self.names(column) or class_names
         if not names and any(isinstance(value, int | float) for value in values):
             raise FedclipError(

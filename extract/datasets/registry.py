@@ -61,17 +61,18 @@ class KnownDataset:
 
     Attributes:
         domains: Its domains; a folder with a folder for each of them is its root.
-        size: Number of published samples.
+        size: Number of published samples; None if only known about.
         classes: Number of classes.
         licence: Its licence as stated by the source.
-        names: Class names by folder name, where these differ, for example numbers.
+        names: Class names by the name of a folder or the label in a table, where these differ, for
+            example numbers.
         hub: Its repository on the hub, if any.
         make: Creates the dataset in a folder, if the package can.
         samples: What it consists of.
     """
 
     domains: tuple[Domain, ...]
-    size: int
+    size: int | None
     classes: int
     licence: str
     names: Mapping[str, str] = field(default_factory=dict)
@@ -94,6 +95,19 @@ def _draw_demo(folder: Path, progress: Progress) -> None:
 
 
 DEMO = "demo"
+
+# The product categories of Amazon Reviews 2023, in the order of their numbers in the table.
+_AMAZON = (
+    *("All_Beauty", "Toys_and_Games", "Cell_Phones_and_Accessories", "Industrial_and_Scientific"),
+    *("Gift_Cards", "Musical_Instruments", "Electronics", "Handmade_Products"),
+    *("Arts_Crafts_and_Sewing", "Baby_Products", "Health_and_Household", "Office_Products"),
+    *("Digital_Music", "Grocery_and_Gourmet_Food", "Sports_and_Outdoors", "Home_and_Kitchen"),
+    *("Subscription_Boxes", "Tools_and_Home_Improvement", "Pet_Supplies", "Video_Games"),
+    *("Kindle_Store", "Clothing_Shoes_and_Jewelry", "Patio_Lawn_and_Garden", "Unknown", "Books"),
+    *("Automotive", "CDs_and_Vinyl", "Beauty_and_Personal_Care", "Amazon_Fashion"),
+    *("Magazine_Subscriptions", "Software", "Health_and_Personal_Care", "Appliances"),
+    "Movies_and_TV",
+)
 
 # docs/datasets.md has the sources of the figures and licences.
 KNOWN: Mapping[str, KnownDataset] = {
@@ -169,6 +183,21 @@ KNOWN: Mapping[str, KnownDataset] = {
             columns=Columns(label="label_text"),
             revision="refs/convert/parquet",
             client="20newsgroups",
+        ),
+        samples="texts",
+    ),
+    # Hou et al. 2024, "Bridging Language and Items for Retrieval and Recommendation"; the reviews
+    # with one and with five stars, of which the repository has a sample.
+    "amazon-reviews": KnownDataset(
+        tuple(Domain(name.lower(), (name, str(row))) for row, name in enumerate(_AMAZON)),
+        size=None,
+        classes=2,
+        licence="unknown",
+        names={"1": "negative", "5": "positive"},
+        hub=HubDataset(
+            "canrager/amazon_reviews_mcauley_1and5",
+            split="train+test",
+            columns=Columns(label="rating", domain="category"),
         ),
         samples="texts",
     ),

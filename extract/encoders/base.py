@@ -26,6 +26,7 @@ from ...cache.common.device import repeatable_cudnn
 from ...cache.common.errors import first_line
 from ...cache.key import EncoderFacts, canonical_json
 from ..datasets.registry import SampleKind
+from ..hub import commit_of
 from .spec import EncoderName
 from .transforms import Decoder
 
@@ -207,6 +208,7 @@ def facts_of(
     shared: Mapping[str, Any],
     image: Mapping[str, Any] | None = None,
     text: Mapping[str, Any] | None = None,
+    place: Path | None = None,
 ) -> EncoderFacts:
     """Collect the facts that identify an encoder, those that every family has among them.
 
@@ -218,7 +220,9 @@ def facts_of(
         shared: What else affects all vectors, such as the architecture.
         image: What affects image vectors only.
         text: What affects text vectors only.
+        place: The file or folder that it was loaded from.
     """
+    commit = commit_of(place)
     shown_model, shown_pretrained = name.shown
     return EncoderFacts(
         shared={
@@ -235,6 +239,7 @@ def facts_of(
             "model": shown_model,
             "pretrained": shown_pretrained,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            **({"commit": commit} if commit else {}),
         },
     )
 

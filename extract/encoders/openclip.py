@@ -205,6 +205,7 @@ def load_encoder(name: EncoderName, device: torch.device) -> OpenClipEncoder:
         shared={"architecture": config},
         image={**preprocessing, "decoder": "pillow", "resizer": name.resizer},
         text={"tokenizer": tokenizer_sha256(tokenizer)},
+        place=weights,
     )
     return OpenClipEncoder(
         name=name,

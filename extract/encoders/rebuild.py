@@ -14,7 +14,7 @@ from ...cache import FedclipError, image_key
 from ...cache.common.progress import Progress, no_progress
 from ...cache.key import EncoderFacts, differing_facts
 from ..datasets.registry import SampleKind
-from .registry import family_of, fetch_encoder, load_encoder
+from .registry import family_of, load_encoder
 from .spec import DEMO_MODEL, LOCAL_DIR, OWN, TRANSFORMERS, EncoderName, is_file
 
 if TYPE_CHECKING:
@@ -123,14 +123,18 @@ def _sha256(facts: EncoderFacts) -> str:
 def _requested(request: Mapping[str, Any]) -> EncoderName | None:
     """Return the name that a manifest records, if its files are still here."""
     try:
-        others = [_requested(each) for each in request.get("others", ())]
-        found = [each for each in others if each is not None]
-        name = EncoderName(**{**request, "others": tuple(found)})
+        name = EncoderName.from_json(request)
     except (TypeError, AttributeError):
         return None
+    return None if any(map(_gone, name.each)) else name
+
+
+def _gone(name: EncoderName) -> bool:
+    """Return whether an encoder's folder or file is no longer there."""
     folder, file = Path(name.model.partition(":")[2]), Path(name.pretrained or "")
-    gone = (folder.is_absolute() and not folder.is_dir()) or (file.suffix and not file.is_file())
-    return None if gone or len(found) < len(others) else name
+    return (folder.is_absolute() and not folder.is_dir()) or (
+        bool(file.suffix) and not file.is_file()
+    )
 
 
 def load_recorded(
@@ -144,8 +148,7 @@ def load_recorded(
     Raises:
         FedclipError: it is missing and cannot be downloaded, or is another one.
     """
-    fetch_encoder(name, progress)
-    encoder = load_encoder(name, device)
+    encoder = load_encoder(name, device, progress)
     if image_key(encoder.facts) != image_key(facts):
         differing = ", ".join(differing_facts(facts, encoder.facts))
         raise FedclipError(

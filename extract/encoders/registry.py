@@ -58,24 +58,31 @@ def library_versions(name: EncoderName) -> dict[str, str]:
     }
 
 
-def fetch_encoder(name: EncoderName, progress: Progress = no_progress) -> None:
-    """Download the files of an encoder that are not on this machine.
-
-    Raises:
-        FedclipError: a file is missing and cannot be downloaded.
-    """
-    for each in name.each:
-        _module(each).fetch_encoder(each, progress)
-
-
-def load_encoder(name: EncoderName, device: torch.device) -> SampleEncoder:
+def load_encoder(
+    name: EncoderName, device: torch.device, progress: Progress = no_progress
+) -> SampleEncoder:
     """Build an encoder, or several that are joined, and collect the facts that identify it.
+
+    Files that are not on this machine are downloaded first. Then the encoder is loaded from them
+    without the network, so that the hub is asked once, and no library fetches anything else.
+
+    Args:
+        name: The encoder.
+        device: The device that it runs on.
+        progress: Called during downloads.
 
     Raises:
         FedclipError: the model is unknown, or its weights are missing, do not fit or cannot
-            be loaded safely.
+            be downloaded or loaded safely.
     """
-    towers = [cast("SampleEncoder", _module(each).load_encoder(each, device)) for each in name.each]
+    from ..hub import offline
+
+    for each in name.each:
+        _module(each).fetch_encoder(each, progress)
+    with offline(True):
+        towers = [
+            cast("SampleEncoder", _module(each).load_encoder(each, device)) for each in name.each
+        ]
     if not name.others:
         return towers[0]
     from .towers import join

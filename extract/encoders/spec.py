@@ -5,10 +5,10 @@ For open_clip, the name is an architecture with a pretrained tag or a checkpoint
 ``hf:FOLDER`` or ``hf:OWNER/NAME`` a text model of transformers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from ...cache import FedclipError
 from ...cache.common.fields import suggest
@@ -91,6 +91,16 @@ class EncoderName:
         if first in others:
             raise FedclipError(f"--model {first.model}: is set twice; set it once")
         return replace(first, others=tuple(others))
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Read the JSON value of a name, with those of the others in it.
+
+        Raises:
+            TypeError: the value has other fields.
+        """
+        others = tuple(cls.from_json(each) for each in value.get("others", ()))
+        return cls(**{**value, "others": others})
 
     @property
     def each(self) -> tuple["EncoderName", ...]:

@@ -159,6 +159,7 @@ def load_encoder(name: EncoderName, device: torch.device) -> TimmEncoder:
             "decoder": "pillow",
             "resizer": name.resizer,
         },
+        place=weights,
     )
     return TimmEncoder(
         name=name,

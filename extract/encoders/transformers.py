@@ -10,9 +10,10 @@ reported in one line.
 """
 
 import hashlib
-import json
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -37,21 +38,14 @@ from .base import (
     quiet,
     tokenizer_sha256,
 )
-from .spec import POOLINGS, RANDOM, TRANSFORMERS, EncoderName
+from .sentences import MODULES_FILE, PROMPTS_FILE, SENTENCE_FILES, read_json, read_sentences
+from .spec import RANDOM, TRANSFORMERS, EncoderName
 from .transforms import UnusableError
 from .weights import TOKENIZER_FILES
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-
-# Files of a sentence-transformers folder: its parts, how tokens are pooled, the longest text.
-MODULES_FILE = "modules.json"
-POOLING_FILE = "1_Pooling/config.json"
-SENTENCE_FILE = "sentence_bert_config.json"
-
-# Parts of a sentence-transformers folder that change nothing, or that we do ourselves.
-_MODULES = {"Transformer", "Pooling", "Normalize"}
 
 # The longest text of a model whose config names none, in tokens.
 LONGEST = 512
@@ -63,6 +57,9 @@ BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 PROMPT_BATCH = 16
 
 _CUT = 2
+
+# Unicode's categories of control characters, such as NUL and zero-width ones, and of spaces.
+_INVISIBLE = "CZ"
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,9 +114,7 @@ class TransformersEncoder:
         encode = compiled(self._pooled) if self.name.compiled else self._pooled
 
         def by_length(inputs: Tensor) -> Tensor:
-            features = torch.zeros(
-                len(inputs), self.facts["architecture"]["hidden_size"], device=inputs.device
-            )
+            features = torch.zeros(len(inputs), _width(self.model), device=inputs.device)
             for rows, length in _buckets((inputs[:, 1] > 0).sum(dim=1), inputs.shape[2]):
                 batch = pad_batch(inputs[rows, :, :length], len(inputs))
                 features[rows] = encode(batch)[: len(rows)].float()
@@ -140,15 +135,17 @@ class TransformersEncoder:
 
 @dataclass(frozen=True, eq=False)
 class Tokenize:
-    """Turns a text's bytes into tokens; longer texts are cut off.
+    """Turns a text's bytes into tokens, without white space around it; longer texts are cut off.
 
     Attributes:
         tokenizer: A fast tokenizer of transformers, which can be pickled.
         context: Number of tokens, L.
+        lower: Whether texts are turned to lower case first.
     """
 
     tokenizer: Any
     context: int
+    lower: bool = False
 
     def __call__(self, content: bytes) -> Tensor:
         """Tokenize UTF-8 bytes to (2, L) int64: token numbers, and 1 for each token.
@@ -159,17 +156,21 @@ class Tokenize:
             UnusableError: the bytes are not UTF-8 or contain no text.
         """
         try:
-            text = content.decode()
+            text = content.decode("utf-8-sig")
         except UnicodeDecodeError:
             raise UnusableError("is not UTF-8") from None
-        if not text.strip():
+        if all(unicodedata.category(each)[0] in _INVISIBLE for each in text):
             raise UnusableError("is empty")
-        return self.encode([text])[0]
+        tokens = self.encode([text])[0]
+        if not tokens[1].any():
+            raise UnusableError("has nothing that the tokenizer knows")
+        return tokens
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Tokenize N texts to (N, 2, L) int64, each as above."""
+        stripped = [text.strip() for text in texts]
         encoded = self.tokenizer(
-            list(texts),
+            [text.lower() for text in stripped] if self.lower else stripped,
             truncation=True,
             max_length=self.context,
             padding="max_length",
@@ -210,14 +211,15 @@ def load_encoder(name: EncoderName, device: torch.device) -> TransformersEncoder
     """
     load_extra("text")
     folder = _folder(name)
-    config = _read_json(folder / CONFIG_FILE)
-    pooling = name.pooling or _own_pooling(folder)
+    config = read_json(folder / CONFIG_FILE)
+    sentences = read_sentences(folder, name.pooling)
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # makes random weights reproducible
         model = _build(name, folder)
         tokenizer = _tokenizer(name, folder)
-    tokenize = Tokenize(tokenizer, _context(folder, config, tokenizer))
     weights = [] if name.pretrained == RANDOM else _weights(folder)
+    tokenize = Tokenize(tokenizer, _context(sentences.longest, tokenizer, model), sentences.lower)
+    _check_texts(name, model.eval(), tokenize)
     facts = facts_of(
         name,
         "transformers",
@@ -229,19 +231,51 @@ def load_encoder(name: EncoderName, device: torch.device) -> TransformersEncoder
                 for key, value in config.items()
                 if key not in ("_name_or_path", "transformers_version")
             },
-            "pooling": pooling,
+            "pooling": sentences.pooling,
             "context": tokenize.context,
             "tokenizer": tokenizer_sha256(lambda texts: tokenize.encode(texts)[:, 0]),
         },
+        place=folder,
     )
     return TransformersEncoder(
         name=name,
         facts=facts,
-        sources=(folder.absolute(), *sorted(each for each in folder.iterdir() if each.is_file())),
-        model=model.to(DTYPES[name.precision]).eval().requires_grad_(False).to(device),
+        sources=(folder.absolute(), *sorted(_files(folder))),
+        model=model.to(DTYPES[name.precision]).requires_grad_(False).to(device),
         decode=tokenize,
         device=device,
     )
+
+
+def _files(folder: Path) -> list[Path]:
+    """List a model's files: those of the folder, and the configs of its parts."""
+    return [each for each in (*folder.glob("*"), *folder.glob("*/config.json")) if each.is_file()]
+
+
+def _check_texts(name: EncoderName, model: nn.Module, tokenize: "Tokenize") -> None:
+    """Encode one text, to find out whether the model takes texts at all.
+
+    Raises:
+        FedclipError: it does not, such as one of images.
+    """
+    try:
+        with quiet(), torch.inference_mode():
+            numbers = tokenize.encode(["a"])[:, 0, :1]
+            hidden = model(input_ids=numbers, attention_mask=torch.ones_like(numbers))
+            shape = tuple(hidden.last_hidden_state.shape)
+        if shape != (1, 1, _width(model)):
+            raise ValueError(f"its output is of shape {shape}")
+    except Exception as error:  # models of other kinds fail in many ways
+        raise FedclipError(
+            f"{name.model}: does not encode texts ({first_line(error)}); choose a text encoder "
+            "such as BERT, with a tokenizer of the tokenizers library"
+        ) from None
+
+
+def _width(model: nn.Module) -> int:
+    """Return the width of a network's output, whatever its family calls it."""
+    width: int = model.config.hidden_size
+    return width
 
 
 def _folder(name: EncoderName, progress: Progress = no_progress) -> Path:
@@ -250,9 +284,10 @@ def _folder(name: EncoderName, progress: Progress = no_progress) -> Path:
     if Path(place).is_dir():
         return Path(place)
     snapshot = look_up(Repository(place, MODEL))
-    wanted = {*TOKENIZER_FILES, CONFIG_FILE, MODULES_FILE, POOLING_FILE, SENTENCE_FILE}
+    wanted = {*TOKENIZER_FILES, CONFIG_FILE, MODULES_FILE, PROMPTS_FILE, *SENTENCE_FILES}
+    wanted |= {each for each in snapshot.files if fnmatch(each, f"*/{CONFIG_FILE}")}
     if name.pretrained != RANDOM:
-        shards = {each for each in snapshot.files if each.startswith("model-")}
+        shards = {each for each in snapshot.files if fnmatch(each, "model-*.safetensors")}
         wanted |= {WEIGHTS_FILE} if WEIGHTS_FILE in snapshot.files else {INDEX_FILE, *shards}
     folder = download(snapshot, sorted(wanted & snapshot.files.keys()), progress)
     remember(snapshot)
@@ -272,7 +307,7 @@ def _weights(folder: Path) -> list[Path]:
             f"{folder}: has no {WEIGHTS_FILE}; pass a folder or repository with safetensors, or "
             f"--pretrained {RANDOM}"
         )
-    shards = _read_json(folder / INDEX_FILE).get("weight_map")
+    shards = read_json(folder / INDEX_FILE).get("weight_map")
     names = sorted(set(shards.values())) if isinstance(shards, dict) else []
     if not names or any(not isinstance(each, str) or Path(each).name != each for each in names):
         raise FedclipError(f"{folder / INDEX_FILE}: names no files of this folder; get it again")
@@ -285,72 +320,21 @@ def _sha256_of(files: Sequence[Path]) -> str:
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    value = _parse_json(path)
-    if not isinstance(value, dict):
-        raise FedclipError(f"{path}: is not a JSON object; get it again")
-    return value
-
-
-def _parse_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FedclipError(
-            f"{path.parent}: has no {path.name}; pass a folder that transformers has saved"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise FedclipError(f"{path}: is not JSON ({first_line(error)}); get it again") from None
-
-
-def _own_pooling(folder: Path) -> str:
-    """Return how a sentence-transformers folder pools; the mean for any other folder.
-
-    Raises:
-        FedclipError: the folder pools in another way, or adds layers of its own.
-    """
-    if (folder / MODULES_FILE).is_file():
-        parts = _parse_json(folder / MODULES_FILE)
-        if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
-            raise FedclipError(f"{folder / MODULES_FILE}: is not a list of parts; get it again")
-        kinds = {str(part.get("type", "")).rpartition(".")[2] for part in parts}
-        if strange := sorted(kinds - _MODULES):
-            raise FedclipError(
-                f"{folder}: has a part {strange[0]} after the network, which fedclip does not "
-                "apply; pass --pooling to encode without it"
-            )
-    if not (folder / POOLING_FILE).is_file():
-        return "mean"
-    asked = {
-        key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token")
-        for key, value in _read_json(folder / POOLING_FILE).items()
-        if key.startswith("pooling_mode_") and value is True
-    }
-    if len(asked) != 1 or not asked <= {*POOLINGS}:
-        raise FedclipError(
-            f"{folder / POOLING_FILE}: pools by {', '.join(sorted(asked)) or 'nothing'}; pass "
-            f"--pooling {' or '.join(POOLINGS)}"
-        )
-    return asked.pop()
-
-
-def _context(folder: Path, config: dict[str, Any], tokenizer: Any) -> int:
-    """Return the longest text in tokens: the least of what the folder's files allow."""
-    own = (
-        _read_json(folder / SENTENCE_FILE).get("max_seq_length")
-        if (folder / SENTENCE_FILE).is_file()
-        else None
-    )
-    positions = config.get("max_position_embeddings")
-    if isinstance(positions, int) and config.get("model_type") in _OFFSET_POSITIONS:
-        positions -= int(config.get("pad_token_id") or 0) + 1
-    limits = [tokenizer.model_max_length, own, positions, BUCKETS[-1]]
+def _context(longest: int | None, tokenizer: Any, model: nn.Module) -> int:
+    """Return the longest text in tokens: what the folder or tokenizer says, if it fits."""
+    limits = [longest or tokenizer.model_max_length, _positions(model)]
     known = [limit for limit in limits if isinstance(limit, int) and 0 < limit <= BUCKETS[-1]]
-    return min(known) if len(known) > 1 else LONGEST
+    return min(known, default=LONGEST)
 
 
-# Families that number positions from the padding's number on.
-_OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "data2vec-text"}
+def _positions(model: nn.Module) -> Any:
+    """Return how many tokens a network has positions for; None if it does not say."""
+    for name, part in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(part, nn.Embedding):
+            # Families such as RoBERTa number positions from the padding's number on.
+            first = 0 if part.padding_idx is None else part.padding_idx + 1
+            return part.num_embeddings - first
+    return getattr(model.config, "max_position_embeddings", None)
 
 
 def _build(name: EncoderName, folder: Path) -> nn.Module:

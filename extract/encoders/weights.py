@@ -42,13 +42,15 @@ def fetch_encoder(name: EncoderName, progress: Progress = no_progress) -> None:
         FedclipError: a file is missing and cannot be downloaded; the message explains how to
             copy it here.
     """
-    if name.model.startswith(LOCAL_DIR):
-        return
     try:
-        config = _fetch_model(name, progress)
-        text = config.get("text_cfg")
-        if isinstance(text, dict) and text.get("hf_tokenizer_name"):
-            _fetch_tokenizer(Repository(str(text["hf_tokenizer_name"]), MODEL), progress)
+        text = _fetch_model(name, progress).get("text_cfg")
+        wanted = ["hf_model_name"]  # its config is among a tokenizer's files
+        if not name.model.startswith(LOCAL_DIR):  # a folder has its own tokenizer
+            wanted.append("hf_tokenizer_name")
+        named = [text.get(each) for each in wanted] if isinstance(text, dict) else []
+        for place in sorted({str(each) for each in named if each}):
+            if not Path(place).is_dir():
+                _fetch_tokenizer(Repository(place, MODEL), progress)
     except FedclipError as error:
         raise FedclipError(
             f"{error}; or pass a checkpoint file with --pretrained, or a folder with --model "
@@ -58,6 +60,8 @@ def fetch_encoder(name: EncoderName, progress: Progress = no_progress) -> None:
 
 def _fetch_model(name: EncoderName, progress: Progress) -> Mapping[str, Any]:
     """Fetch config and weights, and return the architecture's config."""
+    if name.model.startswith(LOCAL_DIR):
+        return _read_config(Path(name.model.removeprefix(LOCAL_DIR)) / HF_CONFIG_NAME)
     if name.model.startswith(HF_HUB):
         snapshot = look_up(Repository(name.model.removeprefix(HF_HUB), MODEL))
         wanted = [_first(snapshot, HF_CONFIG_NAME)]
@@ -83,7 +87,7 @@ def _read_config(path: Path) -> Mapping[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         return dict(config.get("model_cfg", config))
-    except (ValueError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
 
 

@@ -32,7 +32,7 @@ from ...cache.writer import write_caches
 from ..datasets.base import ClientImages, ImageDataset, Source
 from ..datasets.registry import noun
 from ..encoders.base import SampleEncoder
-from ..encoders.registry import fetch_encoder, library_versions, load_encoder
+from ..encoders.registry import library_versions, load_encoder
 from ..encoders.spec import RESIZERS
 from ..manifest import (
     books_with,
@@ -77,7 +77,8 @@ class _Job:
     @classmethod
     def of(cls, request: Request, dataset: ImageDataset, ranks: Ranks, progress: Progress) -> Self:
         """Load the encoder; its key is part of the cache's name."""
-        encoder = load_encoder(request.encoder, resolve_device(request.device, ranks.local_rank))
+        device = resolve_device(request.device, ranks.local_rank)
+        encoder = load_encoder(request.encoder, device, progress)
         key = image_key(encoder.facts)
         path = request.cache_dir / dataset.name / f"{request.encoder.variant}-{key[:8]}"
         return cls(request, dataset, encoder, CacheFolder(path), ranks, progress, key)
@@ -121,7 +122,6 @@ def encode_missing(
             `strict`, if any image cannot).
     """
     check_writable(request.cache_dir, f"--cache-dir {request.cache_dir}")
-    fetch_encoder(request.encoder, progress)
     job = _Job.of(request, dataset, ranks, progress)
     with writing(job.folder):
         return _encode(job)
@@ -134,7 +134,6 @@ def help_encoding(request: Request, dataset: ImageDataset, ranks: Ranks) -> None
         FedclipError: the encoder cannot be used, or the encoder or the files differ from the
             first rank's.
     """
-    fetch_encoder(request.encoder)
     job = _Job.of(request, dataset, ranks, no_progress)
     plan = ranks.ask("plan")
     _check_plan(job, plan)

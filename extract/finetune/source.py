@@ -13,10 +13,10 @@ from ...cache.common.fields import suggest
 from ...cache.common.progress import Progress, no_progress
 from ..datasets.find import find_dataset, opened
 from ..datasets.registry import KNOWN
-from ..encoders.openclip import load_encoder
+from ..encoders.openclip import OpenClipEncoder
 from ..encoders.prompts import prompt
+from ..encoders.registry import load_encoder
 from ..encoders.spec import EncoderName
-from ..encoders.weights import fetch_encoder
 from ..manifest import encoder_request
 from ..request import DatasetRequest
 from .backbones import Backbone, alexnet_backbone, clip_backbone
@@ -116,11 +116,15 @@ def load_materials(
     Raises:
         FedclipError: the weights or the images cannot be loaded, or are not those of the caches.
     """
-    name, class_names = EncoderName(**origin.encoder), caches[0].class_names
+    name, class_names = EncoderName.from_json(origin.encoder), caches[0].class_names
     tokens = torch.zeros(len(class_names), 0, dtype=torch.int64)
     if origin.backbone == CLIP:
-        fetch_encoder(name, progress)
-        encoder = load_encoder(name, torch.device("cpu"))
+        encoder = load_encoder(name, torch.device("cpu"), progress)
+        if not isinstance(encoder, OpenClipEncoder):
+            raise FedclipError(
+                f"--backbone {CLIP}: {encoder.facts['model']} is not a CLIP of open_clip, which "
+                "alone can be trained in full; extract with one"
+            )
         backbone = clip_backbone(encoder)
         if encoder.facts["weights_sha256"] != caches[0].encoder.get("weights_sha256"):
             raise FedclipError(

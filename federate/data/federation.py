@@ -15,6 +15,7 @@ from ...cache import FeatureCache, FedclipError
 from ...cache.common.fields import listed
 from ...cache.common.text import counted, nfc
 from ...cache.compatibility import check_comparable
+from ...cache.schema import CLIP_SCALE, NO_SCALE
 from ..models.base import Model
 from ..seeding import generator
 from ..settings import ALL_PROMPTS, MEANS, TEXT, Settings
@@ -26,11 +27,6 @@ TRAIN_SHARE = 0.6
 VALIDATION_SHARE = 0.2
 
 TOGETHER = "all-together"
-
-# The scale of similarities that a cache records for an encoder without one, and the scale that
-# CLIP was trained to (Radford et al. 2021, section 2.5), which is then used in its place.
-NO_SCALE = 1.0
-CLIP_SCALE = 100.0
 
 # Federations that a pool keeps for the next run that draws the same.
 FEDERATIONS_KEPT = 128

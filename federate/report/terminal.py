@@ -282,7 +282,6 @@ def describe_settings(experiment: Experiment) -> list[str]:
     inputs = "images"
     if over_features:
         inputs = "features raw" if norm is None else f"features of norm {show_value(norm)}"
-    scale = logit_scale_of(first, settings)
     lines = [
         f"domains    {domains}: {counted(rows, 'row')} of "
         + f"{counted(first.embed_dim, 'feature')}, "
@@ -293,8 +292,7 @@ def describe_settings(experiment: Experiment) -> list[str]:
         + f"weighting {settings.weighting}, {experiment.model.title}, "
         + f"strategy {_strategy(settings)}, optimizer {settings.optimizer}",
         f"           {_rounds(settings)}, {inputs}, {_class_vectors(settings, first)}, "
-        + (f"logit scale {show_value(scale)}, " if scale != first.logit_scale else "")
-        + f"seed {settings.seed}, device {experiment.device}",
+        + f"{_logit_scale(settings, first)}seed {settings.seed}, device {experiment.device}",
     ]
     if first.encoder.get("random_weights"):
         lines.append(
@@ -306,6 +304,15 @@ def describe_settings(experiment: Experiment) -> list[str]:
             "try --feature-norm 10)"
         )
     return lines
+
+
+def _logit_scale(settings: Settings, first: FeatureCache) -> str:
+    """Say what multiplies similarities, and why, unless it is the encoder's own."""
+    scale = logit_scale_of(first, settings)
+    if scale == first.logit_scale:
+        return ""
+    why = " (CLIP's, as the encoder has none)" if settings.logit_scale is None else ""
+    return f"logit scale {show_value(scale)}{why}, "
 
 
 def _class_vectors(settings: Settings, first: FeatureCache) -> str:

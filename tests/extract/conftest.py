@@ -5,8 +5,9 @@ import hashlib
 import io
 import json
 import re
+import subprocess
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +18,8 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
+Fedclip = Callable[..., subprocess.CompletedProcess[str]]
 
 # Files from this size on are large ones: redirected to another place, under their SHA-256.
 LARGE = 1024
@@ -78,7 +81,8 @@ class Hub:
         return repo
 
     def model(self, name: str, folder: Path) -> Repo:
-        files = {path.name: path.read_bytes() for path in folder.iterdir()}
+        paths = (path for path in folder.rglob("*") if path.is_file())
+        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
         return self.repo(name, files, kind="model")
 
     def large_gets(self) -> list[Request]:
@@ -356,3 +360,50 @@ def at_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def give_image_table() -> Any:
     """Give the function that writes a Parquet file of images."""
     return image_table
+
+
+@pytest.fixture
+def machine_environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
+    """Give the environment of a machine that has nothing but a connection to the hub."""
+    (tmp_path / "home").mkdir()
+    return {
+        "HOME": str(tmp_path / "home"),
+        "HF_HOME": str(tmp_path / "home" / "hf"),
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_TOKEN": "",
+    }
+
+
+@pytest.fixture
+def machine(fedclip: Fedclip, machine_environment: dict[str, str]) -> Fedclip:
+    """Give a function that runs fedclip on that machine."""
+
+    def command(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+        env = {**machine_environment, **options.pop("env", {})}
+        return fedclip(*arguments, env=env, **options)
+
+    return command
+
+
+# Ends a process that so much as looks up a name.
+NO_NETWORK = """
+import os, sys
+
+def refuse(event, arguments):
+    address = arguments[1] if event == "socket.connect" else None
+    if event == "socket.getaddrinfo" or isinstance(address, tuple):
+        print("the network was used:", event, arguments, file=sys.stderr, flush=True)
+        os._exit(77)
+
+sys.addaudithook(refuse)
+"""
+
+
+@pytest.fixture
+def without_network(tmp_path: Path) -> dict[str, str]:
+    """Give an environment in which a process that uses the network ends at once."""
+    (tmp_path / "guard").mkdir()
+    (tmp_path / "guard" / "sitecustomize.py").write_text(NO_NETWORK)
+    return {"PYTHONPATH": str(tmp_path / "guard")}

@@ -64,30 +64,6 @@ configs:
     }
 
 
-def machine_environment(hub: Hub, place: Path) -> dict[str, str]:
-    return {
-        "HOME": str(place / "home"),
-        "HF_HOME": str(place / "home" / "hf"),
-        "HF_ENDPOINT": hub.url,
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_TOKEN": "",
-    }
-
-
-@pytest.fixture
-def machine(fedclip: Fedclip, hub: Hub, tmp_path: Path) -> Fedclip:
-    """Run fedclip on a machine that has nothing but a connection to the hub."""
-    (tmp_path / "home").mkdir()
-    environment = machine_environment(hub, tmp_path)
-
-    def command(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-        env = {**environment, **options.pop("env", {})}
-        return fedclip(*arguments, env=env, **options)
-
-    return command
-
-
 def caches(place: Path) -> dict[str, FeatureCache]:
     (folder,) = find_caches(place / "caches")
     return {cache.client: cache for cache in load_cache(folder)}
@@ -96,28 +72,6 @@ def caches(place: Path) -> dict[str, FeatureCache]:
 def manifest(place: Path) -> dict[str, Any]:
     (folder,) = find_caches(place / "caches")
     return CacheFolder(folder.path).read_manifest()
-
-
-# Ends a process that so much as looks up a name.
-NO_NETWORK = """
-import os, sys
-
-def refuse(event, arguments):
-    address = arguments[1] if event == "socket.connect" else None
-    if event == "socket.getaddrinfo" or isinstance(address, tuple):
-        print("the network was used:", event, arguments, file=sys.stderr, flush=True)
-        os._exit(77)
-
-sys.addaudithook(refuse)
-"""
-
-
-@pytest.fixture
-def without_network(tmp_path: Path) -> dict[str, str]:
-    """Give an environment in which a process that uses the network ends at once."""
-    (tmp_path / "guard").mkdir()
-    (tmp_path / "guard" / "sitecustomize.py").write_text(NO_NETWORK)
-    return {"PYTHONPATH": str(tmp_path / "guard")}
 
 
 @pytest.mark.slow
@@ -212,6 +166,7 @@ def test_a_download_whose_process_is_killed_keeps_the_files_that_had_arrived(
     tiny_clip: Path,
     tmp_path: Path,
     wait_until: WaitUntil,
+    machine_environment: dict[str, str],
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 256, 12_000_000, dtype=np.uint8).tobytes()
     files = office_home(image_table, rows())
@@ -224,7 +179,7 @@ def test_a_download_whose_process_is_killed_keeps_the_files_that_had_arrived(
     process = subprocess.Popen(
         [sys.executable, "-c", code, *command],
         cwd=tmp_path,
-        env={**os.environ, **machine_environment(hub, tmp_path)},
+        env={**os.environ, **machine_environment},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -198,6 +198,7 @@ def test_the_published_sizes_add_up() -> None:
         "domainnet": 586575,
         "ag-news": 127600,
         "20newsgroups": 18846,
+        "amazon-reviews": None,
         "demo": 1200,
     }
 

@@ -159,6 +159,37 @@ def test_domainnet_is_all_its_splits_and_its_domains_may_be_numbers_with_names(
     ]
 
 
+def test_reviews_of_amazon_are_a_client_per_category_and_their_stars_are_the_classes(
+    hub: Hub, tmp_path: Path
+) -> None:
+    reviews = pa.table(
+        {
+            "text": ["good", "bad", "a good film", "bad again"],
+            "rating": [5.0, 1.0, 5.0, 1.0],
+            "category": [24, 24, 33, 24],
+        }
+    )
+    buffer = BytesIO()
+    pq.write_table(reviews, buffer)
+    files = {
+        f"data/{split}-00000-of-00001.parquet": buffer.getvalue() for split in ("train", "test")
+    }
+    hub.repo("canrager/amazon_reviews_mcauley_1and5", files)
+    dataset = ask(tmp_path, "amazon-reviews")
+    assert dataset.samples == "texts"
+    assert dataset.class_names == ("negative", "positive")
+    # No review of films has one star: the classes are those that the dataset has.
+    assert labels(dataset) == {
+        "books": ["negative", "negative", "positive"] * 2,
+        "movies_and_tv": ["positive"] * 2,
+    }
+    assert dataset.warnings == ()
+    books, _ = (client.images for client in dataset.clients)
+    assert {image.source.read() for image in books} == {b"good", b"bad", b"bad again"}
+    told = refusal(tmp_path, "amazon-reviews", label="category", domain="rating")
+    assert "its column 'category' contains numbers without names" in told
+
+
 def test_domains_that_are_numbers_without_names_are_called_by_them(
     hub: Hub, image_table: Table, tmp_path: Path
 ) -> None:

@@ -225,7 +225,7 @@ def test_columns_that_are_missing_are_named_beside_those_there_are(
         ("none.csv", b"path,label,client\n", "lists no images"),
         ("latin.csv", b"path,label,client\n\xe9,b,c\n", "is not a CSV file in UTF-8"),
         ("long.csv", b"path,label,client\na,b,c,d\n", "has more values than columns"),
-        ("quote.csv", b'path,label,client\n"a,b,c\n', "is not a CSV file in UTF-8"),
+        ("quote.csv", b'path,label,client\n"a,b,c\n', "quote.csv line 2: is not a row of a CSV"),
         ("nul.csv", b"path,label,client\nnul.csv,d\0g,c\n", "has a class 'd\\x00g' with a NUL"),
         ("words.parquet", b"words", "is not a Parquet file, or is damaged"),
         ("list.txt", b"a", "is not a list; pass a .csv, .tsv or .parquet file"),

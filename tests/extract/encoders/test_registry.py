@@ -184,12 +184,17 @@ def test_comparing_with_texts_that_cannot_be_compared_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize("options", [(), ("--class-vectors", "head")])
-def test_images_without_texts_are_federated_with_class_means(
-    extracted: Run, empty_folder: Path, options: tuple[str, ...]
+def test_images_without_texts_are_federated_with_class_means_and_clip_s_scale(
+    extracted: Run,
+    empty_folder: Path,
+    options: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     extracted("images")
     command = ["federate", "--cache", "pets", "--rounds", "1", "--target", "none", *options]
     assert run(command) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "logit scale 100 (CLIP's, as the encoder has none)" in told
     (written,) = (empty_folder / "runs").glob("*/result.json")
     result = json.loads(written.read_text())
     assert set(result["zero_shot"].values()) == {None}
@@ -206,4 +211,6 @@ def test_a_cache_that_cannot_be_federated_is_listed_shown_and_verified(
     capsys.readouterr()
     assert [run(["cache", what, "pets"]) for what in ("show", "verify")] == [0, 0]
     assert run(["cache", "ls"]) == 0
-    assert "2 files are intact" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "none; similarities are multiplied by 100, which is CLIP's" in told
+    assert "2 files are intact" in told

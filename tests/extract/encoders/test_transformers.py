@@ -82,6 +82,7 @@ def theirs(folder: Path, pooling: str, context: int = 40) -> Any:
     """Pool transformers' own output as sentence-transformers does."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModel.from_pretrained(folder).eval()
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     tokens = tokenizer(
         list(TEXTS), padding=True, truncation=True, max_length=context, return_tensors="pt"
     )
@@ -115,22 +116,211 @@ def test_a_text_s_vector_does_not_depend_on_the_texts_beside_it(bert: Path) -> N
         assert not vectors[1:].any()
 
 
+def parts(*names: str, pooling: str = "1_Pooling") -> list[dict[str, str]]:
+    """Make a modules.json as sentence-transformers does."""
+    paths = ("", pooling, *(f"{number}_{name}" for number, name in enumerate(names[2:], 2)))
+    return [
+        {"path": path, "type": f"sentence_transformers.models.{name}"}
+        for path, name in zip(paths, names, strict=False)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("config", "pooling"),
+    [
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
+        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}, "mean"),
+        ({"pooling_mode": "cls"}, "cls"),
+        ({"pooling_mode": ["mean"], "pooling_mode_cls_token": True}, "mean"),
+        ({"word_embedding_dimension": 16}, "mean"),
+    ],
+    ids=["cls", "mean", "newer", "newer list", "default"],
+)
 def test_a_folder_of_sentence_transformers_says_how_to_pool_and_how_long(
-    changed: Callable[..., Path],
+    changed: Callable[..., Path], config: dict[str, Any], pooling: str
 ) -> None:
-    modules = [{"type": f"sentence_transformers.models.{each}"} for each in ("Transformer",)]
     folder = changed(
         {
-            "modules.json": [*modules, {"type": "x.Pooling"}, {"type": "x.Normalize"}],
-            "1_Pooling/config.json": {"pooling_mode_cls_token": True},
-            "sentence_bert_config.json": {"max_seq_length": 7},
+            "modules.json": parts("Transformer", "Pooling", "Normalize", pooling="a_folder"),
+            "a_folder/config.json": config,
+            "1_Pooling/config.json": {"pooling_mode_max_tokens": True},
+            "sentence_roberta_config.json": {"max_seq_length": 7},
         }
     )
     encoder = load(folder)
-    assert (encoder.facts["pooling"], encoder.facts["context"]) == ("cls", 7)
-    expected = theirs(folder, "cls", context=7)
+    assert (encoder.facts["pooling"], encoder.facts["context"]) == (pooling, 7)
+    expected = theirs(folder, pooling, context=7)
     np.testing.assert_allclose(encoder.encode_texts(TEXTS), expected, rtol=0, atol=1e-5)
-    assert load(folder, pooling="mean").facts["pooling"] == "mean"
+    other = "mean" if pooling == "cls" else "cls"
+    assert load(folder, pooling=other).facts["pooling"] == other
+    assert folder / "a_folder" / "config.json" in encoder.sources
+
+
+def test_texts_are_stripped_and_turned_to_lower_case_if_the_folder_says_so(
+    changed: Callable[..., Path],
+) -> None:
+    files = {
+        "modules.json": parts("Transformer", "Pooling"),
+        "1_Pooling/config.json": {"pooling_mode_mean_tokens": True},
+        "tokenizer.json": {**cased(), "normalizer": None},
+    }
+    encoder = load(changed(files))
+    upper, lower = encoder.encode_texts(["A DOG", " a dog\n"])
+    assert not np.allclose(upper, lower)
+    np.testing.assert_array_equal(lower, encoder.encode_texts(["a dog"])[0])
+    key = image_key(encoder.facts)
+    sentence = {"max_seq_length": 40, "do_lower_case": True}
+    folder = Path(encoder.sources[0])
+    (folder / "sentence_bert_config.json").write_text(json.dumps(sentence))
+    encoder = load(folder)
+    np.testing.assert_array_equal(encoder.encode_texts(["A DOG"])[0], lower)
+    assert image_key(encoder.facts) != key
+
+
+def cased() -> dict[str, Any]:
+    """Return the tiny BERT's tokenizer as JSON, which does not change the case of texts."""
+    tokenizer = transformers.BertTokenizerFast(
+        vocab={word: number for number, word in enumerate(WORDS)}, do_lower_case=False
+    )
+    value: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+    return value
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({"modules.json": parts("Transformer", "Pooling", "Dense")}, "has a part Dense after"),
+        (
+            {"modules.json": parts("Transformer", "Normalize", "Pooling")},
+            "has Normalize and Pooling after the network, not one Pooling",
+        ),
+        (
+            {"modules.json": parts("Transformer", "Pooling", "Pooling")},
+            "has Pooling and Pooling after",
+        ),
+        ({"modules.json": parts("Transformer")}, "has nothing after the network"),
+        (
+            {"1_Pooling/config.json": {"pooling_mode": "max"}},
+            "1_Pooling/config.json: pools by max; pass --pooling mean or cls",
+        ),
+        (
+            {"1_Pooling/config.json": {"pooling_mode": ["cls", "mean"]}},
+            "pools by cls and mean",
+        ),
+        ({"1_Pooling/config.json": {"pooling_mode_lasttoken": True}}, "pools by lasttoken"),
+        (
+            {
+                "config_sentence_transformers.json": {
+                    "prompts": {"query": "query: "},
+                    "default_prompt_name": "query",
+                }
+            },
+            "puts the prompt 'query: ' before every text",
+        ),
+    ],
+)
+def test_a_folder_that_encodes_in_another_way_is_refused_unless_the_pooling_is_set(
+    changed: Callable[..., Path], files: dict[str, Any], reason: str
+) -> None:
+    usual = {
+        "modules.json": parts("Transformer", "Pooling"),
+        "1_Pooling/config.json": {"pooling_mode_mean_tokens": True},
+    }
+    folder = changed({**usual, **files})
+    message = refusal(folder)
+    assert reason in message
+    assert "pass --pooling" in message
+    assert load(folder, pooling="cls").facts["pooling"] == "cls"
+
+
+@pytest.mark.parametrize(
+    ("modules", "reason"),
+    [
+        ([{"type": "x.Transformer", "path": "0_Transformer"}], "in '0_Transformer', not with"),
+        ([{"type": "x.CLIPModel", "path": ""}], "begins with CLIPModel"),
+        ([*parts("Transformer"), {"type": "x.Pooling", "path": "../p"}], "outside of the folder"),
+        ([], "is not a list of parts"),
+    ],
+)
+def test_modules_that_cannot_be_understood_are_refused(
+    changed: Callable[..., Path], modules: list[Any], reason: str
+) -> None:
+    assert reason in refusal(changed({"modules.json": modules}))
+
+
+def save_bpe(folder: Path, **special: str) -> None:
+    """Save a tokenizer of bytes, as RoBERTa's and GPT-2's are."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trained.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    trained.train_from_iterator(TEXTS, trainer)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=trained, **special).save_pretrained(
+        folder
+    )
+
+
+SMALL = {"vocab_size": 300, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("config", "context"),
+    [
+        # RoBERTa numbers positions from 2 on, so that it has 18 and not 20.
+        ("RobertaConfig", 18),
+        ("DistilBertConfig", 20),
+        ("GPT2Config", 20),
+    ],
+)
+def test_families_with_other_names_for_their_sizes_are_encoded_up_to_their_longest_text(
+    tmp_path: Path, config: str, context: int
+) -> None:
+    sizes = {
+        "RobertaConfig": {"hidden_size": 16, "intermediate_size": 16},
+        "DistilBertConfig": {"dim": 16, "hidden_dim": 16},
+        "GPT2Config": {"n_embd": 16},
+    }
+    made = getattr(transformers, config)(
+        **{**SMALL, **sizes[config], "max_position_embeddings": 20}
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.AutoModel.from_config(made).save_pretrained(tmp_path)
+    special = {"eos_token": "</s>"} if config == "GPT2Config" else {"pad_token": "<pad>"}
+    save_bpe(tmp_path, **special)
+    encoder = load(tmp_path)
+    assert encoder.facts["context"] == context
+    expected = theirs(tmp_path, "mean", context)
+    np.testing.assert_allclose(encoder.encode_texts(TEXTS), expected, rtol=0, atol=1e-5)
+
+
+def test_models_of_other_kinds_are_refused_in_a_line(bert: Path, tmp_path: Path) -> None:
+    for config, options in (
+        ("ViTConfig", {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}),
+        ("CLIPConfig", {}),
+        ("T5Config", {"d_model": 16, "d_ff": 16, "num_layers": 1}),
+    ):
+        folder = tmp_path / config
+        folder.mkdir()
+        getattr(transformers, config)(**options).save_pretrained(folder)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (folder / name).write_bytes((bert / name).read_bytes())
+        message = refusal(folder, pretrained="random")
+        assert "does not encode texts" in message or "cannot be loaded as a text model" in message
+
+
+def test_a_tokenizer_that_cannot_pad_is_refused_in_a_line(
+    changed: Callable[..., Path],
+) -> None:
+    folder = changed({}, without="tokenizer_config.json")
+    save_bpe(folder)
+    assert "does not encode texts" in refusal(folder)
 
 
 def test_the_context_is_the_least_of_what_the_files_allow(
@@ -180,9 +370,7 @@ def test_what_cannot_be_loaded_is_refused_in_a_line(
     assert "is not JSON" in refusal(folder)
     (folder / "config.json").unlink()
     assert "has no config.json" in refusal(folder)
-    (folder / "modules.json").write_text('[{"type": "x.Dense"}]')
     (folder / "config.json").write_bytes((bert / "config.json").read_bytes())
-    assert "has a part Dense" in refusal(folder)
     (folder / "modules.json").write_text("[")
     assert "modules.json: is not JSON" in refusal(folder)
     (folder / "modules.json").write_text('["x.Transformer"]')
