@@ -5,6 +5,7 @@ one line as a fault of these files.
 """
 
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -341,7 +342,7 @@ def _read(name: EncoderName, weights: Path) -> Checkpoint:
 
 def _build(name: EncoderName, tag: Mapping[str, Any], *, quick_gelu: bool) -> nn.Module:
     """Build a network with random weights; a tag also sets how images are preprocessed."""
-    with _faults_of(name, None):
+    with _faults_of(name, None), _without_code():
         model: nn.Module = open_clip.create_model(
             name.model,
             pretrained=name.pretrained if tag else None,
@@ -351,6 +352,21 @@ def _build(name: EncoderName, tag: Mapping[str, Any], *, quick_gelu: bool) -> nn
             pretrained_text=False,
         )
     return model
+
+
+@contextmanager
+def _without_code() -> Iterator[None]:
+    """Keep transformers from asking the user whether to run the code of a text tower's config."""
+    dynamic = sys.modules.get("transformers.dynamic_module_utils")
+    asking = getattr(dynamic, "TIME_OUT_REMOTE_CODE", None)
+    if asking is None:
+        yield
+        return
+    vars(dynamic)["TIME_OUT_REMOTE_CODE"] = 0  # seconds; 0 is an error in place of the question
+    try:
+        yield
+    finally:
+        vars(dynamic)["TIME_OUT_REMOTE_CODE"] = asking
 
 
 def _load(name: EncoderName, model: nn.Module, checkpoint: Checkpoint) -> list[str]:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from fedclip.cache import FedclipError
 from fedclip.extract.encoders.openclip import OpenClipEncoder, load_encoder
 from fedclip.extract.encoders.spec import EncoderName
 
@@ -204,3 +205,21 @@ def test_the_bias_of_siglip_changes_no_probability_and_no_class(
     ours = torch.from_numpy(encoder.logit_scale * unit[0] @ unit[1].T)
     torch.testing.assert_close(ours - 10, logits, rtol=0, atol=1e-4)
     torch.testing.assert_close(ours.softmax(1), logits.softmax(1), rtol=0, atol=1e-5)
+
+
+def test_code_that_a_text_tower_s_config_names_is_neither_run_nor_asked_about(
+    save: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = save("RoBERTa")
+    config = json.loads((folder / "config.json").read_text())
+    auto = {"AutoConfig": "own.Own", "AutoModel": "own.Own"}
+    (folder / "config.json").write_text(
+        json.dumps({**config, "model_type": "own", "auto_map": auto})
+    )
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda text: asked.append(text) or "y")
+    with pytest.raises(FedclipError, match="cannot be loaded as weights"):
+        load(folder)
+    assert not asked
+    assert not (tmp_path / "ran").exists()
