@@ -317,7 +317,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work_starts(
         command = [*command, "--cache-dir", "/proc/x"]
     started: list[str] = []
     for work in (
-        "fedclip.extract.encoding.job.fetch_encoder",
+        "fedclip.extract.encoding.job.load_encoder",
         "fedclip.federate.runs.runner.simulate",
         "fedclip.federate.ablations.runner.simulate",
     ):
