@@ -263,21 +263,22 @@ def load_run(run: str | Path, runs_dir: str | Path = "runs") -> SavedRun:
     """Read a run.
 
     Args:
-        run: Its name below `runs_dir`, its folder, or ``hf:OWNER/NAME``.
+        run: Its name below `runs_dir`, its folder or that of one target, or ``hf:OWNER/NAME``.
         runs_dir: Where runs are kept.
 
     Raises:
-        FedclipError: it does not exist, or has no record on the hub.
+        FedclipError: it does not exist, the name means several runs, or the hub has no record of
+            it.
     """
+    from .cache.common.errors import FedclipError
     from .federate.api import SavedRun
-    from .federate.runs.catalog import recorded_on_hub
-    from .federate.runs.find import HUB
-    from .federate.runs.find import find_run as find_folder
+    from .federate.runs.catalog import find_recorded
 
-    if isinstance(run, str) and run.startswith(HUB):
-        recorded = recorded_on_hub(run, fetch_run)
-        return SavedRun(recorded.path, recorded.config)
-    return SavedRun(find_folder(Path(runs_dir), str(run)))
+    found = find_recorded(Path(runs_dir), str(run), fetch_run)
+    if len(found) > 1:
+        names = ", ".join(each.name for each in found)
+        raise FedclipError(f"run {str(run)!r} means several runs; name one of {names}")
+    return SavedRun(found[0].path, found[0].config)
 
 
 # Where the names above that are not defined here come from.

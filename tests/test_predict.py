@@ -79,7 +79,8 @@ def test_images_and_cache_give_the_accuracies_of_the_run_client_by_client(
         assert {client: each.adapted.accuracy for client, each in tested.items()} == expected[
             "accuracy"
         ]
-        assert {client: each.zero_shot.accuracy for client, each in tested.items()} == expected[
+        zero_shot = {name: each.zero_shot for name, each in tested.items()}
+        assert {name: each and each.accuracy for name, each in zero_shot.items()} == expected[
             "zero_shot"
         ]
         assert {client: each.samples for client, each in tested.items()} == expected["test_samples"]

@@ -81,15 +81,15 @@ def encode_images(
             for batch, vectors in encoded:
                 some = chunk[begin : begin + len(batch.problems)]
                 begin += len(some)
-                finite = np.isfinite(vectors[: len(some)]).all(axis=1).tolist()
+                vectors = vectors[: len(some)]
                 problems = [
-                    problem or ("" if known else "has features with NaN or Inf")
-                    for problem, known in zip(batch.problems, finite, strict=True)
+                    problem or ("" if np.isfinite(row).all() else "has features with NaN or Inf")
+                    for problem, row in zip(batch.problems, vectors, strict=True)
                 ]
                 usable = [not problem for problem in problems]
                 yield EncodedImages(
                     tuple(image for image, good in zip(some, usable, strict=True) if good),
-                    vectors[: len(some)][usable],
+                    vectors[usable],
                     tuple(d for d, good in zip(batch.digests, usable, strict=True) if good),
                     tuple((i, why) for i, why in zip(some, problems, strict=True) if why),
                 )

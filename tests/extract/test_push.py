@@ -101,8 +101,8 @@ def test_a_pushed_run_is_shown_reported_and_loaded(
     assert run(["show", "hf:someone/one"]) == 0
     shown = capsys.readouterr().out
     assert "hf:someone/one" in shown
-    accuracy = load_run("demo", demo.place / "runs").results[-1].accuracy["photo"]
-    assert f"> {100 * accuracy:.2f}" in shown
+    result = json.loads((demo.run / "sketch" / "result.json").read_text())
+    assert f"> {100 * result['accuracy']['photo']:.2f}" in shown
     assert "the predictions by image are not on the hub" in shown
     assert run(["report", "hf:someone/one"]) == 0
     assert (tmp_path / "report.html").is_file()
