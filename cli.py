@@ -387,7 +387,7 @@ def predict(
                 complain(f"{image.where}: {reason}; skipped")
             skipped += len(bad)
             if not has_reader(out):
-                break
+                return  # and no accuracy of a part
     table = accuracy_table(tallies, use.samples)
     if table is not None:
         from rich.console import Console

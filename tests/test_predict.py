@@ -260,6 +260,7 @@ def test_lines_without_an_end_are_answered_until_nobody_reads(demo: Demo, hangs:
     )
     assert process.stdin is not None
     assert process.stdout is not None
+    assert process.stderr is not None
     for _ in range(2):  # each is answered before the next one is asked
         print(image, file=process.stdin, flush=True)
         assert json.loads(process.stdout.readline())["image"] == str(image)
@@ -268,6 +269,7 @@ def test_lines_without_an_end_are_answered_until_nobody_reads(demo: Demo, hangs:
         while process.poll() is None:
             print(image, file=process.stdin, flush=True)
     assert process.wait(hangs) == 0
+    assert "accuracy" not in process.stderr.read()
 
 
 def test_rows_are_laid_out_for_people(demo: Demo, capsys: pytest.CaptureFixture[str]) -> None:
