@@ -180,7 +180,7 @@ def test_reviews_of_amazon_are_a_client_per_category_and_their_stars_are_the_cla
     assert dataset.class_names == ("negative", "positive")
     # No review of films has one star: the classes are those that the dataset has.
     assert labels(dataset) == {
-        "books": ["negative", "negative", "positive"] * 2,
+        "books": ["positive", "negative", "negative"] * 2,
         "movies_and_tv": ["positive"] * 2,
     }
     assert dataset.warnings == ()
