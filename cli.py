@@ -173,7 +173,7 @@ def baseline(
                 f"--alexnet-weights {backbone.alexnet_weights}: needs --backbone alexnet"
             )
         settings = full_settings(backbone.backbone, backbone.template, chosen)
-        check_backbone(backbone.backbone, backbone.alexnet_weights)
+        check_backbone(backbone.backbone, backbone.alexnet_weights, encoder_options.model)
         encoder = encoder_options.encoder_of(backbone.dataset)
         cache = _extracted(backbone.dataset, backbone.template, images, encoder, compute, caches)
         clients, device = list(cache.values()), resolve_device(compute.device)
@@ -272,7 +272,7 @@ def paper(
 
     find_dataset(DatasetRequest(dataset=dataset, data_dir=images.data_dir))
     for backbone in filter(None, {method.backbone for method in rows.values()}):
-        check_backbone(backbone, weights.alexnet_weights)
+        check_backbone(backbone, weights.alexnet_weights, encoder_options.model)
     encoder = encoder_options.encoder_of(dataset)
     cache = _extracted(dataset, DEFAULT_TEMPLATE, images, encoder, compute, caches)
     clients, device = list(cache.values()), resolve_device(compute.device)

@@ -371,6 +371,16 @@ def test_bad_input_is_one_line_and_nothing_is_begun(
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize("model", ["timm:test_vit", "hf:owner/bert"])
+def test_another_encoder_than_a_clip_is_refused_before_anything_is_extracted(
+    command: list[str], capsys: pytest.CaptureFixture[str], model: str
+) -> None:
+    assert run([*command[:-1], model]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: --model {model}: is not a CLIP of open_clip, which alone can ")
+    assert not Path("caches").exists()
+
+
 def test_a_state_without_zero_shot_is_read_back_as_it_was_saved(
     extracted: tuple[Path, CacheFolder], tiny_clip: Path, tmp_path: Path
 ) -> None:

@@ -15,8 +15,8 @@ from ..datasets.find import find_dataset, opened
 from ..datasets.registry import KNOWN
 from ..encoders.openclip import OpenClipEncoder
 from ..encoders.prompts import prompt
-from ..encoders.registry import load_encoder
-from ..encoders.spec import EncoderName
+from ..encoders.registry import family_of, load_encoder
+from ..encoders.spec import DEFAULT_MODEL, EncoderName
 from ..manifest import encoder_request
 from ..request import DatasetRequest
 from .backbones import Backbone, alexnet_backbone, clip_backbone
@@ -27,16 +27,27 @@ ALEXNET = "alexnet"
 BACKBONES = (CLIP, ALEXNET)
 
 
-def check_backbone(backbone: str, alexnet_weights: str) -> None:
+def check_backbone(backbone: str, alexnet_weights: str, model: str | None = None) -> None:
     """Check a backbone early, before hours of work depend on it.
 
+    Args:
+        backbone: One of `BACKBONES`.
+        alexnet_weights: `imagenet`, `random` or a file.
+        model: The encoder as the user names it; None for the default.
+
     Raises:
-        FedclipError: the backbone is unknown, or its weights cannot be loaded.
+        FedclipError: the backbone is unknown, its weights cannot be loaded, or the encoder is no
+            CLIP, which alone can be trained in full.
     """
     if backbone not in BACKBONES:
         raise FedclipError(f"--backbone {backbone}: unknown backbone{suggest(backbone, BACKBONES)}")
     if backbone == ALEXNET:
         alexnet_backbone(alexnet_weights, classes=2)
+    elif model is not None and family_of(EncoderName(model, None)).prefix:
+        raise FedclipError(
+            f"--model {model}: is not a CLIP of open_clip, which alone can be trained in full; "
+            f"choose one, such as --model {DEFAULT_MODEL}"
+        )
 
 
 @dataclass(frozen=True)
@@ -120,11 +131,7 @@ def load_materials(
     tokens = torch.zeros(len(class_names), 0, dtype=torch.int64)
     if origin.backbone == CLIP:
         encoder = load_encoder(name, torch.device("cpu"), progress)
-        if not isinstance(encoder, OpenClipEncoder):
-            raise FedclipError(
-                f"--backbone {CLIP}: {encoder.facts['model']} is not a CLIP of open_clip, which "
-                "alone can be trained in full; extract with one"
-            )
+        assert isinstance(encoder, OpenClipEncoder)
         backbone = clip_backbone(encoder)
         if encoder.facts["weights_sha256"] != caches[0].encoder.get("weights_sha256"):
             raise FedclipError(
