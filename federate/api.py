@@ -361,7 +361,7 @@ def _experiment(
         cache=cache.folder,
         clients=clients,
         settings=made,
-        model=made.adapter,
+        model=made.model,
         preset=preset,
         targets=choose_targets(clients, target),
         device=resolve_device(device),

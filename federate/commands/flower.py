@@ -98,6 +98,12 @@ class JoinOptions:
     state_dir: Path = option(
         Path("joined"), envvar="FEDCLIP_STATE_DIR", help="Folder for what this site keeps."
     )
+    allow_class_means: bool = option(
+        False,
+        help="Send a server that trains with --class-vectors means or head the sum and the number "
+        "of this site's training features of each class, once; of a class with one sample that is "
+        "its feature. Without this option such a server is refused.",
+    )
     dry_run: bool = option(False, help="Show what would be sent, with sizes, and join nothing.")
 
 
@@ -235,7 +241,7 @@ def join(
 
     cache = opened(str(site.cache))
     if site.dry_run:
-        _print_dry_run(site.cache, compute.device, Output(form.format))
+        _print_dry_run(site, compute.device, Output(form.format))
         return
     credentials = None
     if site.insecure:
@@ -254,11 +260,17 @@ def join(
         credentials,
         site.state_dir,
         device=compute.device,
+        allow_class_means=site.allow_class_means,
     )
     _quiet()
     print(
         f"client     {cache.client}, {len(cache.labels):,} rows, {len(cache.class_names)} classes"
     )
+    if site.allow_class_means:
+        print(
+            "reveals    to a server that asks, the sum and the number of training features of each "
+            "class; of a class with one sample that is its feature"
+        )
     with show_progress() as progress, _stoppable():
         node.progress = progress
         try:
@@ -361,17 +373,23 @@ def simulate_across_sites(experiment: Experiment, output: Output) -> None:
         raise typer.Exit(FAILED)
 
 
-def _print_dry_run(cache: Path, device: str, output: Output) -> None:
+def _print_dry_run(site: JoinOptions, device: str, output: Output) -> None:
     from ..flower.preview import preview
 
-    output.note(f"With the default settings a site with {cache} sends this, and nothing else:")
+    rows = preview(site.cache, device, allow_class_means=site.allow_class_means)
+    output.note(f"With the default settings a site with {site.cache} sends this, and nothing else:")
     columns = [
         Column("message"),
         Column("field"),
         Column("value", wraps=True),
         Column("bytes", show=thousands),
     ]
-    output.table(Table(columns, preview(cache, device)))
+    output.table(Table(columns, rows))
+    if not site.allow_class_means:
+        output.note(
+            "A server that asks for class means (--class-vectors means or head) is refused; "
+            "--allow-class-means would send them."
+        )
 
 
 def _check_installed() -> None:

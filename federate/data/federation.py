@@ -1,7 +1,7 @@
 """Caches to clients: which rows a client has, and how it splits them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -14,7 +14,7 @@ from torch.nn import functional
 from ...cache import FeatureCache, FedclipError
 from ...cache.common.fields import listed
 from ...cache.common.text import counted, nfc
-from ...cache.compatibility import check_comparable
+from ...cache.compatibility import Described, check_comparable
 from ...cache.schema import CLIP_SCALE, NO_SCALE
 from ..models.base import Model
 from ..seeding import generator
@@ -146,41 +146,45 @@ class FeaturePool:
         )
         return self._made(drawn, target)
 
-    def site(self, settings: Settings, *, target: bool) -> Federation:
+    def site(self, settings: Settings, *, target: bool, means: Tensor | None = None) -> Federation:
         """Make what one site sees of a federation: itself, a participant or the target.
 
         Its draws depend on the seed and its name, so its split is the one that it has in a
         federation of all.
 
+        Args:
+            settings: Those of the run.
+            target: Whether the site is the target.
+            means: (C, D) float32 class means of all sites, which take the place of class texts if
+                the settings say so; zeros until they are known.
+
         Raises:
             FedclipError: it is too small to split, or a template is not cached.
         """
         (domain,) = self.domains
-        if class_vectors_of(domain.cache, settings) != TEXT:
-            raise FedclipError(
-                f"{domain.name}: has no class texts, and class means are not exchanged between "
-                "sites; extract it with a model that encodes texts too"
-            )
-        if not target:
-            return self.federation(settings, None)
-        return Federation((), _target(domain), *self._class_vectors(settings, []))
+
+        def known() -> Tensor:
+            shape = len(domain.cache.class_names), domain.cache.embed_dim
+            return torch.zeros(shape) if means is None else means
+
+        vectors = self._class_vectors(settings, known)
+        if target:
+            return Federation((), _target(domain), *vectors)
+        ((name, rows),) = _deal(domain.name, domain.order, domain.cache.labels, settings)
+        return Federation((_split_rows(name, domain, rows, settings),), None, *vectors)
 
     def _class_vectors(
-        self, settings: Settings, parts: Sequence[Samples]
+        self, settings: Settings, means: Callable[[], Tensor]
     ) -> tuple[Tensor, float, bool]:
         """Return the (C, D) class vectors, the logit scale, and whether zero-shot is defined.
 
         Args:
             settings: Say what the vectors are.
-            parts: The training parts of all participants.
+            means: Returns the class means; a head starts at these.
         """
         first = self.domains[0].cache
         texts = class_vectors_of(first, settings) == TEXT
-        vectors = (
-            torch.from_numpy(class_texts(first, settings.prompts))
-            if texts
-            else class_means(parts, first.class_names)  # a head starts at the means
-        )
+        vectors = torch.from_numpy(class_texts(first, settings.prompts)) if texts else means()
         return vectors.to(self.device), logit_scale_of(first, settings), texts
 
     def _make(self, settings: Settings, target: str | None) -> Federation:
@@ -217,7 +221,13 @@ class FeaturePool:
                 )
                 + f"; choose {'another --target, or none' if target else 'fewer --clients'}"
             )
-        vectors = self._class_vectors(settings, [client.train for client in participants])
+        names = self.domains[0].cache.class_names
+        vectors = self._class_vectors(
+            settings,
+            lambda: class_means(
+                [class_sums(client.train, len(names)) for client in participants], names
+            ),
+        )
         return Federation(tuple(participants), left_out, *vectors, dropped=tuple(dropped))
 
 
@@ -235,29 +245,33 @@ def build_federation(
     return FeaturePool(caches, settings.feature_norm, device).federation(settings, target)
 
 
-def class_vectors_of(cache: FeatureCache, settings: Settings) -> str:
-    """Return what a cache's samples are compared with: a value of `CLASS_VECTORS`."""
-    return settings.class_vectors or (TEXT if cache.templates else MEANS)
+def class_vectors_of(client: Described, settings: Settings) -> str:
+    """Return what a client's samples are compared with: a value of `CLASS_VECTORS`."""
+    return settings.class_vectors or (TEXT if client.templates else MEANS)
 
 
-def logit_scale_of(cache: FeatureCache, settings: Settings) -> float:
+def logit_scale_of(client: Described, settings: Settings) -> float:
     """Return the factor on similarities: the settings', the encoder's, or CLIP's if it has none."""
     if settings.logit_scale is not None:
         return settings.logit_scale
-    return CLIP_SCALE if cache.logit_scale == NO_SCALE else cache.logit_scale
+    return CLIP_SCALE if client.logit_scale == NO_SCALE else client.logit_scale
 
 
-def class_means(parts: Sequence[Samples], class_names: Sequence[str]) -> Tensor:
+def class_means(sent: Sequence[tuple[Tensor, Tensor]], class_names: Sequence[str]) -> Tensor:
     """Return each class's mean over clients' training features, (C, D) float32.
 
-    Each feature is normalized first, so that all samples count alike. A client sends the sum and
-    the number of its samples of each class, and nothing of any one sample unless it is the only
-    one of its class (Tan et al. 2022, FedProto, arXiv:2105.00243, equation 6).
+    A client sends the sum and the number of its samples of each class, and nothing of any one
+    sample unless it is the only one of its class (Tan et al. 2022, FedProto, arXiv:2105.00243,
+    equation 6).
+
+    Args:
+        sent: What `class_sums` returned at each client.
+        class_names: C names.
 
     Raises:
         FedclipError: no client has a training sample of a class.
     """
-    sums, counts = zip(*(class_sums(part, len(class_names)) for part in parts), strict=True)
+    sums, counts = zip(*sent, strict=True)
     total, count = torch.stack(sums).sum(dim=0), torch.stack(counts).sum(dim=0)
     missing = [name for name, number in zip(class_names, count.tolist(), strict=True) if not number]
     if missing:
@@ -271,6 +285,8 @@ def class_means(parts: Sequence[Samples], class_names: Sequence[str]) -> Tensor:
 def class_sums(part: Samples, classes: int) -> tuple[Tensor, Tensor]:
     """Return what a client sends for class means.
 
+    Each feature is normalized first, so that all samples count alike.
+
     Returns:
         (C, D) float64 sums of its normalized training features by class, and (C,) int64 counts.
     """
@@ -280,24 +296,23 @@ def class_sums(part: Samples, classes: int) -> tuple[Tensor, Tensor]:
     return sums, torch.bincount(labels, minlength=classes)
 
 
-def chosen_templates(cache: FeatureCache, prompts: Sequence[str]) -> tuple[str, ...]:
+def chosen_templates(client: Described, prompts: Sequence[str]) -> tuple[str, ...]:
     """Return the templates of the class texts: those given, all, or the first cached.
 
     Raises:
-        FedclipError: the images cannot be compared with texts, or a template is not in the cache.
+        FedclipError: a template is not in the cache.
     """
-    check_comparable(cache)
     if list(prompts) == [ALL_PROMPTS]:
-        return cache.templates
+        return client.templates
     prompts = tuple(map(nfc, prompts))
     for template in prompts:
-        if template not in cache.templates:
+        if template not in client.templates:
             raise FedclipError(
                 f"--prompt {template!r}: is not cached; choose "
-                f"{listed([*map(repr, cache.templates), ALL_PROMPTS])}, or add it with "
+                f"{listed([*map(repr, client.templates), ALL_PROMPTS])}, or add it with "
                 "fedclip extract --template"
             )
-    return prompts or cache.templates[:1]
+    return prompts or client.templates[:1]
 
 
 def class_texts(cache: FeatureCache, prompts: Sequence[str]) -> npt.NDArray[np.float32]:
@@ -307,8 +322,9 @@ def class_texts(cache: FeatureCache, prompts: Sequence[str]) -> npt.NDArray[np.f
     (Radford et al. 2021, section 3.1.4).
 
     Raises:
-        FedclipError: a template is not in the cache.
+        FedclipError: the images cannot be compared with texts, or a template is not in the cache.
     """
+    check_comparable(cache)
     columns = [cache.templates.index(each) for each in chosen_templates(cache, prompts)]
     texts = cache.text_features[:, columns]
     if len(prompts) < 2 and list(prompts) != [ALL_PROMPTS]:

@@ -1,14 +1,17 @@
 """What travels between a server and its sites, and its translation to Flower's records.
 
 The server sends an `Order` and a site returns an `Answer`; before training a site describes itself
-by `SiteFacts`. A record has up to three parts: `config` (numbers and text), `metrics` (accuracies,
-loss, seconds) and `parameters` (tensors as one safetensors file, which costs one request where an
-array each would cost two for every tensor). docs/federate-across-sites.md lists all fields.
+by `SiteFacts`, and if class vectors are means it sends its `ClassSums`. A record has parts:
+`config` (numbers and text), `metrics` (accuracies, loss, seconds), and tensors as one safetensors
+file each, which costs one request where an array each would cost two for every tensor:
+`parameters`, `class_sums` and `class_means`. docs/federate-across-sites.md lists all fields that
+leave a site.
 
 Everything is checked on arrival: whatever is missing, has another type, name, shape or dtype is
 refused with a reason.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -24,16 +27,23 @@ from torch import Tensor
 from ...cache import EncoderFacts, FedclipError
 from ...cache.common.errors import CacheError
 from ...cache.key import canonical_json, image_key
-from ..training.tasks import Parameters, size_of
+from ..training.tasks import Parameters, all_finite, size_of
 
 # Version of what is exchanged.
 FORMAT = 1
 
 # Kinds of messages, in the form that Flower wants.
 DESCRIBE = "query.describe"
+SUMS = "query.sums"
 INITIAL = "query.initial"
 ROUND = "train"
 END = "query.end"
+
+# Parts of messages that have tensors.
+PARAMETERS, CLASS_SUMS, CLASS_MEANS = "parameters", "class_sums", "class_means"
+
+# How much longer than its samples allow a sum of unit vectors may be, by rounding.
+_ROUNDING = 1e-6
 
 # Room for the header of a safetensors file, in bytes for every tensor and at least once.
 _HEADER = 4096
@@ -122,6 +132,56 @@ class SiteFacts:
 
 
 @dataclass(frozen=True, eq=False)
+class ClassSums:
+    """What a site sends once, and only if it allows that, so that all can have class means.
+
+    Attributes:
+        sums: (C, D) float64 sums of its normalized training features by class.
+        counts: (C,) int64 numbers of its training samples by class.
+    """
+
+    sums: Tensor
+    counts: Tensor
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of both, 64 hex digits."""
+        both = (each.cpu().numpy().tobytes() for each in (self.sums, self.counts))
+        return hashlib.sha256(b"".join(both)).hexdigest()
+
+    def to_record(self) -> RecordDict:
+        """Translate to Flower's records."""
+        sums = pack({"sums": self.sums, "counts": self.counts}, {})
+        return RecordDict({"config": ConfigRecord({"format": FORMAT}), CLASS_SUMS: sums})
+
+    @classmethod
+    def of_record(cls, record: RecordDict, facts: SiteFacts) -> "ClassSums":
+        """Read what `to_record` made.
+
+        Args:
+            record: As it arrived.
+            facts: What the site said of itself.
+
+        Raises:
+            FedclipError: something is missing or of another type or shape, or cannot be what the
+                site's training samples come to.
+        """
+        _check_format(_part(record, "config"))
+        classes, width = len(facts.class_names), facts.embed_dim
+        like = {
+            "sums": torch.empty(classes, width, dtype=torch.float64),
+            "counts": torch.empty(classes, dtype=torch.int64),
+        }
+        found, _ = unpack(record, like, {}, CLASS_SUMS)
+        sums, counts = found["sums"], found["counts"]
+        if counts.min() < 0 or counts.max() > facts.train or counts.sum() != facts.train:
+            raise FedclipError("its counts by class are not those of its training samples")
+        if not bool((sums.norm(dim=1) <= counts * (1 + _ROUNDING)).all()):
+            raise FedclipError("its sums by class are not those of normalized features")
+        return cls(sums, counts)
+
+
+@dataclass(frozen=True, eq=False)
 class Order:
     """What the server sends a site for a round.
 
@@ -137,6 +197,7 @@ class Order:
         best: The best round so far, 0 if none is.
         parameters: As in an `Instruction`.
         extra: As in an `Instruction`.
+        means: (C, D) class means of all sites; None if classes have texts, or the site has them.
     """
 
     run: str
@@ -148,6 +209,7 @@ class Order:
     best: int
     parameters: Parameters
     extra: Named
+    means: Tensor | None = None
 
     def to_record(self) -> RecordDict:
         """Translate to Flower's records."""
@@ -161,16 +223,19 @@ class Order:
             "evaluate": self.evaluate,
             "best": self.best,
         }
-        parameters = pack(self.parameters, self.extra)
-        return RecordDict({"config": ConfigRecord(config), "parameters": parameters})
+        parts = {PARAMETERS: pack(self.parameters, self.extra), **with_means(self.means)}
+        return RecordDict({"config": ConfigRecord(config), **parts})
 
     @classmethod
-    def of_record(cls, record: RecordDict, like: tuple[Parameters, Named]) -> "Order":
+    def of_record(
+        cls, record: RecordDict, like: tuple[Parameters, Named], means: Tensor
+    ) -> "Order":
         """Read what `to_record` made.
 
         Args:
             record: As it arrived.
             like: Parameters and extras whose names, shapes and dtypes it must have.
+            means: A tensor whose shape and dtype class means must have.
 
         Raises:
             FedclipError: something is missing or of another type, or a tensor does not fit.
@@ -191,6 +256,7 @@ class Order:
             best=best,
             parameters=parameters,
             extra=extra,
+            means=means_of(record, means),
         )
 
 
@@ -247,7 +313,7 @@ class Answer:
             metrics |= asdict(self.evaluation)
         content = {"config": ConfigRecord(config), "metrics": MetricRecord(metrics)}
         if self.trained:
-            content["parameters"] = pack(self.parameters, self.extra)
+            content[PARAMETERS] = pack(self.parameters, self.extra)
         return RecordDict(content)
 
     @classmethod
@@ -301,28 +367,49 @@ def pack(parameters: Parameters, extra: Named) -> ArrayRecord:
     return ArrayRecord({"safetensors": array})
 
 
-def unpack(record: RecordDict, parameters: Parameters, extra: Named) -> tuple[Parameters, Named]:
+def unpack(
+    record: RecordDict, parameters: Parameters, extra: Named, part: str = PARAMETERS
+) -> tuple[Parameters, Named]:
     """Read what `pack` made; it must have the names, shapes and dtypes of what is given.
 
     Raises:
         FedclipError: it differs, or is no safetensors file.
     """
-    part = record.get("parameters")
-    if not isinstance(part, ArrayRecord) or [*part] != ["safetensors"]:
-        raise FedclipError("the message has no parameters")
-    content = part["safetensors"].data
+    packed, what = record.get(part), part.replace("_", " ")
+    if not isinstance(packed, ArrayRecord) or [*packed] != ["safetensors"]:
+        raise FedclipError(f"the message has no {what}")
+    content = packed["safetensors"].data
     count = len(parameters) + sum(map(len, extra.values()))
     if len(content) > size_of(parameters, *extra.values()) + _HEADER * (1 + count):
-        raise FedclipError(f"the message has {len(content):,} bytes of parameters, too many")
+        raise FedclipError(f"the message has {len(content):,} bytes of {what}, too many")
     try:
         tensors = load(content)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise FedclipError(f"the parameters cannot be read ({error})") from None
+        raise FedclipError(f"the {what} cannot be read ({error})") from None
     found = _checked(tensors, "parameters", parameters)
-    more = {part: _checked(tensors, f"extra/{part}", wanted) for part, wanted in extra.items()}
+    more = {name: _checked(tensors, f"extra/{name}", wanted) for name, wanted in extra.items()}
     if tensors:
         raise FedclipError(f"{min(tensors)}: is not a name of a parameter here")
     return found, more
+
+
+def with_means(means: Tensor | None) -> dict[str, ArrayRecord]:
+    """Return the part of a message that has class means; nothing if there are none."""
+    return {} if means is None else {CLASS_MEANS: pack({"means": means}, {})}
+
+
+def means_of(record: RecordDict, like: Tensor) -> Tensor | None:
+    """Read what `with_means` made; None if the message has no class means.
+
+    Raises:
+        FedclipError: they have another shape or dtype than `like`, or NaN or Inf.
+    """
+    if CLASS_MEANS not in record:
+        return None
+    found, _ = unpack(record, {"means": like}, {}, CLASS_MEANS)
+    if not all_finite([found]):
+        raise FedclipError("the server sent class means with NaN or Inf")
+    return found["means"]
 
 
 def _checked(tensors: dict[str, Tensor], part: str, wanted: Parameters) -> Parameters:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from flwr.app import Context, Error, Message, RecordDict
+import torch
+from flwr.app import Context, Error, Message, RecordDict, UserConfig
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import ErrorCode
 from flwr.common.serde import (
@@ -62,11 +63,13 @@ from ...cache import FedclipError
 from ...cache.common.errors import first_line
 from ...cache.common.files import check_name, file_name, replacing
 from ...cache.common.progress import Progress, no_progress
+from ..data.federation import class_texts
+from ..models.classifier import CLASS_TEXTS
+from ..runs.experiment import facts_of
 from ..runs.folder import PERSONAL, RunFolder
 from .bundle import bundle_hash
 from .client_app import app, opened, recall
 from .messages import END, ROUND
-from .record import parameter_facts
 from .server_app import fingerprint
 from .site import settings_of
 
@@ -110,6 +113,7 @@ class SiteNode:
         state_dir: Folder for what the site keeps.
         device: Where to compute.
         engine: What trains.
+        allow_class_means: Whether to send class sums to a server that asks for them.
         progress: Called with the rounds done.
     """
 
@@ -122,6 +126,7 @@ class SiteNode:
         *,
         device: str = "cpu",
         engine: str = "auto",
+        allow_class_means: bool = False,
         progress: Progress = no_progress,
     ) -> None:
         self.server = server
@@ -131,7 +136,12 @@ class SiteNode:
         self.client_name = opened(str(cache)).client
         private = credentials.key if credentials else generate_key_pairs()[0]
         self._keys = private, private.public_key()
-        self._config = {"cache": str(cache), "device": device, "engine": engine}
+        self._config: UserConfig = {
+            "cache": str(cache),
+            "device": device,
+            "engine": engine,
+            "allow-class-means": allow_class_means,
+        }
         self._connected = False
         self._said = ""
         self._runs: set[int] = set()
@@ -389,15 +399,26 @@ class SiteNode:
 
     def _write_personal(self, run: str) -> None:
         """Write the site's own model of the best round, which no one else has."""
-        best, parameters = recall(self._context.state, run).best
+        memory = recall(self._context.state, run)
+        best, parameters = memory.best
         if not best:
             return
         folder = self.state_dir / f"{file_name(self.client_name)}-{run}"
         folder.mkdir(parents=True, exist_ok=True)
-        settings = settings_of(self._settings)
-        facts = parameter_facts(settings, opened(self._config["cache"]))
+        settings, cache = settings_of(self._settings), opened(str(self._config["cache"]))
+        facts = facts_of(
+            cache,
+            settings,
+            settings.model,
+            target=None,
+            rows={cache.client: len(cache.labels)},
+            contents={cache.client: cache.content},
+        )
         own = {f"{self.client_name}/{name}": tensor for name, tensor in parameters.items()}
-        RunFolder(folder).write_parameters(PERSONAL, own, facts)
+        vectors = memory.means
+        if vectors is None:
+            vectors = torch.from_numpy(class_texts(cache, settings.prompts))
+        RunFolder(folder).write_parameters(PERSONAL, {**own, CLASS_TEXTS: vectors}, facts)
         logger.info("this site's own model is %s", folder / PERSONAL)
 
 

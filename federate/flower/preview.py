@@ -1,6 +1,7 @@
 """What a site would send, field by field, without sending it."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,23 +9,37 @@ from flwr.app import ArrayRecord, RecordDict
 
 from ...cache.common.device import resolve_device
 from ...cache.key import canonical_json
-from ..settings import Settings
+from ..settings import MEANS, Settings
 from .client_app import opened
-from .messages import Order, pack
+from .messages import CLASS_SUMS, PARAMETERS, Order, pack
 from .site import Memory, Site
 
 # Longer values are cut.
 _WIDTH = 60
 
+# What the parts of a message with tensors are.
+_TENSORS = {
+    PARAMETERS: "tensors of the adapter",
+    CLASS_SUMS: "by class, the sum of training features and their number",
+}
 
-def preview(path: Path, device: str) -> list[tuple[str, str, str, int]]:
+
+def preview(path: Path, device: str, *, allow_class_means: bool) -> list[tuple[str, str, str, int]]:
     """Do a round with the default settings, and list every field of what would be sent.
 
     Returns:
         Kind of message, field, value and size in bytes.
+
+    Raises:
+        FedclipError: the file has no class texts, and class means are not allowed.
     """
+    cache, where = opened(str(path)), resolve_device(device)
     settings = Settings.preset("paper")
-    site = Site(opened(str(path)), settings, device=resolve_device(device))
+    site = Site(cache, settings, device=where, allow_class_means=allow_class_means)
+    sums = None
+    if allow_class_means:
+        asking = replace(settings, class_vectors=MEANS)
+        sums = Site(cache, asking, device=where, allow_class_means=True).class_sums()
     parameters, extra = site.like
     order = Order(
         run="preview",
@@ -36,11 +51,13 @@ def preview(path: Path, device: str) -> list[tuple[str, str, str, int]]:
         best=0,
         parameters=parameters,
         extra=extra,
+        means=sums and (sums.sums / sums.counts.clamp(min=1)[:, None]).float(),
     )
     answer = site.answer(order, Memory())
     records = {
         "describe, once": site.facts().to_record(),
-        "initial, once by one site": RecordDict({"parameters": pack(site.run.initial, {})}),
+        **({"class means, once if asked": sums.to_record()} if sums else {}),
+        "initial, once by one site": RecordDict({PARAMETERS: pack(site.run.initial, {})}),
         "every round": answer.to_record(),
     }
     return [(kind, *row) for kind, record in records.items() for row in sorted(fields_of(record))]
@@ -51,7 +68,7 @@ def fields_of(record: RecordDict) -> Iterator[tuple[str, str, int]]:
     for part, content in record.items():
         if isinstance(content, ArrayRecord):
             for name, array in content.items():
-                yield f"{part}.{name}", "tensors of the adapter", len(array.data)
+                yield f"{part}.{name}", _TENSORS[part], len(array.data)
         else:
             for name, value in content.items():
                 yield f"{part}.{name}", _short(value), _size(value)

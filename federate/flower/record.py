@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import platform
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,22 +12,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 
 from ... import __version__
 from ...cache import EncoderFacts, FedclipError
-from ...cache.common.fields import options_of
+from ...cache.common.errors import first_line
 from ...cache.common.files import check_name, replacing, write_json
-from ...cache.compatibility import Described
-from ...cache.key import canonical_json, image_key
+from ...cache.key import canonical_json
+from ..data.federation import class_means
+from ..models.classifier import CLASS_TEXTS
+from ..runs.checkpoint import write_tensors
+from ..runs.experiment import facts_of
 from ..runs.find import CONFIG, NONE
 from ..runs.folder import RunFolder
 from ..runs.results import Facts, RunResult, Status, finite_or_null, result_of
 from ..server import Round, ServerState
-from ..settings import ALL_PROMPTS, Settings
+from ..settings import Settings
 from ..simulation import RunState
-from .messages import SiteFacts
+from ..training.tasks import Parameters
+from .messages import ClassSums, SiteFacts
 
 SITES = "sites.jsonl"
+
+# Class means of a run that is not over, with the sites that they are of.
+MEANS_FILE = "class_means.safetensors"
 
 # Version of the facts of saved parameters: the server does not have the class texts.
 WITHOUT_TEXTS = 2
@@ -90,12 +101,15 @@ class Member:
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
-        return {**asdict(self.facts), "encoder": self.facts.encoder.groups, "key": self.key}
+        facts = dict(finite_or_null(asdict(self.facts)))
+        return {**facts, "encoder": self.facts.encoder.groups, "key": self.key}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Member":
         """Take what `to_json` returned."""
         facts = {name: value for name, value in values.items() if name != "key"}
+        if facts["zero_shot"] is None:
+            facts["zero_shot"] = math.nan
         facts["encoder"] = EncoderFacts.from_groups(facts["encoder"])
         facts |= {name: tuple(facts[name]) for name in ("class_names", "templates")}
         return cls(SiteFacts(**facts), str(values["key"]))
@@ -130,12 +144,17 @@ class Record:
     Args:
         path: The folder.
         plan: What the run does.
+
+    Attributes:
+        members: The sites that were accepted, by client.
+        means: (C, D) class means, if class vectors are means and these are known.
     """
 
     def __init__(self, path: Path, plan: Plan) -> None:
         self.folder = RunFolder(path)
         self.plan = plan
         self.members: dict[str, Member] = {}
+        self.means: Tensor | None = None
         self._seconds: list[float] = []
         self._claim = ExitStack()
 
@@ -184,12 +203,43 @@ class Record:
         record = cls(path, plan)
         record.members = members
         record._claim.enter_context(record.folder.claimed())
+        record._read_means()
         return record
 
     def admit(self, member: Member) -> None:
         """Take note of a site that was accepted."""
         self.members = dict(sorted({**self.members, member.facts.client: member}.items()))
-        write_json(self.folder.path / CONFIG, self._config())
+        self.write_config()
+
+    def write_config(self) -> None:
+        """Write every setting of the run, and its sites."""
+        write_json(self.path / CONFIG, self._config())
+
+    def agree_on_means(self, sums: Mapping[str, ClassSums]) -> None:
+        """Make class means of what sites sent, and keep them for the whole run.
+
+        Raises:
+            FedclipError: none of them has a training sample of a class.
+        """
+        assert self.reference is not None  # there are no sums without a site
+        sent = [(each.sums, each.counts) for _, each in sorted(sums.items())]
+        self.means = class_means(sent, self.reference.class_names)
+        write_tensors(self.path / MEANS_FILE, {"means": self.means}, canonical_json(sorted(sums)))
+
+    def _read_means(self) -> None:
+        """Read the means that training began with, if it did."""
+        path, first = self.path / MEANS_FILE, self.reference
+        if not path.is_file() or first is None:
+            return
+        try:
+            means = load_file(path)["means"]
+            if means.shape != (len(first.class_names), first.embed_dim):
+                raise ValueError(f"its shape is {tuple(means.shape)}")
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise FedclipError(
+                f"{path}: is damaged ({first_line(error)}); restore it, or start a new run"
+            ) from None
+        self.means = means
 
     def state(self, begun: ServerState) -> ServerState:
         """Return the state that was saved last, or `begun` if none was."""
@@ -231,18 +281,34 @@ class Record:
             samples={each.client: each.test for each in members},
             trainable_parameters=members[0].parameters,
             bytes_per_client=bytes_per_client,
-            model=settings.adapter.facts,
+            model=settings.model.facts,
         )
         if best is not None and settings.strategy.shared:
-            name = f"{settings.adapter.kind}.safetensors"
-            assert self.reference is not None  # there is no round without a site
-            parameters = parameter_facts(settings, self.reference)
-            self.folder.write_parameters(name, best.parameters, parameters)
+            self.write_parameters(best.parameters)
         result = result_of(facts, status, self._seconds)
         self.folder.write_result(result)
         if not interrupted:
             self.folder.clear()
+            (self.path / MEANS_FILE).unlink(missing_ok=True)
         return result
+
+    def write_parameters(self, parameters: Parameters) -> None:
+        """Write the best parameters, and the class vectors if the server has these."""
+        settings, first = self.plan.settings, self.reference
+        assert first is not None  # there is no round without a site
+        rows = {
+            name: each.facts.train + each.facts.validation + each.facts.test
+            for name, each in self.members.items()
+        }
+        target = self.plan.target or None
+        facts = facts_of(first, settings, settings.model, target=target, rows=rows, contents={})
+        vectors = {}
+        if self.means is None:
+            facts["version"] = WITHOUT_TEXTS
+        else:
+            vectors[CLASS_TEXTS] = self.means
+        name = f"{settings.model.kind}.safetensors"
+        self.folder.write_parameters(name, {**parameters, **vectors}, facts)
 
     def close(self) -> None:
         """Allow other processes to use the folder."""
@@ -296,34 +362,6 @@ class Record:
         if kept != lines:
             with replacing(path) as temporary:
                 temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-
-
-def parameter_facts(settings: Settings, client: Described) -> dict[str, Any]:
-    """Return what saved parameters belong to, as `Experiment.facts` does.
-
-    Args:
-        settings: Those of the run.
-        client: What all sites agree on.
-    """
-    prompts = list(settings.prompts) or list(client.templates[:1])
-    return {
-        "version": WITHOUT_TEXTS,
-        "kind": settings.adapter.kind,
-        "adapter": settings.name_of("adapter"),
-        "options": {
-            name: getattr(settings.adapter, name) for name in options_of(type(settings.adapter))
-        },
-        "model": None,
-        "embed_dim": client.embed_dim,
-        "encoder": dict(client.encoder),
-        "key": image_key(client.encoder),
-        "dataset": client.dataset,
-        "class_names": list(client.class_names),
-        "prompts": list(client.templates) if prompts == [ALL_PROMPTS] else prompts,
-        "feature_norm": settings.feature_norm,
-        "normalized": client.normalized,
-        "logit_scale": client.logit_scale,
-    }
 
 
 def _round_of(line: str) -> int:

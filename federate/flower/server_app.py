@@ -27,10 +27,25 @@ from ...cache.common.files import check_client
 from ...cache.common.progress import Progress, no_progress
 from ...cache.compatibility import client_differences
 from ...cache.key import canonical_json, differing_facts
+from ..data.federation import class_vectors_of
 from ..runs.results import RunResult
 from ..server import Pending, Server, ServerState
+from ..settings import TEXT
 from ..training.tasks import Instruction, Parameters, Update, is_finite
-from .messages import DESCRIBE, END, FORMAT, INITIAL, ROUND, Answer, Evaluation, Order, SiteFacts
+from .messages import (
+    DESCRIBE,
+    END,
+    FORMAT,
+    INITIAL,
+    ROUND,
+    SUMS,
+    Answer,
+    ClassSums,
+    Evaluation,
+    Order,
+    SiteFacts,
+    with_means,
+)
 from .record import Attendance, Member, Record, shown
 
 logger = logging.getLogger(__name__)
@@ -84,6 +99,7 @@ class Driver:
         self.progress = progress
         self.nodes: dict[str, _Node] = {}  # by client, of those accepted
         self._seen: set[_Node] = set()
+        self._informed: set[_Node] = set()  # those that have the class means
         self._settings = canonical_json(self.plan.settings.to_json())
         self._state: ServerState | None = None
 
@@ -95,7 +111,7 @@ class Driver:
             for name, member in self.record.members.items()
             if not member.facts.target
         }
-        return Server(self.plan.settings, self.plan.settings.adapter, samples)
+        return Server(self.plan.settings, self.plan.settings.model, samples)
 
     def drive(self) -> RunResult:
         """Wait for the sites, and do all rounds that are left.
@@ -103,10 +119,11 @@ class Driver:
         An interrupt (Ctrl-C) ends the run so that it can be resumed.
 
         Raises:
-            FedclipError: what was saved is damaged.
+            FedclipError: what was saved is damaged, or there are no class means to train with.
         """
         try:
             self._gather()
+            self._agree_on_means()
             state = self.record.state(self.server.begin(self._initial()))
             self._state = state
             self._rounds(state)
@@ -220,12 +237,8 @@ class Driver:
         self._seen = {*nodes}
         if not new:
             return
-        config = {"format": FORMAT, "settings": self._settings, "target": self.plan.target}
         asked = {str(node.node_id): node for node in new}
-        contents = {
-            name: (node.node_id, RecordDict({"config": ConfigRecord(config)}))
-            for name, node in asked.items()
-        }
+        contents = {name: (node.node_id, self._question()) for name, node in asked.items()}
         turned_away: dict[str, tuple[_Node, str]] = {}
         for name, reply in self._exchange(DESCRIBE, contents, DESCRIBE_SECONDS):
             node = asked[name]
@@ -292,15 +305,62 @@ class Driver:
             )
         return None
 
+    def _question(self) -> RecordDict:
+        """Make a message that asks for something before training."""
+        config = {"format": FORMAT, "settings": self._settings, "target": self.plan.target}
+        return RecordDict({"config": ConfigRecord(config)})
+
+    def _agree_on_means(self) -> None:
+        """Make class means of what all sites send, unless classes have texts or means already.
+
+        A site that sends nothing valid for as long as a round waits has no part in them. Those
+        that training began with stay, whoever joins later.
+
+        Raises:
+            FedclipError: no site has a training sample of a class; the sites are told.
+        """
+        first, settings = self.record.reference, self.plan.settings
+        assert first is not None  # it was waited for
+        if class_vectors_of(first, settings) == TEXT or self.record.means is not None:
+            return
+        sums: dict[str, ClassSums] = {}
+        patience = time.monotonic() + self.plan.timeout
+        while True:
+            awaited = self.server.samples.keys() - sums.keys()
+            contents = {
+                name: (self.nodes[name].node_id, self._question())
+                for name in sorted(awaited)
+                if name in self.nodes
+            }
+            for name, reply in self._exchange(SUMS, contents, self.plan.timeout):
+                try:
+                    if isinstance(reply, str):
+                        raise FedclipError(reply)
+                    sums[name] = ClassSums.of_record(reply, self.record.members[name].facts)
+                except FedclipError as error:
+                    logger.warning("class means: nothing from %s: %s", name, _printable(str(error)))
+            awaited = self.server.samples.keys() - sums.keys()
+            enough = time.monotonic() >= patience and len(sums) >= self.plan.minimum
+            if not awaited or enough:
+                break
+            logger.info("class means: waiting for %s", shown(awaited))
+            self._wait_for(awaited)
+        try:
+            self.record.agree_on_means(sums)
+        except FedclipError as error:
+            self._end([each.node_id for each in self.nodes.values()], f"no training: {error}")
+            raise
+        logger.info("class means of %s", shown(sums))
+
     def _initial(self) -> Parameters:
         """Ask a site for the initial parameters, which it draws from the run's seed."""
         from safetensors.torch import load
 
-        config = {"format": FORMAT, "settings": self._settings, "target": self.plan.target}
         while True:
             for client, node in sorted(self.nodes.items()):
-                record = RecordDict({"config": ConfigRecord(config)})
-                contents = {client: (node.node_id, record)}
+                question = self._question()
+                question.update(with_means(self.record.means))
+                contents = {client: (node.node_id, question)}
                 for _, reply in self._exchange(INITIAL, contents, DESCRIBE_SECONDS):
                     if isinstance(reply, str):
                         logger.warning("%s: %s", client, reply)
@@ -356,13 +416,16 @@ class Driver:
                     best=state.best.round.number if state.best else 0,
                     parameters=parameters,
                     extra=extra,
+                    means=None if self.nodes[name] in self._informed else self.record.means,
                 )
                 for name in sorted(missing)
             }
             for name, answer in self._answered(orders, (parameters, extra)):
                 if isinstance(answer, str):
                     answers.left_out[name] = _printable(answer)
+                    self._informed.discard(self.nodes[name])
                     continue
+                self._informed.add(self.nodes[name])
                 answers.computing = max(answers.computing, answer.seconds)
                 if answer.evaluation is not None:
                     answers.evaluations[name] = answer.evaluation

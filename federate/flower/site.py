@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import time
 from dataclasses import dataclass, field, replace
 
@@ -16,9 +17,10 @@ import torch
 from ... import __version__
 from ...cache import FeatureCache, FedclipError
 from ...cache.common.fields import listed
-from ..data.federation import FeaturePool
+from ...cache.common.text import counted
+from ..data.federation import Client, FeaturePool, class_sums, class_vectors_of
 from ..server import Pending, Round, ServerState
-from ..settings import REGISTRIES, Settings
+from ..settings import MEANS, REGISTRIES, TEXT, Settings
 from ..simulation import Run
 from ..strategies.base import SERVER
 from ..training.engine import AUTO, train_clients
@@ -30,10 +32,13 @@ from ..training.tasks import (
     all_finite,
     is_finite,
 )
-from .messages import Answer, Evaluation, Named, Order, SiteFacts
+from .messages import Answer, ClassSums, Evaluation, Named, Order, SiteFacts
 
 # States that a site keeps: a server that is resumed may repeat the last two rounds.
 STATES_KEPT = 3
+
+# Held while a network is made, as torch's one generator is seeded for it.
+_MAKING = threading.Lock()
 
 
 @dataclass
@@ -44,11 +49,13 @@ class Memory:
         states: What the strategy keeps, by the round after which it is so.
         candidate: The site's own model as it was evaluated last, and the round that it is of.
         best: The site's own model of the best round, and that round.
+        means: (C, D) class means that the server sent; None if classes have texts.
     """
 
     states: dict[int, ClientState] = field(default_factory=dict)
     candidate: tuple[int, Parameters] = (0, {})
     best: tuple[int, Parameters] = (0, {})
+    means: torch.Tensor | None = None
 
     def before(self, number: int) -> ClientState:
         """Return the state before a round.
@@ -82,9 +89,11 @@ class Site:
         target: Whether the site takes no part in training and is only tested.
         device: Where to compute.
         engine: What trains.
+        allow_class_means: Whether its training features may be summed for class means.
 
     Raises:
-        FedclipError: settings and features do not fit each other.
+        FedclipError: settings and features do not fit each other, or class means are asked for
+            and not allowed.
     """
 
     def __init__(
@@ -95,19 +104,43 @@ class Site:
         target: bool = False,
         device: torch.device | None = None,
         engine: str = AUTO,
+        allow_class_means: bool = False,
     ) -> None:
-        device = device or torch.device("cpu")
-        pool = FeaturePool([cache], settings.feature_norm, device, model=settings.adapter)
-        federation = pool.site(settings, target=target)
         self.cache = cache
-        self.run = Run(federation, settings, engine=engine)
-        self.client = federation.target or federation.participants[0]
-        self.target = federation.target is not None
+        self.settings = settings
+        self.target = target
+        self.engine = engine
+        self.has_texts = class_vectors_of(cache, settings) == TEXT
+        if not (self.has_texts or target or allow_class_means):
+            raise FedclipError(
+                f"--class-vectors {settings.class_vectors or MEANS}: needs the sum and the number "
+                "of this site's training features of each class, which it sends only if it was "
+                "started with --allow-class-means"
+            )
+        device = device or torch.device("cpu")
+        self._pool = FeaturePool([cache], settings.feature_norm, device, model=settings.model)
+        self._means: torch.Tensor | None = None
+        self.run = self._make()
+
+    def _make(self) -> Run:
+        federation = self._pool.site(self.settings, target=self.target, means=self._means)
+        with _MAKING:
+            return Run(federation, self.settings, engine=self.engine)
+
+    @property
+    def client(self) -> Client:
+        """The site with its samples."""
+        return self.run.federation.clients[0]
+
+    @property
+    def text(self) -> torch.Tensor:
+        """(C, D) class vectors; zeros as long as they are means and have not come."""
+        return self.run.federation.text
 
     @property
     def device(self) -> torch.device:
         """Where it computes."""
-        return self.run.federation.text.device
+        return self.text.device
 
     @property
     def like(self) -> tuple[Parameters, Named]:
@@ -136,6 +169,44 @@ class Site:
             target=self.target,
         )
 
+    def class_sums(self) -> ClassSums:
+        """Sum up the site's training features by class, for class means.
+
+        Raises:
+            FedclipError: the run has no class means, or none of this site.
+        """
+        if self.has_texts or self.target:
+            raise FedclipError("sends class sums only for class means that it has a part in")
+        return ClassSums(*class_sums(self.client.train, len(self.cache.class_names)))
+
+    def revealed(self, sent: ClassSums) -> str:
+        """Describe what sums tell the server."""
+        names = zip(self.cache.class_names, sent.counts.tolist(), strict=True)
+        single = [repr(name) for name, number in names if number == 1]
+        line = (
+            f"{self.cache.client}: sends the sum and the number of its training features of "
+            f"{counted(int((sent.counts > 0).sum()), 'class', 'classes')}"
+        )
+        if single:
+            line += (
+                f"; of {listed(single, 'and')} it has one sample, whose normalized feature is sent"
+            )
+        return line
+
+    def take(self, means: torch.Tensor | None) -> None:
+        """Take class means of all sites, unless classes have texts.
+
+        Raises:
+            FedclipError: they have not come.
+        """
+        if self.has_texts:
+            return
+        if means is None:
+            raise FedclipError("has not received the class means yet")
+        if self._means is None or not torch.equal(self._means, means):
+            self._means = means
+            self.run = self._make()
+
     def answer(self, order: Order, memory: Memory) -> Answer:
         """Do a round: evaluate, train, and keep in `memory` what stays here.
 
@@ -145,6 +216,9 @@ class Site:
         start = time.perf_counter()
         if not all_finite([order.parameters, *order.extra.values()]):
             raise FedclipError("the server sent parameters with NaN or Inf")
+        if order.means is not None:
+            memory.means = order.means
+        self.take(memory.means)
         if order.best and memory.candidate[0] == order.best:
             memory.best = memory.candidate
         state = memory.before(order.number)

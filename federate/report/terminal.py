@@ -319,7 +319,7 @@ def _class_vectors(settings: Settings, first: FeatureCache) -> str:
     kind = class_vectors_of(first, settings)
     if kind == TEXT:
         return f"prompt {' + '.join(map(repr, settings.prompts or first.templates[:1]))}"
-    size = len(first.class_names) * (first.embed_dim + 1) * 4
+    size = len(first.class_names) * (first.embed_dim + 1) * 8
     means = f"class means (sums and counts, {size:,} bytes per client, once)"
     return means if kind == MEANS else f"a linear head that starts at {means}"
 

@@ -16,7 +16,8 @@ from ...cache import CacheFolder, FeatureCache, FedclipError, load_cache, resolv
 from ...cache.common.device import resolve_device
 from ...cache.common.fields import options_of
 from ...cache.common.files import check_name
-from ...cache.key import canonical_json
+from ...cache.compatibility import Described
+from ...cache.key import canonical_json, image_key
 from ..data.federation import (
     chosen_templates,
     class_texts,
@@ -168,39 +169,67 @@ class Experiment:
         Args:
             target: The domain that was left out.
         """
-        settings, first = self.settings, self.clients[0]
-        values, partition = settings.to_json(), settings.partition
-        vectors = class_vectors_of(first, settings)
-        return {
-            "version": FACTS_VERSION,
-            "kind": self.model.kind,
-            "adapter": settings.name_of("adapter"),
-            "adapter_source": values.get("adapter_source"),
-            "options": {name: values[name] for name in options_of(type(settings.adapter))},
-            "model": self.model.facts,
-            "embed_dim": first.embed_dim,
-            "encoder": first.encoder.groups,
-            "key": first.key,
-            "batch_size": self.cache.read_manifest().get("batch_size"),
-            "dataset": first.dataset,
-            "class_names": list(first.class_names),
-            "class_vectors": vectors,
-            "prompts": list(chosen_templates(first, settings.prompts)) if vectors == TEXT else [],
-            "feature_norm": settings.feature_norm,
-            "normalized": first.normalized,
-            "logit_scale": logit_scale_of(first, settings),
-            "settings": values,
-            "split": {
-                "seed": settings.seed,
-                "target": target,
-                "partition": values["partition"],
-                "options": {name: values[name] for name in options_of(type(partition))}
-                if partition is not None
-                else {},
-                "domains": {cache.client: cache.content for cache in self.clients},
-                "rows": {cache.client: len(cache.labels) for cache in self.clients},
-            },
-        }
+        facts = facts_of(
+            self.clients[0],
+            self.settings,
+            self.model,
+            target=target,
+            rows={cache.client: len(cache.labels) for cache in self.clients},
+            contents={cache.client: cache.content for cache in self.clients},
+        )
+        return {**facts, "batch_size": self.cache.read_manifest().get("batch_size")}
+
+
+def facts_of(
+    client: Described,
+    settings: Settings,
+    model: Model,
+    *,
+    target: str | None,
+    rows: Mapping[str, int],
+    contents: Mapping[str, str],
+) -> dict[str, Any]:
+    """Return what saved parameters belong to.
+
+    Args:
+        client: What all clients agree on.
+        settings: Those of the run.
+        model: What was trained.
+        target: The domain that was left out.
+        rows: Number of rows of each domain.
+        contents: `FeatureCache.content` of those domains whose is known.
+    """
+    values, partition = settings.to_json(), settings.partition
+    vectors = class_vectors_of(client, settings)
+    return {
+        "version": FACTS_VERSION,
+        "kind": model.kind,
+        "adapter": settings.name_of("adapter"),
+        "adapter_source": values.get("adapter_source"),
+        "options": {name: values[name] for name in options_of(type(settings.adapter))},
+        "model": model.facts,
+        "embed_dim": client.embed_dim,
+        "encoder": client.encoder.groups,
+        "key": image_key(client.encoder),
+        "dataset": client.dataset,
+        "class_names": list(client.class_names),
+        "class_vectors": vectors,
+        "prompts": list(chosen_templates(client, settings.prompts)) if vectors == TEXT else [],
+        "feature_norm": settings.feature_norm,
+        "normalized": client.normalized,
+        "logit_scale": logit_scale_of(client, settings),
+        "settings": values,
+        "split": {
+            "seed": settings.seed,
+            "target": target,
+            "partition": values["partition"],
+            "options": {name: values[name] for name in options_of(type(partition))}
+            if partition is not None
+            else {},
+            "domains": dict(contents),
+            "rows": dict(rows),
+        },
+    }
 
 
 def kept_by(config: Mapping[str, Any]) -> str:

@@ -319,7 +319,7 @@ def test_what_a_site_sends_is_what_the_docs_list(place: Place, caches: list[Feat
     page = (DOCS / "federate-across-sites.md").read_text()
     table = page.partition("## What leaves a site")[2].partition("\n## ")[0]
     listed = {line.split("`")[1] for line in table.splitlines() if line.startswith("| `")}
-    assert sent == listed
+    assert sent == listed - {"class_sums.safetensors"}  # only of runs with class means
     features = min(cache.image_features.nbytes for cache in caches)
     adapter = 2 * (8 * 8 + 8) * 4
     for kind, _, record in place.grid.wire:
