@@ -13,6 +13,7 @@ import pytest
 import torch
 from nbclient import NotebookClient
 from PIL import Image
+from safetensors.torch import load_file
 
 import fedclip
 from fedclip.cache import load_cache
@@ -232,3 +233,18 @@ def test_a_missing_extra_is_named(make_cache: MakeCache, monkeypatch: pytest.Mon
     ):
         with pytest.raises(fedclip.FedclipError, match=rf"run 'pip install fedclip\[{extra}\]'"):
             call()
+
+
+def test_a_head_is_trained_with_the_adapter(make_cache: MakeCache) -> None:
+    make_cache({"photo": 20, "sketch": 20})
+    run = fedclip.run_federation("tiny", rounds=1, target="none", class_vectors="head")
+    assert "head" in load_file(run.folder / "adapter.safetensors")
+
+
+def test_flowers_simulation_is_refused_before_anything_is_written(
+    make_cache: MakeCache, tmp_path: Path
+) -> None:
+    make_cache({"photo": 20, "sketch": 20})
+    with pytest.raises(fedclip.FedclipError, match=r"^--engine flower: is for fedclip"):
+        fedclip.run_federation("tiny", engine="flower")
+    assert not (tmp_path / "runs").exists()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import typer
@@ -14,12 +15,13 @@ from ...cache.common.console import FAILED, INTERRUPTED, Output, complain
 from ...cache.common.fields import option, options_of
 from ...cache.common.options import CacheOptions, FormatOptions, with_options
 from ...cache.common.tables import Column, Table, thousands
+from ..flower import ENGINE as FLOWER
 from ..runs.find import choose_targets
 from ..strategies import STRATEGIES
-from .flower import FLOWER, simulate_across_sites
+from .flower import check_flower
 from .options import (
-    ComputeOptions,
     DataOptions,
+    EngineOptions,
     Given,
     KeepOptions,
     RunOptions,
@@ -32,6 +34,7 @@ from .options import (
 if TYPE_CHECKING:
     from ..runs.experiment import Experiment
     from ..runs.results import RunResult
+    from ..runs.runner import Outcome
 
 
 @with_options(
@@ -45,7 +48,7 @@ def federate(
     context: typer.Context,
     data: DataOptions,
     chosen: Given,
-    compute: ComputeOptions,
+    compute: EngineOptions,
     run: RunOptions,
     kept: KeepOptions,
     caches: CacheOptions,
@@ -62,6 +65,8 @@ def federate(
         from ...cache.common.device import resolve_device
         from ..runs.experiment import Experiment
 
+        # Flower's simulation computes on the CPU.
+        cpu = compute.engine == FLOWER and compute.device == "auto"
         experiment = Experiment(
             cache=folder,
             clients=clients,
@@ -69,7 +74,7 @@ def federate(
             model=settings.model,
             preset=str(chosen.get("preset", "paper")),
             targets=targets,
-            device=resolve_device(compute.device),
+            device=resolve_device("cpu" if cpu else compute.device),
             runs_dir=run.runs_dir,
             name=run.name,
             overwrite=run.overwrite,
@@ -77,9 +82,6 @@ def federate(
             keep=kept.keep,
         )
 
-    if compute.engine == FLOWER:
-        simulate_across_sites(experiment, Output(form.format))
-        return
     latest = data.cache is None and run.resume is None
     output = Output(form.format)
     output.note(cache_line(experiment.cache.name, caches.cache_dir, latest=latest))
@@ -100,11 +102,17 @@ def carry_out(
     from ..runs.disk import disk_of
     from ..runs.runner import run_experiment
 
+    run: Callable[..., Outcome] = partial(run_experiment, save_every=save_every)
+    if experiment.engine == FLOWER:
+        check_flower()
+        from ..flower.simulated import run_with_flower
+
+        run = run_with_flower
     for line in (*describe_settings(experiment), disk_of(experiment).describe()):
         if line:
             output.note(line)
     with show_progress() as progress:
-        outcome = run_experiment(experiment, progress, resume=resume, save_every=save_every)
+        outcome = run(experiment, progress, resume=resume)
     if outcome.results:
         _print_results(outcome.results, experiment, output)
     if outcome.interrupted:

@@ -20,7 +20,7 @@ import typer
 from ...cache import FedclipError
 from ...cache.common.console import FAILED, INTERRUPTED, Output, complain
 from ...cache.common.fields import option
-from ...cache.common.files import check_name, file_name
+from ...cache.common.files import check_name
 from ...cache.common.options import DeviceOptions, FormatOptions, flag, given, with_options
 from ...cache.common.tables import Column, Table, thousands
 from .options import Given, NamedRun, settings_of
@@ -28,13 +28,9 @@ from .options import Given, NamedRun, settings_of
 if TYPE_CHECKING:
     from ..flower.link import Link
     from ..flower.record import Record
-    from ..runs.experiment import Experiment
     from ..runs.results import RunResult
 
 PORT = 9092
-
-# The engine of `federate` that is Flower's simulation.
-FLOWER = "flower"
 
 # Options that --resume leaves a choice in.
 _WITH_RESUME = frozenset({"resume", "runs_dir", "host", "port", "tls_dir", "insecure"})
@@ -122,7 +118,7 @@ def serve(
     form: FormatOptions,
 ) -> None:
     """Federate across sites, each with its own cache: the server."""
-    _check_installed()
+    check_flower()
     if run.resume is not None:
         for name in sorted(given(context) - _WITH_RESUME):
             raise typer.BadParameter(
@@ -231,7 +227,7 @@ def join(
     form: FormatOptions,
 ) -> None:
     """Take part in a federation with one client's file, which never leaves this machine."""
-    _check_installed()
+    check_flower()
     host, port = _address(server)
 
     from ...cache.common.progress import show_progress
@@ -310,7 +306,7 @@ class KeysOptions:
 )
 def keys(made: KeysOptions) -> None:
     """Make a certificate for the server and key pairs for sites; nothing is overwritten."""
-    _check_installed()
+    check_flower()
     if not made.hosts and not made.sites:
         raise typer.BadParameter("needs --host for a certificate, --site for a key pair, or both")
 
@@ -337,42 +333,6 @@ def keys(made: KeysOptions) -> None:
             print(shutil.copy(folder / f"{name}{PUBLIC}", server / SITES / f"{name}{PUBLIC}"))
 
 
-def simulate_across_sites(experiment: Experiment, output: Output) -> None:
-    """Run every target of an experiment with Flower's simulation.
-
-    Raises:
-        typer.Exit: a run diverged.
-    """
-    _check_installed()
-    from ...cache.common.progress import show_progress
-    from ..flower.record import Plan, Record
-    from ..flower.simulated import PATIENCE, simulate_with_flower
-    from ..flower.site import check_deployable
-    from ..report.terminal import results_table
-
-    check_deployable(experiment.settings)
-    files, results = experiment.cache.files, []
-    for target in experiment.targets:
-        needed = len(files) - (target is not None)
-        settings, preset = experiment.settings, experiment.preset
-        plan = Plan(settings, preset, len(files), needed, PATIENCE, target or "")
-        several = target is not None and len(experiment.targets) > 1
-        record = Record(
-            experiment.folder / file_name(target or "") if several else experiment.folder, plan
-        )
-        record.begin(overwrite=experiment.overwrite)
-        try:
-            with show_progress() as progress:
-                results.append(simulate_with_flower(files, record, progress))
-        finally:
-            record.close()
-    output.table(results_table(results))
-    output.note(f"run        {experiment.folder}")
-    if any(result.status == "failed" for result in results):
-        complain("training diverged (NaN or Inf); try a lower --lr")
-        raise typer.Exit(FAILED)
-
-
 def _print_dry_run(site: JoinOptions, device: str, output: Output) -> None:
     from ..flower.preview import preview
 
@@ -392,7 +352,12 @@ def _print_dry_run(site: JoinOptions, device: str, output: Output) -> None:
         )
 
 
-def _check_installed() -> None:
+def check_flower() -> None:
+    """Check that Flower is installed, and keep it from calling home.
+
+    Raises:
+        FedclipError: it is not.
+    """
     if find_spec("flwr") is None:
         raise FedclipError(
             "federation across sites needs Flower, which is not installed; pip install "

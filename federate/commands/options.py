@@ -14,12 +14,16 @@ from ...cache.commands import complete_cache
 from ...cache.common.extras import load_extra
 from ...cache.common.fields import Option, option
 from ...cache.common.options import Also, Chosen, DeviceOptions, flag, given
+from ..flower import ENGINE as FLOWER
 from ..settings import PAPER, PRESETS, REGISTRIES, Settings, method_options, settings_options
 
 if TYPE_CHECKING:
     from ...cache import CacheFolder, FeatureCache
     from ..runs.experiment import Experiment, MakeModel
     from ..runs.loggers import MakeLogger
+
+# What trains clients in this process.
+_ENGINES = ("auto", "plain", "threads", "batched")
 
 # Options that --resume leaves a choice in.
 _WITH_RESUME = frozenset(
@@ -63,7 +67,19 @@ class ComputeOptions(DeviceOptions):
 
     engine: str = option(
         "auto",
-        choices=("auto", "plain", "threads", "batched", "flower"),
+        choices=_ENGINES,
+        help="What trains the clients. All produce the same numbers but for rounding; auto takes "
+        "the fastest.",
+    )
+
+
+@dataclass(frozen=True)
+class EngineOptions(ComputeOptions):
+    """Where and by what clients are trained, in this process or by Flower."""
+
+    engine: str = option(
+        "auto",
+        choices=(*_ENGINES, FLOWER),
         help="What trains the clients. All produce the same numbers but for rounding; auto takes "
         "the fastest, and flower is Flower's simulation of federation across sites.",
     )

@@ -24,6 +24,7 @@ from ..data.federation import (
     class_vectors_of,
     logit_scale_of,
 )
+from ..flower import ENGINE as FLOWER
 from ..models.base import Model
 from ..models.classifier import FACTS_VERSION
 from ..settings import TEXT, Settings
@@ -52,7 +53,7 @@ class Experiment:
         runs_dir: Where runs are kept.
         name: The run's folder; None for a name made of the cache, settings and seed.
         overwrite: Whether a run of that name may be replaced.
-        engine: What trains the clients; the numbers depend on it only by rounding.
+        engine: What trains the clients, or Flower's; the numbers depend on it only by rounding.
         keep: One of `KEEP`: which parameters are left when the run is over.
         loggers: What else follows each run, besides its records.
     """
@@ -92,6 +93,8 @@ class Experiment:
 
     @cached_property
     def _engine_in_use(self) -> str:
+        if self.engine == FLOWER:
+            return FLOWER
         if not self.model.stackable and self.engine == AUTO:
             return "plain"
         first = self.clients[0]

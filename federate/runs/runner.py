@@ -7,10 +7,12 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import NamedTuple
 
+from ...cache import FedclipError
 from ...cache.common.files import check_writable, path_for
 from ...cache.common.progress import Progress, first_of, no_progress
 from ...cache.common.text import counted
 from ..data.federation import MIN_ROWS, FeaturePool
+from ..flower import ENGINE as FLOWER
 from ..models.classifier import CLASS_TEXTS
 from ..server import Round
 from ..simulation import Callback, Run, simulate
@@ -29,49 +31,22 @@ SAVING_SHARE = 0.01
 SAVING_COST = 0.01
 
 
-class Trial:
-    """An experiment and its folder: one run in it, or one for each target below it.
+class Targets:
+    """An experiment's folder: one run in it, or one for each target below it.
 
     Args:
         experiment: What to run.
-        pool: Its cache's features, rescaled according to its settings.
         resume: Whether to continue with what is there; otherwise there must be nothing, or
             something that may be overwritten.
-        callbacks: Called besides what records the runs.
-
-    Raises:
-        FedclipError: the input makes no sense; nothing was written then.
     """
 
-    def __init__(
-        self,
-        experiment: Experiment,
-        pool: FeaturePool,
-        *,
-        resume: bool = False,
-        callbacks: Sequence[Callback] = (),
-    ) -> None:
+    def __init__(self, experiment: Experiment, *, resume: bool = False) -> None:
         self.experiment = experiment
-        self._callbacks = callbacks
-        self.federations = [
-            pool.federation(experiment.settings, target) for target in experiment.targets
-        ]
         self._resume = resume
         self._folder = RunFolder(experiment.folder)
         self._several = len(experiment.targets) > 1
         self._results: dict[str | None, RunResult] = {}
         self._claim = ExitStack()
-
-    @property
-    def clients(self) -> set[str]:
-        """Names of all clients, those that were dropped too."""
-        names = {client.name for each in self.federations for client in each.participants}
-        return names | self.dropped.keys()
-
-    @property
-    def dropped(self) -> dict[str, int]:
-        """Clients that the partition left with too few rows: name and rows."""
-        return {name: rows for each in self.federations for name, rows in each.dropped}
 
     @property
     def results(self) -> list[RunResult]:
@@ -93,12 +68,14 @@ class Trial:
             return self.results[0]
         return summary_of(self.results, complete=self.complete)
 
-    def runs(self) -> Iterator[Run]:
+    def places(self) -> Iterator[tuple[str | None, RunFolder]]:
         """Begin or resume the runs that are not over, one by one as they are asked for.
 
+        Yields:
+            The target, and the folder of its run.
+
         Raises:
-            FedclipError: the folder has another run, or one that another process is working
-                on, or what was saved of a run is damaged.
+            FedclipError: the folder has another run, or one that another process is working on.
         """
         experiment, folder = self.experiment, self._folder
         if self._resume and folder.begun:
@@ -108,7 +85,7 @@ class Trial:
         else:
             folder.begin(experiment.config(experiment.target), overwrite=experiment.overwrite)
         self._claim.enter_context(folder.claimed())
-        for target, federation in zip(experiment.targets, self.federations, strict=True):
+        for target in experiment.targets:
             place = folder
             if self._several and target is not None:
                 place = RunFolder(path_for(folder.path, target))
@@ -119,13 +96,7 @@ class Trial:
                 place.clear()
                 self.put(result)
             else:
-                recorder = Recorder(self, place)
-                settings, engine = experiment.settings, experiment.engine
-                loggers = [make(place.path) for make in experiment.loggers]
-                own, callbacks = experiment.keep == KEEP_ALL, [recorder, *self._callbacks, *loggers]
-                run = Run(federation, settings, experiment.model, engine, callbacks, keep_own=own)
-                recorder.restore(run)
-                yield run
+                yield target, place
 
     def put(self, result: RunResult) -> None:
         """Take a run's result; sum up if it is the last, or no more will come."""
@@ -138,6 +109,66 @@ class Trial:
     def release(self) -> None:
         """Allow other processes to use the folder."""
         self._claim.close()
+
+
+class Trial(Targets):
+    """An experiment's runs in this process.
+
+    Args:
+        experiment: What to run.
+        pool: Its cache's features, rescaled according to its settings.
+        resume: As of `Targets`.
+        callbacks: Called besides what records the runs.
+
+    Raises:
+        FedclipError: the input makes no sense; nothing was written then.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        pool: FeaturePool,
+        *,
+        resume: bool = False,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        super().__init__(experiment, resume=resume)
+        if experiment.engine == FLOWER:
+            raise FedclipError(
+                f"--engine {FLOWER}: is for fedclip federate only; choose another engine"
+            )
+        self._callbacks = callbacks
+        self._federations = {
+            target: pool.federation(experiment.settings, target) for target in experiment.targets
+        }
+
+    @property
+    def clients(self) -> set[str]:
+        """Names of all clients, those that were dropped too."""
+        federations = self._federations.values()
+        names = {client.name for each in federations for client in each.participants}
+        return names | self.dropped.keys()
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Clients that the partition left with too few rows: name and rows."""
+        return {name: rows for each in self._federations.values() for name, rows in each.dropped}
+
+    def runs(self) -> Iterator[Run]:
+        """Begin or resume the runs that are not over, one by one as they are asked for.
+
+        Raises:
+            FedclipError: as `places`, or what was saved of a run is damaged.
+        """
+        for target, place in self.places():
+            experiment, recorder = self.experiment, Recorder(self, place)
+            settings, engine = experiment.settings, experiment.engine
+            loggers = [make(place.path) for make in experiment.loggers]
+            own, callbacks = experiment.keep == KEEP_ALL, [recorder, *self._callbacks, *loggers]
+            federation = self._federations[target]
+            run = Run(federation, settings, experiment.model, engine, callbacks, keep_own=own)
+            recorder.restore(run)
+            yield run
 
 
 class Recorder(Callback):
