@@ -15,7 +15,7 @@ import shutil
 import stat
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -313,12 +313,24 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def folder_size(path: Path | str) -> int:
-    """Return the size of all files below a folder, in bytes; 0 if it does not exist."""
-    total = 0
-    with suppress(FileNotFoundError):
-        for entry in os.scandir(path):
-            if entry.is_dir(follow_symlinks=False):
-                total += folder_size(entry.path)
-            else:
-                total += entry.stat(follow_symlinks=False).st_size
-    return total
+    """Return the size of all files below a folder, in bytes; what cannot be read has none."""
+    return sum(map(entry_size, entries_of(path)))
+
+
+def entry_size(entry: os.DirEntry[str]) -> int:
+    """Return the size of a file, or of all files below a folder, in bytes."""
+    try:
+        if entry.is_dir(follow_symlinks=False):
+            return folder_size(entry.path)
+        return entry.stat(follow_symlinks=False).st_size
+    except OSError:  # it was removed meanwhile
+        return 0
+
+
+def entries_of(path: Path | str) -> list[os.DirEntry[str]]:
+    """List what is in a folder; nothing if it does not exist or cannot be read."""
+    try:
+        with os.scandir(path) as entries:
+            return [*entries]
+    except (OSError, ValueError):  # a path with a NUL is a ValueError
+        return []

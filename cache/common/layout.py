@@ -8,6 +8,7 @@ are broken instead. Nothing is cut off.
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -96,12 +97,18 @@ def _divided(grid: _Grid, width: int, labels: int) -> list[_Grid]:
 def _blocks(grid: _Grid, width: int, labels: int) -> list[_Grid]:
     """Divide a grid's columns into blocks that fit; nothing if labels leave no room for them."""
     first = [*range(labels)]
-    blocks: list[list[int]] = []
+    together: list[list[int]] = []
     for at in range(labels, len(grid.headings)):
-        if blocks and grid.of_columns([*blocks[-1], at]).fits(width):
-            blocks[-1].append(at)
+        if together and grid.joined[at]:
+            together[-1].append(at)
         else:
-            blocks.append([*first, at])
+            together.append([at])
+    blocks: list[list[int]] = []
+    for columns in together:
+        if blocks and grid.of_columns([*blocks[-1], *columns]).fits(width):
+            blocks[-1] += columns
+        else:
+            blocks.append([*first, *columns])
     parts = [grid.of_columns(columns).without_blanks(labels, grid) for columns in blocks]
     return parts if all(each.fits(width) for each in parts) else []
 
@@ -113,6 +120,7 @@ class _Grid:
     Attributes:
         right: Whether each column is aligned to the right.
         wraps: Whether each column's cells may be wrapped.
+        joined: Whether each column stays beside the one before it.
         ruled: Number of the row that has a line above it, if any.
         rule: Character of lines.
         most: Largest width of each column; empty if they depend on what is in them.
@@ -122,6 +130,7 @@ class _Grid:
     rows: Sequence[Sequence[str]]
     right: Sequence[bool]
     wraps: Sequence[bool]
+    joined: Sequence[bool] = ()
     ruled: int | None = None
     rule: str = ""
     most: Sequence[int] = ()
@@ -134,6 +143,7 @@ class _Grid:
             rows=table.texts(),
             right=[table.numeric(at) for at in shown],
             wraps=[table.columns[at].wraps for at in shown],
+            joined=[table.columns[at].joined for at in shown],
             ruled=len(table.rows) if table.footer else None,
             rule=rule,
         )
@@ -215,6 +225,9 @@ class _Grid:
                 yield Line(text)
 
     def _row(self, cells: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
+        if all(map(operator.le, map(_cells, cells), widths)):  # nothing to wrap
+            yield _GAP.join(map(_pad, cells, widths, self.right)).rstrip(" ")
+            return
         folded = [_fold(cell, width) for cell, width in zip(cells, widths, strict=True)]
         for number in range(max(map(len, folded))):
             texts = [lines[number] if number < len(lines) else "" for lines in folded]
@@ -227,12 +240,16 @@ def _total(widths: Sequence[int]) -> int:
 
 
 def _pad(text: str, width: int, right: bool) -> str:
+    if text.isascii():
+        return text.rjust(width) if right else text.ljust(width)
     space = " " * (width - _cells(text))
     return space + text if right else text + space
 
 
 def _cells(text: str) -> int:
     """Return how wide a terminal shows a text; letters of East Asian scripts take two cells."""
+    if text.isascii():
+        return len(text)
     from rich.cells import cell_len
 
     return cell_len(text)
@@ -240,10 +257,10 @@ def _cells(text: str) -> int:
 
 def _fold(text: str, width: int) -> list[str]:
     """Wrap a text between words; only a word wider than a line is broken."""
-    from rich.cells import chop_cells
-
     if _cells(text) <= width:
         return [text] if text else []
+    from rich.cells import chop_cells
+
     lines: list[str] = []
     for word in text.split(" "):
         if lines and _cells(lines[-1]) + 1 + _cells(word) <= width:

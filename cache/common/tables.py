@@ -155,6 +155,7 @@ class Column:
         wraps: Whether cells are sentences or lists, which may be wrapped between words.
         best: Which of its numbers are in bold in LaTeX and Markdown, if any.
         hidden: Whether only csv and json have it.
+        joined: Whether a table that is split keeps it beside the column before it.
     """
 
     name: str
@@ -163,6 +164,7 @@ class Column:
     wraps: bool = False
     best: Literal["max", "min"] | None = None
     hidden: bool = False
+    joined: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 
 from ...cache import FedclipError
 from ..report.cells import Interval
-from ..report.compare import Arm, arm_of, compare
+from ..report.compare import Arm, arm_of, compare, zero_shot_of
 from ..runs.catalog import RecordedRun
-from ..runs.folder import RunFolder
 from ..runs.predictions import ADAPTED
-from .grid import show
+from .grid import Baseline, show
 from .summary import Summary
 
 # The figure that is compared: the one that the table is sorted by.
 FIGURE = "mean"
 
 
-def differences(summaries: Sequence[Summary], baseline: Mapping[str, str]) -> list[Interval | None]:
+def differences(summaries: Sequence[Summary], baseline: Baseline) -> list[Interval | None]:
     """Compare each setting with its baseline, image by image.
 
     Args:
         summaries: The settings, best first.
-        baseline: Values of options: each setting is compared with the one that has these values
-            and is otherwise the same. None of them: with the best setting.
+        baseline: What they are compared with.
 
     Returns:
         The difference of the mean accuracy; None for a baseline itself, and where predictions
@@ -32,20 +30,27 @@ def differences(summaries: Sequence[Summary], baseline: Mapping[str, str]) -> li
     """
     by_values = {_values(each): each for each in summaries}
     arms = cache(_arm)
-    found: list[Interval | None] = []
-    for each in summaries:
-        wanted = {name: show(value) for name, value in each.values.items()} | dict(baseline)
-        other = by_values.get(tuple(wanted.values())) if baseline else summaries[0]
-        first, second = (None if one is None else arms(one) for one in (other, each))
-        if other is each or first is None or second is None:
-            found.append(None)
-            continue
-        try:
-            line = compare(first, second).line(FIGURE)
-        except FedclipError:
-            line = None
-        found.append(None if line is None else line.interval)
-    return found
+
+    def before(summary: Summary) -> Arm | None:
+        if baseline.zero_shot:
+            own = arms(summary)
+            return own and zero_shot_of(own)
+        wanted = {name: show(value) for name, value in summary.values.items()}
+        wanted |= baseline.values
+        other = by_values.get(tuple(wanted.values())) if baseline.values else summaries[0]
+        return None if other is None or other is summary else arms(other)
+
+    return [_difference(before(each), arms(each)) for each in summaries]
+
+
+def _difference(first: Arm | None, second: Arm | None) -> Interval | None:
+    if first is None or second is None:
+        return None
+    try:
+        line = compare(first, second).line(FIGURE)
+    except FedclipError:
+        return None
+    return None if line is None else line.interval
 
 
 def _values(summary: Summary) -> tuple[str, ...]:
@@ -55,10 +60,7 @@ def _values(summary: Summary) -> tuple[str, ...]:
 def _arm(summary: Summary) -> Arm | None:
     """Read the predictions of a setting's finished runs; None if some are missing."""
     done = [entry for entry in summary.entries if entry.result and entry.status == "finished"]
-    runs = [
-        RecordedRun(entry.experiment.folder, RunFolder(entry.experiment.folder).read_config())
-        for entry in done
-    ]
+    runs = [RecordedRun(entry.experiment.folder) for entry in done]
     try:
         return arm_of(", ".join(_values(summary)), runs, ADAPTED) if runs else None
     except FedclipError:

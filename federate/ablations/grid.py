@@ -3,7 +3,7 @@
 import math
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ...cache.common.text import short_exponent
 from .grids import NAMES as GRIDS
 
 SEED = "seed"
-BEST = "best"
+BEST, ZERO_SHOT = "best", "zero-shot"
 SEEDS = "seeds"
 ZIP = "zip"
 
@@ -173,29 +173,50 @@ def split_set(text: str) -> tuple[str, list[str]]:
     return name.strip(), [value.strip() for value in values.split(",") if value.strip()]
 
 
+@dataclass(frozen=True)
+class Baseline:
+    """What each setting of an ablation is compared with; by default the best one.
+
+    Attributes:
+        values: Values of options: each setting is compared with the one that has these values
+            and is otherwise the same.
+        zero_shot: Whether each setting is compared with its own zero-shot predictions.
+    """
+
+    values: Mapping[str, str] = field(default_factory=dict)
+    zero_shot: bool = False
+
+    @property
+    def name(self) -> str:
+        """How `--baseline` spells it."""
+        if self.zero_shot:
+            return ZERO_SHOT
+        return ",".join(f"{name}={value}" for name, value in self.values.items()) or BEST
+
+
 def read_baseline(
     text: str, values: Mapping[str, Sequence[Any]], parse: Callable[[str, Any], Any]
-) -> dict[str, str]:
-    """Turn the value of `--baseline` into values of options that vary; none stand for the best.
+) -> Baseline:
+    """Read the value of `--baseline`.
 
     Args:
-        text: `best`, or ``NAME=VALUE,NAME=VALUE``.
+        text: `best`, `zero-shot`, or ``NAME=VALUE,NAME=VALUE``.
         values: Of each option that varies.
         parse: Parses a value of an option.
 
     Raises:
         FedclipError: an option or its value is not part of the ablation.
     """
-    if text == BEST:
-        return {}
+    if text in (BEST, ZERO_SHOT):
+        return Baseline(zero_shot=text == ZERO_SHOT)
     chosen = {}
     for part in text.split(","):
         written, equals, value = part.partition("=")
         name = written.strip().replace("-", "_")
         if not equals or name not in values:
             raise FedclipError(
-                f"--baseline {text}: must be {BEST}, or NAME=VALUE with an option that varies"
-                f"{suggest(name, [*values])}"
+                f"--baseline {text}: must be {BEST}, {ZERO_SHOT}, or NAME=VALUE with an option "
+                f"that varies{suggest(name, [*values])}"
             )
         known = [show(each) for each in values[name]]
         own = show(parse(name, value.strip()))
@@ -204,7 +225,7 @@ def read_baseline(
                 f"--baseline {part.strip()}: is not in this ablation{suggest(own, known)}"
             )
         chosen[name] = own
-    return chosen
+    return Baseline(chosen)
 
 
 def _groups(file: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -61,9 +61,9 @@ class GridOptions:
     )
     baseline: str = option(
         "best",
-        metavar="best|NAME=VALUE",
-        help="What each setting is compared with, image by image: the best one, or the one with "
-        "this value and otherwise the same.",
+        metavar="best|zero-shot|NAME=VALUE",
+        help="What each setting is compared with, image by image: the best one, its own zero-shot "
+        "predictions, or the one with this value and otherwise the same.",
     )
     yes: bool = option(False, help=f"Do not ask before more than {MANY_RUNS} runs.")
 
@@ -211,7 +211,7 @@ def ablate(
         done = run_ablation(runs, progress, save.save_every)
     write_csv(table, runs, combinations.names)
     summaries = summarize(runs, combinations.names)
-    output.table(ablation_table(summaries, differences(summaries, baseline), baseline))
+    output.table(ablation_table(summaries, differences(summaries, baseline), baseline.name))
     output.note(f"runs       {table}")
     if left_out := describe_left_out(runs):
         output.note(left_out)

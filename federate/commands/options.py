@@ -168,7 +168,8 @@ class KeepOptions:
         "personal",
         choices=("personal", "shared", "none"),
         help="Parameters that a finished run leaves: the server's and each participant's own, "
-        "if the strategy makes any (personal), the server's only (shared), or none.",
+        "if the strategy makes any (personal), the server's only (shared), or none. Without "
+        "participants' own models, what they predict is not kept, and has no metrics but accuracy.",
     )
 
 

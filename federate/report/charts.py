@@ -33,6 +33,10 @@ SETTINGS_SHOWN = 8
 CLASSES_SHOWN = 30
 
 
+# Fewer than the colors, so that color and shape together repeat late.
+_SHAPES = ("circle", "square", "triangle-up", "cross", "diamond", "triangle-down", "triangle-left")
+
+
 @dataclass(frozen=True)
 class Chart:
     """A chart and what it says.
@@ -92,8 +96,9 @@ def over_rounds(setting: Setting, *, wide: bool) -> Chart | None:
     return Chart(
         "accuracy-over-rounds",
         "Accuracy over rounds",
-        f"Test accuracy by {noun}, the mean over seeds and targets. Dashed lines are zero-shot. "
-        "Click a name to see it alone.",
+        f"Test accuracy by {noun}, the mean over seeds and targets."
+        + (" Dashed lines are zero-shot." if zero else "")
+        + " Click a name to see it alone.",
         specification(
             rows,
             300,
@@ -110,26 +115,32 @@ def over_rounds(setting: Setting, *, wide: bool) -> Chart | None:
                         "tooltip": [*tip, *tooltip(("round", "round", "d"))],
                     },
                 },
-                {
-                    "data": {"values": zero},
-                    "mark": {"type": "rule", "strokeDash": [5, 4], "strokeWidth": 1.5},
-                    "encoding": {
-                        "y": by_share("accuracy", "test accuracy"),
-                        "color": color,
-                        "opacity": PICKED,
-                        "tooltip": tip,
-                    },
-                },
+                *_dashed(
+                    zero,
+                    y=by_share("accuracy", "test accuracy"),
+                    color=color,
+                    opacity=PICKED,
+                    tooltip=tip,
+                ),
             ],
         ),
         wide=wide,
     )
 
 
+def _dashed(rows: Sequence[Mapping[str, Any]], **encoding: Any) -> list[Spec]:
+    """Return a layer of dashed lines across a chart; none without rows, which have no extent."""
+    if not rows:
+        return []
+    mark = {"type": "rule", "strokeDash": [5, 4], "strokeWidth": 1.5}
+    return [{"data": {"values": [*rows]}, "mark": mark, "encoding": encoding}]
+
+
 def against_bytes(collection: Collection) -> Chart | None:
     """Draw the mean accuracy of the first settings against what crossed the network."""
     rows, names = [], []
-    for setting in collection.settings[:SETTINGS_SHOWN]:
+    shown = collection.settings[:SETTINGS_SHOWN]
+    for setting, name in zip(shown, _short_names(shown), strict=True):
         points: dict[int, list[tuple[float, float]]] = {}
         for _, lines in setting.rounds:
             for line in lines:
@@ -137,9 +148,9 @@ def against_bytes(collection: Collection) -> Chart | None:
                 points.setdefault(line.number, []).append(point)
         for number, found in sorted(points.items()):
             sent, accuracy = (statistics.fmean(each) for each in zip(*found, strict=True))
-            rows.append({"of": setting.name, "round": number, "sent": sent, "accuracy": accuracy})
+            rows.append({"of": name, "round": number, "sent": sent, "accuracy": accuracy})
         if points:
-            names.append(setting.name)
+            names.append(name)
     if not rows:
         return None
     before = collection.best.spread("mean", zero_shot=True)
@@ -150,7 +161,7 @@ def against_bytes(collection: Collection) -> Chart | None:
         "accuracy-against-bytes",
         "Accuracy against bytes sent",
         "Mean accuracy over the clients against what all clients and the server sent each other, "
-        f"round by round; dashed is zero-shot.{said}",
+        f"round by round{'; dashed is zero-shot' if zero else ''}.{said}",
         specification(
             rows,
             300,
@@ -165,7 +176,9 @@ def against_bytes(collection: Collection) -> Chart | None:
                             "of",
                             None,
                             scale={"domain": names},
-                            legend={"columns": 1} if len(names) > 1 else None,
+                            legend={"columns": 1, "labelLimit": {"expr": "max(100, width - 20)"}}
+                            if len(names) > 1
+                            else None,
                         ),
                         "order": {"field": "round", "type": "quantitative"},
                         "opacity": PICKED,
@@ -177,23 +190,33 @@ def against_bytes(collection: Collection) -> Chart | None:
                         ),
                     },
                 },
-                {
-                    "data": {"values": zero},
-                    "mark": {
-                        "type": "rule",
-                        "strokeDash": [5, 4],
-                        "strokeWidth": 1.5,
-                        "color": ZERO_SHOT_COLOR,
-                    },
-                    "encoding": {
-                        "y": by_share("accuracy", "mean accuracy"),
-                        "tooltip": tooltip(("of", "", None), ("accuracy", "accuracy", ".2%")),
-                    },
-                },
+                *_dashed(
+                    zero,
+                    y=by_share("accuracy", "mean accuracy"),
+                    color={"value": ZERO_SHOT_COLOR},
+                    tooltip=tooltip(("of", "", None), ("accuracy", "accuracy", ".2%")),
+                ),
             ],
         ),
         wide=len(collection.settings) > 1,
     )
+
+
+def _short_names(settings: Sequence[Setting]) -> list[str]:
+    """Name settings by the options that differ between them, if that tells them apart."""
+    differing = [
+        option
+        for option in settings[0].options
+        if len({each.options.get(option) for each in settings}) > 1
+    ]
+    names = [
+        ", ".join(
+            f"{option.replace('_', ' ')} {each.options[option] or '-'}" for option in differing
+        )
+        for each in settings
+    ]
+    apart = differing and len({*names}) == len(names)
+    return names if apart else [each.name for each in settings]
 
 
 def calibration(before: Tally | None, after: Tally) -> Chart:
@@ -220,7 +243,8 @@ def calibration(before: Tally | None, after: Tally) -> Chart:
         "calibration",
         "Calibration",
         f"How often a prediction of some confidence is right, in {BINS} bins; points on the "
-        "diagonal are what a confidence should mean, below it the model is too sure. Expected "
+        "diagonal are what a confidence should mean, below it the model is too sure. The larger "
+        "a point, the more samples: small ones are luck. Expected "
         f"calibration error in %: {errors}.",
         specification(
             rows,
@@ -235,11 +259,11 @@ def calibration(before: Tally | None, after: Tally) -> Chart:
                     },
                 },
                 {
-                    "mark": {"type": "line", "strokeWidth": 2},
+                    "mark": {"type": "line", "strokeWidth": 1, "strokeDash": [2, 3]},
                     "encoding": {
                         "x": by_share("confidence", "confidence", scale=unit),
                         "y": by_share("accuracy", "accuracy", scale=unit),
-                        "color": _before_after(),
+                        "color": _before_after(before),
                     },
                 },
                 {
@@ -247,7 +271,7 @@ def calibration(before: Tally | None, after: Tally) -> Chart:
                     "encoding": {
                         "x": by_share("confidence", "confidence", scale=unit),
                         "y": by_share("accuracy", "accuracy", scale=unit),
-                        "color": _before_after(),
+                        "color": _before_after(before),
                         "size": by_number(
                             "samples", "samples", scale={"range": [15, 260]}, legend=None
                         ),
@@ -264,9 +288,11 @@ def calibration(before: Tally | None, after: Tally) -> Chart:
     )
 
 
-def _before_after() -> Spec:
-    scale = {"domain": ["zero-shot", "adapted"], "range": [ZERO_SHOT_COLOR, ACCENT]}
-    return by_name("of", None, scale=scale)
+def _before_after(before: Tally | None) -> Spec:
+    colors = {"adapted": ACCENT}
+    if before is not None:
+        colors = {"zero-shot": ZERO_SHOT_COLOR, **colors}
+    return by_name("of", None, scale={"domain": [*colors], "range": [*colors.values()]})
 
 
 def confusion(name: str, title: str, tally: Tally, classes: Sequence[str]) -> Chart:
@@ -427,11 +453,13 @@ def feature_map(name: str, title: str, drawn: FeatureMap, by: str) -> Chart:
         for domain, label, x, y in drawn.points
     ]
     names = sorted({str(row["of"]) for row in rows})
-    shape = {"shape": by_name("of", None, scale={"domain": names})} if len(names) <= 6 else {}
+    # There are eight colors, so a name is told by its shape as well.
+    shapes = [_SHAPES[at % len(_SHAPES)] for at in range(len(names))]
+    shape = by_name("of", None, scale={"domain": names, "range": shapes})
     shares = ", ".join(f"{100 * share:.0f} %" for share in drawn.shares)
-    text = f"Two principal components of the image features ({shares} of the variance)"
+    text = f"Two principal components of the features ({shares} of the variance)"
     if drawn.sampled:
-        text += f", {len(rows):,} of {drawn.rows:,} images"
+        text += f", {len(rows):,} of {drawn.rows:,} samples"
     axis = {"labels": False, "ticks": False, "grid": False}
     return Chart(
         name,
@@ -446,7 +474,7 @@ def feature_map(name: str, title: str, drawn: FeatureMap, by: str) -> Chart:
                 "x": by_number("x", "first component", axis=axis, scale={"zero": False}),
                 "y": by_number("y", "second component", axis=axis, scale={"zero": False}),
                 "color": by_name("of", None, scale={"domain": names}),
-                **shape,
+                "shape": shape,
                 "opacity": {
                     "condition": {"param": "picked", "value": 0.75, "empty": True},
                     "value": 0.04,
@@ -468,9 +496,9 @@ def turned_dimensions(turned: Turned) -> Chart:
     return Chart(
         "attention",
         "What attention turns up and down",
-        "Mean attention weight of the images of a domain, as a multiple of an equal share: blue is "
-        f"turned up, orange down. The {len(dimensions)} of {turned.dimensions} feature dimensions "
-        f"that differ most{turned.of}.",
+        "Mean attention weight of the samples of a domain, as a multiple of an equal share: blue "
+        f"is turned up, orange down. The {len(dimensions)} of {turned.dimensions} feature "
+        f"dimensions that differ most{turned.of}.",
         specification(
             rows,
             max(120, 34 * len({row["domain"] for row in rows})),
@@ -585,8 +613,9 @@ def two_options(values: Iterable[tuple[str, str, float]], names: tuple[str, str]
         for (x, y), found in cells.items()
     ]
     orders = [sorted({str(row[axis]) for row in rows}, key=_sort_key) for axis in ("x", "y")]
+    crowded = 8 * len("  ".join(orders[0])) > 500  # pixels, in a file
     place = {
-        "x": by_name("x", names[0], sort=orders[0], axis={"labelAngle": -35}),
+        "x": by_name("x", names[0], sort=orders[0], axis={"labelAngle": -35 if crowded else 0}),
         "y": by_name("y", names[1], sort=orders[1]),
     }
     return Chart(

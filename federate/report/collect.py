@@ -8,10 +8,11 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import math
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,10 @@ from ...cache.common.fields import show_value
 from ...cache.common.tables import Spread
 from ..runs.catalog import ROUNDS, RecordedRun, find_recorded, find_runs
 from ..runs.find import Fetch
-from ..runs.predictions import ADAPTED, ZERO_SHOT
+from ..runs.predictions import ADAPTED
 from ..runs.results import RunResult
 from .cells import Interval
-from .compare import Arm, Comparison, arm_of, compare
+from .compare import Arm, Comparison, arm_of, compare, zero_shot_of
 
 logger = logging.getLogger(__name__)
 
@@ -103,13 +104,7 @@ class Setting:
     @cached_property
     def zero_shot(self) -> Arm | None:
         """What the features themselves predict; None if they do not, or if it was not kept."""
-        arm = self.arm
-        if arm is None or any(
-            ZERO_SHOT not in each.predictions.classes for each in arm.members.values()
-        ):
-            return None
-        members = {key: replace(each, model=ZERO_SHOT) for key, each in arm.members.items()}
-        return Arm("zero-shot", members)
+        return self.arm and zero_shot_of(self.arm)
 
     @cached_property
     def gain(self) -> Comparison | None:
@@ -142,13 +137,17 @@ def _rounds(path: Path) -> Iterator[RoundLine]:
     """Read the rounds in which test parts were evaluated; damaged lines end them."""
     sent = 0
     try:
+        if not path.is_file():  # such as a pipe, which has no end
+            return
         for text in path.read_text(encoding="utf-8").splitlines():
             line = json.loads(text)
             sent += int(line["bytes_up"]) + int(line["bytes_down"])
             if line["test"]:
                 test = {str(name): float(value) for name, value in line["test"].items()}
+                if not all(map(math.isfinite, test.values())):
+                    raise ValueError
                 yield RoundLine(int(line["round"]), test, sent)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ArithmeticError, ValueError, TypeError, KeyError, AttributeError):
         return
 
 
@@ -209,7 +208,8 @@ def collect(runs_dir: Path, names: Sequence[str], fetch: Fetch | None = None) ->
     settings, options = _grouped([*runs.values()])
     settings.sort(key=lambda setting: setting.rank, reverse=True)
     if settings[0].rank < 0:
-        raise FedclipError(f"{settings[0].runs[0].path}: has no result yet; resume it")
+        run = settings[0].runs[0]
+        raise FedclipError(run.problem or f"{run.path}: has no accuracy, as it {run.status}")
     datasets = dict.fromkeys(run.dataset for run in runs.values())
     return Collection(", ".join(datasets), settings, options, _missing(settings))
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from typing import NamedTuple
@@ -30,7 +30,7 @@ from ...cache import FedclipError
 from ...cache.common.tables import Column, Table, percent, points
 from ...cache.common.text import counted, inflected
 from ..runs.catalog import RecordedRun
-from ..runs.predictions import NOTHING, Predictions
+from ..runs.predictions import NOTHING, ZERO_SHOT, Predictions
 from ..runs.results import FIGURES, RunResult
 from ..seeding import generator
 from .cells import Interval
@@ -54,6 +54,14 @@ class Key(NamedTuple):
     target: str | None
 
 
+class _Image(NamedTuple):
+    """What identifies an image in every run over it."""
+
+    dataset: str
+    domain: str
+    id: bytes
+
+
 @dataclass(frozen=True, eq=False)
 class Member:
     """A run with its predictions.
@@ -62,11 +70,13 @@ class Member:
         predictions: For its test samples.
         domains: Domain of each client.
         model: The model that predicts, one of `predictions.MODELS`.
+        dataset: Name of the dataset; images of two datasets differ, whatever their ids are.
     """
 
     predictions: Predictions
     domains: Mapping[str, str]
     model: str
+    dataset: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,6 +193,9 @@ def arm_of(name: str, runs: Sequence[RecordedRun], model: str) -> Arm:
     """
     members = {}
     for run in runs:
+        for problem in (each.problem for each in (run, *run.parts)):
+            if problem:
+                raise FedclipError(problem)
         for part in run.parts:
             predictions = part.predictions
             if not isinstance(part.result, RunResult) or model not in predictions.classes:
@@ -190,8 +203,16 @@ def arm_of(name: str, runs: Sequence[RecordedRun], model: str) -> Arm:
                     f"{part.path}: has no {model.replace('_', '-')} predictions to compare"
                 )
             key = Key(run.seed, part.result.target)
-            members[key] = Member(predictions, part.result.domains, model)
+            members[key] = Member(predictions, part.result.domains, model, run.dataset)
     return Arm(name, members)
+
+
+def zero_shot_of(arm: Arm) -> Arm | None:
+    """Return what the features themselves predict; None if they do not, or if it was not kept."""
+    if any(ZERO_SHOT not in each.predictions.classes for each in arm.members.values()):
+        return None
+    members = {key: replace(each, model=ZERO_SHOT) for key, each in arm.members.items()}
+    return Arm("zero-shot", members)
 
 
 def compare(first: Arm, second: Arm, draws: int = DRAWS) -> Comparison:
@@ -205,7 +226,7 @@ def compare(first: Arm, second: Arm, draws: int = DRAWS) -> Comparison:
     Raises:
         FedclipError: they have no seed, no target or no image in common.
     """
-    numbers: dict[tuple[str, bytes], int] = {}
+    numbers: dict[_Image, int] = {}
     pairs, unpaired = [], 0
     for key, one, other in _matched(first, second):
         pair, missing = _pair(key, one, other, numbers)
@@ -249,9 +270,7 @@ def _matched(first: Arm, second: Arm) -> Iterator[tuple[Key, Member, Member]]:
                 yield keys[0], first.members[keys[0]], second.members[keys[1]]
 
 
-def _pair(
-    key: Key, one: Member, other: Member, numbers: dict[tuple[str, bytes], int]
-) -> tuple[_Pair, int]:
+def _pair(key: Key, one: Member, other: Member, numbers: dict[_Image, int]) -> tuple[_Pair, int]:
     """Match two runs' images by domain and id, and count those that only one has."""
     rows = [_rows(member) for member in (one, other)]
     both = [image for image in rows[0] if image in rows[1]]
@@ -261,7 +280,7 @@ def _pair(
         for member, which in ((one, mine), (other, theirs))
     ]
     same = bool((names[0] == names[1]).all())
-    labels = [*names[0]] if same else [image[0] for image in both]
+    labels = [*names[0]] if same else [image.domain for image in both]
     groups = tuple(dict.fromkeys(labels))
     place = {name: index for index, name in enumerate(groups)}
     target = next(
@@ -283,14 +302,14 @@ def _pair(
     return pair, len(rows[0]) + len(rows[1]) - 2 * len(both)
 
 
-def _rows(member: Member) -> dict[tuple[str, bytes], int]:
-    """Return the rows that the member's model predicts, by domain and id."""
+def _rows(member: Member) -> dict[_Image, int]:
+    """Return the rows that the member's model predicts, by image."""
     predictions = member.predictions
     domains = [member.domains.get(client, client) for client in predictions.clients]
     known = np.flatnonzero(predictions.classes[member.model] != NOTHING)
     clients, ids = predictions.client[known].tolist(), predictions.ids[known].tolist()
     return {
-        (domains[client], name): row
+        _Image(member.dataset, domains[client], name): row
         for client, name, row in zip(clients, ids, known.tolist(), strict=True)
     }
 
@@ -432,7 +451,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
         Column("from", hidden=True),
         Column("seeds", hidden=not several),
         Column("of"),
-        Column("images"),
+        Column("samples"),
         Column("before", show=percent),
         Column("after", show=percent),
         Column("difference", show=points),

@@ -1,6 +1,6 @@
 """Runs as tables: a list of them, and one in detail.
 
-Importing this imports no torch.
+Importing this imports neither torch nor numpy.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import reduce
 from operator import add
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.filesize import decimal
 
@@ -17,10 +17,11 @@ from ...cache.common.fields import show_value
 from ...cache.common.tables import Cell, Column, Table, percent
 from ...cache.common.text import counted
 from ..runs.catalog import RecordedRun
-from ..runs.predictions import ADAPTED, ZERO_SHOT
 from ..runs.results import RunResult
-from ..training.metrics import Tally
 from .cells import Accuracy
+
+if TYPE_CHECKING:
+    from ..training.metrics import Tally
 
 # Classes that a run is shown with, those that changed most.
 CLASSES_SHOWN = 20
@@ -66,6 +67,7 @@ def facts_table(run: RecordedRun) -> Table:
         "run": run.hub or run.path,
         **({} if run.hub else {"started": datetime.fromtimestamp(run.started)}),
         "status": run.status,
+        "problem": run.problem,
         "cache": run.cache,
         "target": run.target,
         "preset": str(run.config.get("preset", "")),
@@ -79,7 +81,8 @@ def facts_table(run: RecordedRun) -> Table:
         "fedclip": str(run.config.get("fedclip", "")),
         "size": decimal(run.bytes),
     }
-    return Table([Column("fact"), Column("value", wraps=True)], [*facts.items()])
+    known = [(name, value) for name, value in facts.items() if value != ""]
+    return Table([Column("fact"), Column("value", wraps=True)], known)
 
 
 def _shown(value: Any) -> str:
@@ -131,6 +134,8 @@ def classes_table(run: RecordedRun) -> Table:
     Raises:
         FedclipError: the predictions are missing or damaged.
     """
+    from ..runs.predictions import ADAPTED, ZERO_SHOT
+
     kept = [part.predictions for part in run.parts]
     names = kept[0].class_names
     before, after = (

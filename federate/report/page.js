@@ -94,7 +94,9 @@
       own.data.values = rows;
       const sorts = { x: order(rows.map((row) => row.x)), y: order(rows.map((row) => row.y)) };
       own.height = Math.max(160, Math.min(560, 40 * sorts.y.length));
+      const crowded = 8 * sorts.x.join("  ").length > heat.clientWidth - 80;
       for (const { encoding } of own.layer) {
+        encoding.x.axis.labelAngle = crowded ? -35 : 0;
         for (const axis of ["x", "y"]) {
           encoding[axis].sort = sorts[axis];
           encoding[axis].title = options[picked[axis === "x" ? 0 : 1]];

@@ -25,7 +25,7 @@ import numpy as np
 from ... import __version__
 from ...cache.common.extras import load_extra
 from ...cache.common.files import replacing
-from ...cache.common.text import counted, printable
+from ...cache.common.text import counted, inflected, printable
 from ..runs.predictions import ADAPTED, ZERO_SHOT
 from ..runs.results import FIGURES
 from ..training.metrics import Tally
@@ -41,6 +41,9 @@ FILE_WIDTH = 620
 
 # Images that changed side most often that are listed.
 IMAGES = 40
+
+# A column has room for texts if its longest cell, as HTML, has more characters than this.
+LONG = 24
 
 _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline' 'unsafe-eval'; "
@@ -193,7 +196,12 @@ def _page(
         )
         if drawn["options"]
         else "",
-        _section("clients", _of_best("By client", collection), _CLIENTS, _clients(collection)),
+        _section(
+            "clients",
+            _of_best("By client", collection),
+            _CLIENTS if collection.best.gain else _RECORDED,
+            _clients(collection),
+        ),
         _section("rounds", _of_best("Training", collection), "", _cards(drawn["rounds"])),
         _section("classes", _of_best("Classes", collection), _CLASSES, _cards(drawn["classes"]))
         if drawn["classes"]
@@ -201,7 +209,7 @@ def _page(
         _section("features", "Features", "", _cards(drawn["features"]))
         if drawn["features"]
         else "",
-        _section("images", _of_best("Images that change side", collection), *_images(collection)),
+        _section("images", _of_best("Samples that change side", collection), *_images(collection)),
         _section("made", "How it was made", "", _made(collection, missing)),
     ]
     every = {chart.name: chart.spec for section in drawn.values() for chart in section}
@@ -252,7 +260,7 @@ _LINKS = {
     "rounds": "Training",
     "classes": "Classes",
     "features": "Features",
-    "images": "Images",
+    "images": "Samples",
     "made": "How it was made",
 }
 
@@ -262,6 +270,7 @@ _CLIENTS = (
     "domain left out, personalization the mean over the others; where several domains are left out "
     "in turn, each is listed with its accuracy as that."
 )
+_RECORDED = "Test accuracy in % at the best round, the mean over seeds and targets."
 _CLASSES = "All test samples of all clients, seeds and targets together."
 
 
@@ -357,13 +366,19 @@ def _sentences(collection: Collection) -> tuple[str, str]:
             f"<strong>{100 * (after.mean - before.mean):+.1f} points</strong> over zero-shot; "
             "without kept predictions it is not known whether that is noise."
         )
+    else:
+        said.append("Without class texts it has no zero-shot accuracy.")
     known = [each for each in collection.behind if each is not None]
     if known:
         behind = sum(each.beyond_noise for each in known)
-        said.append(
-            f"Of the other {len(known)} settings, {behind} are behind it by more than noise, "
-            f"{len(known) - behind} are within noise of it."
-        )
+        if len(known) == 1:
+            sure = "behind it by more than noise" if behind else "within noise of it"
+            said.append(f"The other setting is {sure}.")
+        else:
+            said.append(
+                f"Of {len(known)} other settings, {behind or 'none'} "
+                f"{inflected(behind, 'is', 'are')} behind it by more than noise."
+            )
     figures = [
         (label, best.spread(figure, zero_shot=True), best.spread(figure))
         for figure, label in (
@@ -465,11 +480,16 @@ def _table(name: str, headings: Sequence[tuple[str, bool]], rows: Sequence[Seque
         "</th>"
         for title, numbers in headings
     )
+    lengths = (max((len(row[at].html) for row in rows), default=0) for at in range(len(headings)))
+    kinds = [
+        _number_class(numbers) or (' class="long"' if length > LONG else "")
+        for length, (_, numbers) in zip(lengths, headings, strict=True)
+    ]
     body = "".join(
         "<tr>"
         + "".join(
-            f"<td{_number_class(numbers)}{_value(cell, numbers)}>{cell.html}</td>"
-            for cell, (_, numbers) in zip(row, headings, strict=True)
+            f"<td{kind}{_value(cell, numbers)}>{cell.html}</td>"
+            for cell, kind, (_, numbers) in zip(row, kinds, headings, strict=True)
         )
         + "</tr>"
         for row in rows
@@ -499,7 +519,7 @@ def _value(cell: _Cell, numbers: bool) -> str:
 
 _SETTINGS = (
     "Accuracy in %, mean and standard deviation over the seeds, the best first. Differences in "
-    "points with their 95 % interval, image by image; those in color are beyond noise. Click a "
+    "points with their 95 % interval, sample by sample; those in color are beyond noise. Click a "
     "heading to sort."
 )
 
@@ -576,7 +596,7 @@ def _clients(collection: Collection) -> str:
         ("difference", True),
         ("zero-shot", True),
         ("adapted", True),
-        ("images tested", True),
+        ("samples tested", True),
         ("turned right", True),
         ("turned wrong", True),
     ]
@@ -614,25 +634,28 @@ def _recorded_clients(setting: Setting) -> str:
             for client, value in recorded.items():
                 if value is not None:
                     found.setdefault(client, []).append(value)
-    rows = []
-    for client, values in after.items():
-        old, new = before.get(client), float(np.mean(values))
-        first = float(np.mean(old)) if old else None
-        rows.append(
-            [
-                _Cell(_text(client)),
-                _Cell("-" if first is None else f"{100 * first:.2f}", first),
-                _Cell(f"{100 * new:.2f}", new),
-            ]
-        )
-    return _table("by-client", [("client", False), ("zero-shot", True), ("adapted", True)], rows)
+    columns = {"zero-shot": before, "adapted": after} if before else {"adapted": after}
+    rows = [
+        [_Cell(_text(client)), *(_mean(found.get(client)) for found in columns.values())]
+        for client in after
+    ]
+    return _table("by-client", [("client", False), *((each, True) for each in columns)], rows)
+
+
+def _mean(values: Sequence[float] | None) -> _Cell:
+    if not values:
+        return _Cell("-")
+    mean = float(np.mean(values))
+    return _Cell(f"{100 * mean:.2f}", mean)
 
 
 def _images(collection: Collection) -> tuple[str, str]:
     """List the images that changed side in most runs of the best setting."""
     best = collection.best
-    if best.arm is None or best.zero_shot is None:
+    if best.arm is None:
         return "", "<p>The predictions that this needs were not kept.</p>"
+    if best.zero_shot is None:
+        return "", "<p>Without zero-shot there is nothing to compare with.</p>"
     seen: dict[tuple[str, str], list[int]] = {}
     labels: dict[tuple[str, str], str] = {}
     for key, member in best.arm.members.items():
@@ -649,7 +672,7 @@ def _images(collection: Collection) -> tuple[str, str]:
     runs = len(best.arm.members)
     most = sorted(seen.items(), key=lambda each: (-sum(each[1]), each[0]))[:IMAGES]
     headings = [
-        ("image", False),
+        ("sample", False),
         ("domain", False),
         ("class", False),
         ("turned right", True),
@@ -666,8 +689,8 @@ def _images(collection: Collection) -> tuple[str, str]:
         for (domain, name), (better, worse) in most
     ]
     text = (
-        "Images whose prediction turned right or wrong by training, by the number of runs over "
-        f"seeds and targets, of {runs}; {len(most)} of {len(seen):,} images."
+        "Samples whose prediction turned right or wrong by training, by the number of runs over "
+        f"seeds and targets, of {runs}; {len(most)} of {len(seen):,} samples."
     )
     return text, _table("changed-images", headings, rows)
 
@@ -676,11 +699,11 @@ def _made(collection: Collection, missing: Sequence[str]) -> str:
     best = collection.best
     run = best.runs[0]
     cache = run.config.get("cache")
-    clients = cache.get("clients", []) if isinstance(cache, dict) else []
+    clients = cache.get("clients") if isinstance(cache, dict) else None
     versions = run.config.get("versions")
     facts = {
         **shown_options(best),
-        "clients": ", ".join(map(str, clients)),
+        "clients": ", ".join(map(str, clients)) if isinstance(clients, list) else "",
         "target": run.target,
         "seeds": ", ".join(map(str, sorted({each.seed for each in collection.runs}))),
         "cache": run.cache,

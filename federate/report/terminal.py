@@ -3,14 +3,13 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 from ...cache import FeatureCache
 from ...cache.common.fields import options_of, show_value
 from ...cache.common.tables import Cell, Column, Compound, Show, Table, percent, points, thousands
 from ...cache.common.text import counted, inflected
-from ..ablations.grid import show
+from ..ablations.grid import BEST, show
 from ..ablations.summary import Summary
 from ..data.federation import class_vectors_of, logit_scale_of
 from ..models.full import describe_backbone
@@ -131,14 +130,14 @@ def _sizes(results: Sequence[RunResult], members: Sequence[str]) -> str:
 def ablation_table(
     summaries: Sequence[Summary],
     differences: Sequence[Interval | None] = (),
-    baseline: Mapping[str, str] = MappingProxyType({}),
+    baseline: str = BEST,
 ) -> Table:
     """Lay out one row per setting: mean and standard deviation over seeds, gain over zero-shot.
 
     Args:
         summaries: One or more, best first.
         differences: Of each one's mean accuracy to its baseline.
-        baseline: Values of options that the baselines have; none for the best setting.
+        baseline: What they are compared with, as `--baseline` spells it.
     """
     known = {name for name in FIGURES if any(each.accuracy(name) for each in summaries)}
     if "generalization" not in known:  # without a target personalization is the mean
@@ -147,7 +146,7 @@ def ablation_table(
     columns = [*(Column(name, show=show) for name in summaries[0].values), Column("runs")]
     for figure in figures:
         columns.append(Column(_heading(figure), key=figure, show=percent, best="max"))
-        columns.append(Column("gain", key=f"{figure}_gain", show=points, best="max"))
+        columns.append(Column("gain", key=f"{figure}_gain", show=points, best="max", joined=True))
     rows: list[list[Cell]] = [
         [
             *map(_value, each.values.values()),
@@ -161,11 +160,10 @@ def ablation_table(
         "the best mean first"
     )
     if any(differences):
-        values = ", ".join(f"{name}={value}" for name, value in baseline.items())
-        columns.append(Column(f"mean less {values or 'best'}", key="difference", show=points))
+        columns.append(Column(f"mean less {baseline}", key="difference", show=points))
         rows = [[*row, each] for row, each in zip(rows, differences, strict=True)]
         caption += (
-            f"; mean less that of {values or 'the best setting'}, image by image, with its 95 % "
+            f"; mean less that of {baseline}, image by image, with its 95 % "
             "interval, * beyond noise"
         )
     statuses = Counter(entry.status for each in summaries for entry in each.entries)

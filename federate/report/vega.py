@@ -112,7 +112,7 @@ def by_name(field: str, title: str | None = None, **rest: Any) -> Spec:
 
 def by_share(field: str, title: str, **rest: Any) -> Spec:
     """Encode by a share, which is shown in percent."""
-    axis = {"format": ".0%", "tickCount": 6, **rest.pop("axis", {})}
+    axis = {"format": ".2~%", "tickCount": 6, **rest.pop("axis", {})}
     scale = {"zero": False, "nice": True, **rest.pop("scale", {})}
     return by_number(field, title, axis=axis, scale=scale, **rest)
 

@@ -1,11 +1,13 @@
 """The runs in a folder: found, described and removed, without loading what trains them.
 
-Importing this imports no torch.
+Importing this imports neither torch nor numpy.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import math
 import os
 import re
 import shutil
@@ -14,20 +16,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...cache import FedclipError
 from ...cache.common.fields import listed, show_value, suggest
-from ...cache.common.files import folder_size, lock, path_for
+from ...cache.common.files import entries_of, entry_size, lock, path_for
 from ..settings import PAPER, REGISTRIES, Settings
 from .find import CONFIG, HUB, Fetch
-from .predictions import Predictions, read_predictions
 from .results import Result, RunResult, read_result
+
+if TYPE_CHECKING:
+    from .predictions import Predictions
 
 ROUNDS = "rounds.jsonl"
 RESULT = "result.json"
 
-NO_RESULT = "started"
+# How a run is called that has no result, and one whose config or result cannot be read.
+NO_RESULT, DAMAGED = "started", "damaged"
 
 # What a repository on the hub has in place of `config.json`, by which runs of this machine are
 # known: nothing of it is trusted as theirs is.
@@ -47,20 +52,35 @@ TABLES = "*-ablation.csv"
 
 _SEED = re.compile(r"-seed\d+$")
 
+# Whether permissions can be tried as those of the user that a process acts for.
+_EFFECTIVE = os.access in os.supports_effective_ids
+
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class RecordedRun:
     """A run on disk: one, or one for each target in folders below it.
 
+    What is damaged or cannot be read is as if it were missing, and `status` says so.
+
     Attributes:
         path: Its folder.
-        config: What `config.json` has.
         hub: Where it was downloaded from, ``hf:OWNER/NAME``; empty for a run of this machine.
     """
 
     path: Path
-    config: Mapping[str, Any]
     hub: str = ""
+
+    @cached_property
+    def entries(self) -> Mapping[str, os.DirEntry[str]]:
+        """What is in the folder, by name."""
+        return {entry.name: entry for entry in entries_of(self.path)}
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """What `config.json` has, or on the hub `run.json`."""
+        return self._read(HUB_CONFIG if self.hub else CONFIG)
 
     @property
     def name(self) -> str:
@@ -74,6 +94,8 @@ class RecordedRun:
         Raises:
             FedclipError: the predictions are missing or damaged.
         """
+        from .predictions import read_predictions
+
         if self.hub:
             raise FedclipError(
                 f"{self.hub}: the predictions by image are not on the hub; name the run itself, "
@@ -91,12 +113,32 @@ class RecordedRun:
 
     @cached_property
     def _content(self) -> Mapping[str, Any]:
-        return read_json(self.path / RESULT) or {}
+        return self._read(RESULT)
+
+    def _read(self, name: str) -> Mapping[str, Any]:
+        entry = self.entries.get(name)
+        return (read_json(entry.path) or {}) if entry is not None and _is_file(entry) else {}
 
     @property
     def status(self) -> str:
         """How it ended; of one without a result, that it was started."""
+        if not self.config or (RESULT in self.entries and not self._content):
+            return DAMAGED
         return str(self._content.get("status", NO_RESULT))
+
+    @property
+    def problem(self) -> str:
+        """Why it has no result that can be read, and what to do; '' if it has one."""
+        if self.status == NO_RESULT:
+            return f"{self.path}: has no result yet; resume it"
+        try:
+            whole = self.config and read_result(self._content)
+        except FedclipError as error:  # of a later version
+            return f"{self.path}: {error}"
+        name = RESULT if self.config else CONFIG
+        if whole:
+            return ""
+        return f"{self.path / name}: is damaged or not readable; run it again with --overwrite"
 
     def figure(self, name: str) -> tuple[float | None, float | None]:
         """Return zero-shot and adapted accuracy of one of `FIGURES`, faster than `result` does."""
@@ -105,8 +147,11 @@ class RecordedRun:
 
     @property
     def started(self) -> float:
-        """When it was started, in seconds since the epoch."""
-        return (self.path / CONFIG).stat().st_mtime
+        """When it was started, in seconds since the epoch; 0 if that is unknown."""
+        try:
+            return self.entries[CONFIG].stat().st_mtime
+        except (KeyError, OSError):  # it was removed meanwhile, or is a broken link
+            return 0.0
 
     @property
     def cache_facts(self) -> Mapping[str, Any]:
@@ -186,7 +231,7 @@ class RecordedRun:
     @property
     def bytes(self) -> int:
         """Size of all its files."""
-        return folder_size(self.path)
+        return sum(map(entry_size, self.entries.values()))
 
     @property
     def parts(self) -> list[RecordedRun]:
@@ -195,7 +240,7 @@ class RecordedRun:
         if targets is None:
             return [self]
         names = [str(target) for target in targets]
-        found = (_read(path_for(self.path, name)) for name in names)
+        found = (read_run(path_for(self.path, name)) for name in names)
         return [each for each in found if each is not None]
 
     @property
@@ -226,28 +271,53 @@ def _preset(name: str, methods: tuple[tuple[str, str], ...]) -> dict[str, Any] |
     return {**values, "clients": None, "alpha": None} if "partition" in chosen else values
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path | str) -> dict[str, Any] | None:
     """Read a JSON object; None if the file is missing or damaged."""
     try:
-        value = json.loads(path.read_bytes())
+        with Path(path).open("rb", buffering=0) as file:
+            value = json.loads(file.read())
     except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
 
 def find_runs(runs_dir: Path) -> list[RecordedRun]:
-    """Find all runs in a folder, sorted by name; those of targets are parts of their run."""
+    """Find all runs in a folder, sorted by name; those of targets are parts of their run.
+
+    Raises:
+        FedclipError: the folder cannot be read.
+    """
     try:
-        names = sorted(entry.name for entry in os.scandir(runs_dir) if entry.is_dir())
+        paths = sorted(runs_dir.iterdir(), key=lambda path: path.name)
     except FileNotFoundError:
         return []
-    found = (_read(runs_dir / name) for name in names)
-    return [run for run in found if run is not None]
+    except OSError as error:
+        reason = error.strerror or error
+        raise FedclipError(
+            f"--runs-dir {runs_dir}: cannot be read ({reason}); name another folder"
+        ) from None
+    found = []
+    for path in paths:
+        run = read_run(path)
+        if run is not None:
+            found.append(run)
+        elif path.is_dir() and not os.access(path, os.R_OK | os.X_OK, effective_ids=_EFFECTIVE):
+            logger.warning("%s: its permissions do not let it be read; it is left out", path)
+    return found
 
 
-def _read(path: Path) -> RecordedRun | None:
-    config = read_json(path / CONFIG)
-    return None if config is None else RecordedRun(path, config)
+def read_run(path: Path) -> RecordedRun | None:
+    """Return the run in a folder; None if there is none."""
+    run = RecordedRun(path)
+    return run if CONFIG in run.entries else None
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Return whether it is a file or a link to one, and no device or pipe, which has no end."""
+    try:
+        return entry.is_file()
+    except OSError:  # a link to itself
+        return False
 
 
 def find_recorded(runs_dir: Path, name: str, fetch: Fetch | None = None) -> list[RecordedRun]:
@@ -265,11 +335,12 @@ def find_recorded(runs_dir: Path, name: str, fetch: Fetch | None = None) -> list
     if fetch is not None and name.startswith(HUB):
         return [recorded_on_hub(name, fetch)]
     for path in (Path(name), runs_dir / name):
-        run = _read(path) if name else None
+        run = read_run(path) if name else None
         if run is not None:
             return [run]
     every = find_runs(runs_dir)
-    found = [run for run in every if name and run.name.startswith(name)]
+    found = [run for run in every if _SEED.sub("", run.name) == name]
+    found = found or [run for run in every if name and run.name.startswith(name)]
     settings = {_SEED.sub("", run.name) for run in found}
     if len(settings) == 1:
         return sorted(found, key=lambda run: run.seed)
@@ -289,14 +360,13 @@ def recorded_on_hub(name: str, fetch: Fetch) -> RecordedRun:
     Raises:
         FedclipError: the repository has no such record, or cannot be downloaded.
     """
-    folder = fetch(name)
-    config = read_json(folder / HUB_CONFIG)
-    if config is None:
+    run = RecordedRun(fetch(name), name)
+    if not run.config:
         raise FedclipError(
             f"{name}: has an adapter, but no {HUB_CONFIG} about its run, which an earlier fedclip "
             "did not push; push it again"
         )
-    return RecordedRun(folder, config, name)
+    return run
 
 
 def config_for_hub(folder: Path) -> dict[str, Any] | None:
@@ -311,8 +381,9 @@ def config_for_hub(folder: Path) -> dict[str, Any] | None:
     config = read_json(folder / CONFIG) or read_json(folder / HUB_CONFIG)
     if config is None:
         return None
-    run = RecordedRun(folder, config)
-    cache = {name: value for name, value in run.cache_facts.items() if name in _PUBLIC_OF_CACHE}
+    facts = config.get("cache")
+    cache = facts if isinstance(facts, dict) else {}
+    cache = {name: value for name, value in cache.items() if name in _PUBLIC_OF_CACHE}
     return {name: value for name, value in config.items() if name in _PUBLIC} | {"cache": cache}
 
 
@@ -352,12 +423,16 @@ def remove_run(run: RecordedRun) -> None:
     """Delete a run's folder.
 
     Raises:
-        FedclipError: it is a link, or another process is working on it.
+        FedclipError: it is a link, another process is working on it, or the system forbids it.
     """
     if run.path.is_symlink():
         raise FedclipError(f"{run.path}: is a link; remove the link itself")
     with claimed(run.path):
-        shutil.rmtree(run.path)
+        try:
+            shutil.rmtree(run.path)
+        except OSError as error:
+            reason = f"{error.filename}: {error.strerror}"
+            raise FedclipError(f"{run.path}: cannot be deleted ({reason})") from None
 
 
 @contextmanager
@@ -379,4 +454,4 @@ def claimed(path: Path) -> Iterator[None]:
 
 
 def _number(value: Any) -> float | None:
-    return value if isinstance(value, float) else None
+    return value if isinstance(value, float) and math.isfinite(value) else None

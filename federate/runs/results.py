@@ -1,20 +1,22 @@
-"""What comes of a run: `result.json` as typed objects."""
+"""What comes of a run: `result.json` as typed objects.
+
+Importing this imports neither torch nor numpy; making a result does.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from statistics import median
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from ...cache import FedclipError
-from ..training.metrics import mean, pooled
-from .predictions import ADAPTED, PERSONAL, ZERO_SHOT, Predictions
 
 if TYPE_CHECKING:
     from ..server import Round
     from ..simulation import Run
+    from .predictions import Predictions
 
 Status = Literal["finished", "interrupted", "failed"]
 
@@ -24,17 +26,13 @@ OVER: tuple[Status, ...] = ("finished", "failed")
 # Version 1 had no version; its fields are the same.
 VERSION = 2
 
+# No number of a result is larger; neither NaN nor an infinity is smaller.
+_LARGEST = 1e18
+
 # The accuracies that a table has a column for.
 FIGURES = ("generalization", "personalization", "personal_mean", "mean", "pooled")
 
-# Fields that must hold numbers, and accuracies by name.
-_NUMBERS = ("trainable_parameters", "bytes_per_round", "seconds_per_round", "rounds")
-_BY_NAME = ("zero_shot", "accuracy", "validation", "test_samples")
-
 ByClient = Mapping[str, float | None]
-
-# Fields with the figures of `training.metrics.METRICS` by client.
-_METRICS = ("metrics", "zero_shot_metrics", "personal_metrics")
 
 Metrics = Mapping[str, Mapping[str, float | None]]
 
@@ -159,28 +157,53 @@ def read_result(content: Mapping[str, Any]) -> Result | None:
         )
     # A domain may be called all, too, so the target does not tell them apart.
     kind = TargetsResult if "targets" in content else RunResult
-    names = {each.name for each in fields(kind)}
-    values = {name: value for name, value in content.items() if name in names}
-    figures = [values.get(name) for each in FIGURES for name in (each, f"zero_shot_{each}")]
-    figures += [values.get(name) for name in _NUMBERS]
-    for name in _BY_NAME:
-        by_name = values.get(name, {})
-        if not isinstance(by_name, dict):
-            return None
-        figures += by_name.values()
-    for name in _METRICS:
-        by_client = values.get(name) or {}
-        if not isinstance(by_client, dict) or not all(
-            isinstance(each, dict) for each in by_client.values()
-        ):
-            return None
-        figures += (figure for each in by_client.values() for figure in each.values())
-    if not all(each is None or isinstance(each, int | float) for each in figures):
-        return None
+    known = {each.name: str(each.type) for each in fields(kind) if each.name in content}
+    values = {name: content[name] for name in known}
     try:
-        return kind(**values)
-    except TypeError:
+        return kind(**values) if all(map(_fits, values.values(), known.values())) else None
+    except TypeError:  # a field is missing
         return None
+
+
+def _fits(value: Any, annotation: str) -> bool:
+    """Return whether a value from a file is what a field of that type may hold."""
+    kind = annotation.removesuffix(" | None")
+    return (value is None and kind != annotation) or _CHECKS[kind](value)
+
+
+def _is_dict(value: Any, check: Callable[[Any], bool]) -> bool:
+    return isinstance(value, dict) and all(map(check, value.values()))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether a value is a number that any format can show: not NaN, not infinite."""
+    return isinstance(value, int | float) and abs(value) < _LARGEST
+
+
+def _is_number_or_null(value: Any) -> bool:
+    return value is None or _is_number(value)
+
+
+# By the type of a field, whether a value from a file may be one, whoever wrote the file.
+_CHECKS: Mapping[str, Callable[[Any], bool]] = {
+    "Status": _is_text,
+    "str": _is_text,
+    "int": _is_number,
+    "float": _is_number,
+    "ByClient": lambda value: _is_dict(value, _is_number_or_null),
+    "Metrics": lambda value: _is_dict(value, lambda each: _is_dict(each, _is_number_or_null)),
+    "Mapping[str, str]": lambda value: _is_dict(value, _is_text),
+    "Mapping[str, int]": lambda value: _is_dict(value, _is_number),
+    "Mapping[str, int | None]": lambda value: _is_dict(value, _is_number_or_null),
+    "Mapping[str, Any]": lambda value: isinstance(value, dict),
+    "Sequence[str | None]": lambda value: (
+        isinstance(value, list) and all(each is None or _is_text(each) for each in value)
+    ),
+}
 
 
 def finite_or_null(value: Any) -> Any:
@@ -251,6 +274,9 @@ def result_of(
         seconds: Of each round.
         predictions: Those of the best round, if they were made.
     """
+    from ..training.metrics import pooled
+    from .predictions import ADAPTED, PERSONAL, ZERO_SHOT
+
     best, zero_shot, target = facts.best, facts.zero_shot, facts.target
     accuracy = best.test if best and best.test else dict.fromkeys(zero_shot, math.nan)
     participants = [name for name in facts.domains if name != target]
@@ -326,6 +352,8 @@ def summary_of(results: Sequence[RunResult], *, complete: bool = True) -> Target
 
 
 def _mean(values: Iterable[float]) -> float | None:
+    from ..training.metrics import mean
+
     return _number(mean(values))
 
 

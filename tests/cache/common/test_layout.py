@@ -115,6 +115,21 @@ def test_each_part_of_a_split_table_has_all_labels() -> None:
     ]
 
 
+def test_a_split_table_keeps_a_gain_beside_its_figure() -> None:
+    columns = [Column("lr"), Column("runs"), Column("mean"), Column("gain", joined=True)]
+    columns += [Column("pooled"), Column("gain", joined=True)]
+    table = Table(columns, [(0.1, 5, 1, 2, 3, 4), *[(0.2, 5, 5, 6, 7, 8)] * 9])
+    assert [line for line in shown(table, 22) if "lr" in line] == [
+        " lr  runs  mean  gain",
+        " lr  pooled  gain",
+    ]
+    assert [line for line in shown(table, 20) if "lr" in line] == [
+        " lr  runs",
+        " lr  mean  gain",
+        " lr  pooled  gain",
+    ]
+
+
 def test_each_row_is_a_list_where_parts_would_have_a_figure_each() -> None:
     assert shown(FIGURES, 22)[:9] == [
         "accuracy in %",

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from fedclip.cli import run
+from fedclip.federate.runs.catalog import find_recorded, find_runs
 
 MakeCache = Callable[..., Path]
 Refusal = Callable[..., str]
@@ -92,13 +93,13 @@ def test_ls_without_runs_says_so(
     assert "must be NAME=VALUE" in refusal("ls", "--filter", "linear")
 
 
-def test_ls_imports_no_torch() -> None:
+def test_ls_imports_neither_torch_nor_numpy() -> None:
     shutil.copytree(GOLDEN / "runs", "runs")
     code = """
 import sys
 from fedclip.cli import run
 assert run(["ls"]) == 0
-assert "torch" not in sys.modules
+assert not {"torch", "numpy"} & sys.modules.keys()
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=1800)
 
@@ -116,6 +117,81 @@ def test_runs_of_an_earlier_version_are_listed_shown_and_said_to_lack_prediction
     shown = printed(capsys, "show", "golden-f86c2b6e-seed3")
     assert "has no predictions.npz; it was made by an earlier fedclip" in shown
     assert "has no predictions.npz" in refusal("compare", "golden-f86c2b6e-seed3")
+
+
+ONE = "golden-2107be8e-seed3"
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def piped(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def linked(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+def looped(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+def nested(path: Path) -> None:
+    path.write_text("[" * 100_000)
+
+
+DAMAGE = (cut, piped, linked, looped, nested)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", ["config.json", "result.json"])
+def test_a_damaged_run_is_listed_as_such_refused_and_removed(
+    name: str,
+    damage: Callable[[Path], None],
+    capsys: pytest.CaptureFixture[str],
+    refusal: Refusal,
+) -> None:
+    shutil.copytree(GOLDEN / "runs" / ONE, "runs/one")
+    damage(Path("runs/one") / name)
+    assert [each["status"] for each in rows(capsys, "ls")] == ["damaged"]
+    assert "damaged" in printed(capsys, "show", "one")
+    for command in ("compare", "report"):
+        assert f"runs/one/{name}: is damaged or not readable; run it" in refusal(command, "one")
+    assert printed(capsys, "rm", "one", "--yes").startswith("deleted    runs/one")
+
+
+def test_what_is_no_run_is_not_listed(capsys: pytest.CaptureFixture[str], refusal: Refusal) -> None:
+    shutil.copytree(GOLDEN / "runs" / ONE, "runs/one")
+    Path("runs/file").touch()
+    Path("runs/empty").mkdir()
+    Path("runs/dangling").symlink_to("nowhere")
+    Path("runs/loop").symlink_to("loop")
+    assert [each["run"] for each in rows(capsys, "ls")] == ["one"]
+    assert "--runs-dir runs/file: cannot be read (Not a directory)" in refusal(
+        "ls", "--runs-dir", "runs/file"
+    )
+    for name in ("x" * 300, "a\0b", "dangling", "loop"):
+        assert "unknown run" in refusal("show", name)
+
+
+def test_a_run_that_is_removed_while_it_is_listed_has_no_size(tmp_path: Path) -> None:
+    shutil.copytree(GOLDEN / "runs" / ONE, tmp_path / "one")
+    (recorded,) = find_runs(tmp_path)
+    assert recorded.entries
+    shutil.rmtree(tmp_path / "one")
+    assert (recorded.status, recorded.bytes, recorded.started) == ("damaged", 0, 0.0)
+
+
+def test_a_name_without_seed_means_its_own_runs_before_longer_names() -> None:
+    for name in ("one-seed0", "one-seed1", "one-more-seed0"):
+        shutil.copytree(GOLDEN / "runs" / ONE, Path("runs") / name)
+    found = find_recorded(Path("runs"), "one")
+    assert [each.name for each in found] == ["one-seed0", "one-seed1"]
 
 
 def test_show_has_settings_figures_and_classes(
@@ -183,11 +259,11 @@ def test_compare_counts_images_of_single_runs_and_of_all_seeds(
         difference = one[figure]["difference"]["difference"]
         assert difference == pytest.approx(accuracies[1] - accuracies[0])
     photo = one["photo"]
-    assert photo["images"] == 90
+    assert photo["samples"] == 90
     gained = photo["better"] - photo["worse"]
     assert gained == round(90 * (photo["after"] - photo["before"]))
     both = {each["of"]: each for each in rows(capsys, "compare", *names)}
-    assert both["photo"]["images"] == 180
+    assert both["photo"]["samples"] == 180
     means = [sum(results[name, seed]["mean"] for seed in (0, 1)) / 2 for name in names]
     assert [both["mean"]["before"], both["mean"]["after"]] == pytest.approx(means)
 
@@ -233,7 +309,9 @@ def test_an_ablation_ends_with_the_difference_to_its_baseline(
         gain = own["attention", lr]["mean"]["mean"] - own["none", lr]["mean"]["mean"]
         assert own["attention", lr]["difference"]["difference"] == pytest.approx(gain)
     assert "mean less adapter=none" in printed(capsys, *grid, "--baseline", "adapter=none")
+    for each in rows(capsys, *grid, "--baseline", "zero-shot"):
+        assert each["difference"]["difference"] == pytest.approx(each["mean_gain"]["mean"])
     assert "is not in this ablation; did you mean none?" in refusal(
         *grid, "--baseline", "adapter=non"
     )
-    assert "must be best, or NAME=VALUE" in refusal(*grid, "--baseline", "rounds=2")
+    assert "must be best, zero-shot, or NAME=VALUE" in refusal(*grid, "--baseline", "rounds=2")

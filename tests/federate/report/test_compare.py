@@ -1,6 +1,7 @@
 """Comparisons of runs: exact counts, and intervals that have the truth as often as they say."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,13 @@ def test_images_are_paired_by_id_and_counted_by_the_side_they_change_to() -> Non
     assert (line.images, line.better, line.worse) == (4, 1, 0)
     assert (line.before, line.after) == (0.5, 0.75)
     assert line.interval.difference == 0.25
+
+
+def test_images_of_two_datasets_differ_whatever_their_ids() -> None:
+    one = member([True, False])
+    other = replace(one, dataset="another")
+    with pytest.raises(FedclipError, match="test no image in common"):
+        compare(arm("one", one), arm("other", other))
 
 
 def test_means_weigh_clients_and_pooled_weighs_images() -> None:

@@ -1,6 +1,7 @@
 """The report as a reader sees it: in a browser, with any names, with few runs and with old ones."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -176,6 +177,30 @@ def test_old_runs_are_shown_without_what_they_lack(page: Page) -> None:
     assert run(["report", "--cache-dir", str(GOLDEN / "caches")]) == 0
     page.open(Path("report.html"), 1280)
     assert "Features by domain" in page.run("document.body.innerText")
+
+
+def test_a_report_without_zero_shot_says_so(page: Page, make_cache: MakeCache) -> None:
+    make_cache({"art": 60, "photo": 70})
+    assert run([*RUN, "--target", "photo", "--class-vectors", "means"]) == 0
+    assert run(["report"]) == 0
+    assert_well(page, Path("report.html"))
+    text = page.run("document.body.innerText")
+    assert "Without class texts it has no zero-shot accuracy." in text
+    assert "Without zero-shot there is nothing to compare with." in text
+
+
+def test_a_report_reads_no_pipe_and_no_config_of_another_form() -> None:
+    shutil.copytree(GOLDEN / "runs" / "golden-2107be8e-seed3", "runs/one")
+    config = json.loads(Path("runs/one/config.json").read_text())
+    config |= {"cache": {"name": 5, "clients": 3, "key": []}, "versions": [], "preset": {}}
+    Path("runs/one/config.json").write_text(json.dumps(config))
+    Path("runs/one/rounds.jsonl").unlink()
+    os.mkfifo("runs/one/rounds.jsonl")
+    assert run(["report", "one"]) == 0
+    Path("runs/one/rounds.jsonl").unlink()
+    line = '{"round": 1, "bytes_up": 1, "bytes_down": 1, "test": {"art": 1e999}}'
+    Path("runs/one/rounds.jsonl").write_text(line)
+    assert run(["report", "one"]) == 0
 
 
 def test_figures_are_written_as_svg_and_pdf(make_cache: MakeCache) -> None:

@@ -1,6 +1,7 @@
 """TensorBoard's events: off by default, one file a run, the records' own figures."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -76,3 +77,34 @@ sys.exit(run({[*RUN, "--tensorboard"]!r}))
     assert done.returncode == 2
     assert "--tensorboard: needs tensorboardX, which is not installed" in done.stderr
     assert not Path("runs").exists()
+
+
+# The trackers of the page, each a program that a reader may copy.
+PAGE = (Path(__file__).parents[3] / "docs" / "results.md").read_text(encoding="utf-8")
+PROGRAMS = dict(re.findall(r"```python\nimport (\w+)(?:.*)\n(.*?)```", PAGE, re.DOTALL))
+
+
+def test_the_page_has_such_programs() -> None:
+    assert {*PROGRAMS} == {"mlflow", "trackio"}
+
+
+@pytest.mark.parametrize("tracker", ["mlflow", "trackio", "wandb"])
+def test_a_callback_of_the_page_tracks_a_run(
+    tracker: str, make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = pytest.importorskip(tracker)
+    folder = Path("tracked").absolute()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", folder.as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("TRACKIO_DIR", str(folder))
+    monkeypatch.setenv("WANDB_DIR", str(folder))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    folder.mkdir()
+    make_cache({"art": 60})
+    program = PROGRAMS["mlflow" if tracker == "mlflow" else "trackio"]
+    called: dict[str, object] = {"mlflow": module, "trackio": module}
+    exec(program.replace('"demo", rounds=40', '"tiny", rounds=2, name="seen"'), called)
+    assert json.loads(Path("runs/seen/result.json").read_text())["rounds"] == 2
+    written = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    names = b"".join(str(path).encode() for path in folder.rglob("*"))
+    assert b"test/art" in written + names

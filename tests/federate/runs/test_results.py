@@ -81,3 +81,35 @@ def test_a_result_of_a_later_version_is_refused_and_a_damaged_one_is_none() -> N
     with pytest.raises(FedclipError, match=r"has format version 3, and this fedclip reads up to 2"):
         read_result({**result().to_json(), "version": 3})
     assert read_result({"status": "finished"}) is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("mean", "0.5"),
+        ("mean", math.nan),
+        ("pooled", math.inf),
+        ("rounds", 10**400),
+        ("rounds", None),
+        ("target", {}),
+        ("status", ["finished"]),
+        ("domains", ["art"]),
+        ("domains", None),
+        ("accuracy", {"art": []}),
+        ("dropped", {"art": "all"}),
+        ("metrics", {"art": 0.5}),
+        ("metrics", {"art": {"auc": "high"}}),
+        ("model", "alexnet"),
+    ],
+)
+def test_a_result_with_a_value_of_another_kind_is_none(field: str, value: Any) -> None:
+    content = result().to_json()
+    assert read_result(content) is not None
+    assert read_result({**content, field: value}) is None
+
+
+@pytest.mark.parametrize("value", ["art", [1], None])
+def test_targets_that_are_no_names_make_no_result(value: Any) -> None:
+    content = summary_of([result()]).to_json()
+    assert read_result(content) is not None
+    assert read_result({**content, "targets": value}) is None
