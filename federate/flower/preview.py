@@ -36,10 +36,11 @@ def preview(path: Path, device: str, *, allow_class_means: bool) -> list[tuple[s
     cache, where = opened(str(path)), resolve_device(device)
     settings = Settings.preset("paper")
     site = Site(cache, settings, device=where, allow_class_means=allow_class_means)
-    sums = None
+    sums, means = None, None
     if allow_class_means:
         asking = replace(settings, class_vectors=MEANS)
         sums = Site(cache, asking, device=where, allow_class_means=True).class_sums()
+        means = (sums.sums / sums.counts.clamp(min=1)[:, None]).float()
     parameters, extra = site.like
     order = Order(
         run="preview",
@@ -51,7 +52,7 @@ def preview(path: Path, device: str, *, allow_class_means: bool) -> list[tuple[s
         best=0,
         parameters=parameters,
         extra=extra,
-        means=sums and (sums.sums / sums.counts.clamp(min=1)[:, None]).float(),
+        means=means,
     )
     answer = site.answer(order, Memory())
     records = {

@@ -144,8 +144,8 @@ def _simulate(files: Sequence[Path], record: Record, progress: Progress) -> RunR
     errors: list[FedclipError] = []
     server_app, stop = ServerApp(), threading.Event()
 
-    def show(task: str, *rest: Any) -> None:
-        progress(target, *rest)
+    def show(task: str, done: int, total: int, unit: str, detail: str = "") -> None:
+        progress(target, done, total, unit, detail)
 
     def serve(grid: Grid, context: Context) -> None:
         stoppable = cast(Grid, _Stoppable(grid, stop))
@@ -212,8 +212,11 @@ def _numbered(files: Sequence[str]) -> Callable[[Answering], Answering]:
         def answer(message: Message, context: Context) -> Message:
             file = files[int(context.node_config["partition-id"])]
             # Nothing leaves this machine, so class means need nobody's consent.
-            known = {"cache": file, "allow-class-means": True}
-            context.node_config = {**context.node_config, **known}
+            context.node_config = {
+                **context.node_config,
+                "cache": file,
+                "allow-class-means": True,
+            }
             return function(message, context)
 
         return answer
