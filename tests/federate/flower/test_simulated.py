@@ -174,6 +174,7 @@ def test_flower_computes_on_the_cpu(experiment: Callable[..., Experiment]) -> No
         simulated.run_with_flower(made)
 
 
+@pytest.mark.slow
 def test_flowers_simulation_of_all_targets_ends_as_ours(
     make_features: Callable[..., FeatureCache], loopback: Any
 ) -> None:
