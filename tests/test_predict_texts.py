@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
@@ -85,6 +86,24 @@ def test_a_list_without_domains_is_known_as_the_domain_that_it_is(
     assert {client: each.adapted.accuracy for client, each in tested.items()} == (
         expected["accuracy"]
     )
+
+
+def test_joined_encoders_are_found_again(
+    reviews: Path, tiny_bert: Path, tmp_path: Path, refusal: Refusal
+) -> None:
+    shutil.copytree(tiny_bert, tmp_path / "other")
+    models = [f"hf:{tiny_bert}", f"hf:{tmp_path / 'other'}"]
+    options = [each for model in models for each in ("--model", model, "--pretrained", "random")]
+    joined = ["extract", "--dataset", str(reviews), *options, "--name", "joined"]
+    assert run([*joined, "--device", "cpu"]) == 0
+    assert run(["federate", "--cache", "joined", "--rounds", "1", "--name", "two"]) == 0
+    expected = json.loads(Path("runs/two/films/result.json").read_text())
+    use = fedclip.load_classifier("two", target="films")
+    assert {client: each.adapted.accuracy for client, each in use(reviews).tested.items()} == (
+        expected["accuracy"]
+    )
+    line = refusal("predict", "--run", "two", "--target", "films", "--model", models[0], "-")
+    assert "the adapter needs several encoders" in line
 
 
 def test_texts_come_from_files_folders_and_standard_input(

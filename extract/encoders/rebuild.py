@@ -88,7 +88,7 @@ def _towers(facts: EncoderFacts) -> list[EncoderFacts]:
     """Return the facts of each encoder that is joined; none for a single one."""
     groups: list[Any] = [facts.groups[group].get(group) for group in ("shared", "image", "text")]
     models, weights = (str(facts.get(name, "")).split(" + ") for name in ("model", "pretrained"))
-    if not all(isinstance(each, list) and len(each) == len(models) for each in groups):
+    if not all(isinstance(each, list) and len(each) == len(models) for each in (weights, *groups)):
         return []
     if not all(isinstance(each, dict) for of_all in groups for each in of_all):
         return []
