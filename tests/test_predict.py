@@ -251,25 +251,25 @@ def test_bad_images_are_reported_and_skipped(
 def test_lines_without_an_end_are_answered_until_nobody_reads(demo: Demo, hangs: int) -> None:
     image = next((demo.images / "photo").glob("*/000.png"))
     command = demo.command("predict", "--run", "demo", "--target", "sketch", "--format", "json")
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "fedclip", *command, "--batch-size", "1", "-"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    assert process.stderr is not None
-    for _ in range(2):  # each is answered before the next one is asked
-        print(image, file=process.stdin, flush=True)
-        assert json.loads(process.stdout.readline())["image"] == str(image)
-    process.stdout.close()
-    with suppress(BrokenPipeError):
-        while process.poll() is None:
-            print(image, file=process.stdin, flush=True)
-    assert process.wait(hangs) == 0
-    assert "accuracy" not in process.stderr.read()
+        bufsize=0,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for _ in range(2):  # each is answered before the next one is asked
+            process.stdin.write(f"{image}\n".encode())
+            assert json.loads(process.stdout.readline())["image"] == str(image)
+        process.stdout.close()
+        with suppress(BrokenPipeError):
+            while process.poll() is None:
+                process.stdin.write(f"{image}\n".encode())
+        assert process.wait(hangs) == 0
+        assert b"accuracy" not in process.stderr.read()
 
 
 def test_rows_are_laid_out_for_people(demo: Demo, capsys: pytest.CaptureFixture[str]) -> None:
