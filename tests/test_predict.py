@@ -252,7 +252,7 @@ def test_lines_without_an_end_are_answered_until_nobody_reads(demo: Demo, hangs:
     image = next((demo.images / "photo").glob("*/000.png"))
     command = demo.command("predict", "--run", "demo", "--target", "sketch", "--format", "json")
     with subprocess.Popen(
-        [sys.executable, "-m", "fedclip", *command, "--batch-size", "1", "-"],
+        [sys.executable, "-m", "fedclip", *command, "--batch-size", "1", "--workers", "0", "-"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
