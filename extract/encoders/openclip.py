@@ -107,9 +107,8 @@ class OpenClipEncoder:
         """Start encoding (B, 3, H, W) float32 pixels to (B, D) float32 raw features."""
         return self._launcher(inputs)
 
-    @property
     def image_network(self) -> nn.Module:
-        """The image side without the rest of the model, as far as that is a module of its own."""
+        """Return the image side, without the text side where it is a module of its own."""
         whole = _ImageSide(self.model)
         visual = getattr(self.model, "visual", None)
         if isinstance(visual, nn.Module):

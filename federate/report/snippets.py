@@ -31,8 +31,10 @@ _SQUASHED = "image = image.resize(({width}, {height}), Image.{how})"
 _CROPPED = """left, top = round((image.width - {width}) / 2), round((image.height - {height}) / 2)
 image = image.crop((left, top, left + {width}, top + {height}))"""
 
-_FILLED = """filled = Image.new("RGB", ({width}, {height}), {fill})
-filled.paste(image, (({width} - image.width) // 2, ({height} - image.height) // 2))"""
+_FILLED = """sides = zip(({width}, {height}), image.size)
+place = (-round((old - new) / 2) if old > new else (new - old) // 2 for new, old in sides)
+filled = Image.new("RGB", ({width}, {height}), {fill})
+filled.paste(image, tuple(place))"""
 
 _PIXELS = "{name} = np.array({image}).transpose(2, 0, 1)[None]"
 
