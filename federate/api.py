@@ -158,11 +158,12 @@ class SavedRun:
         Raises:
             FedclipError: Altair is not installed, or the kind is unknown.
         """
-        if kind == "clients":
-            return _drawn(by_client(self._by_client()))
-        if kind == "rounds":
-            return _drawn(by_round(self._by_round()))
-        raise FedclipError(f"unknown kind of chart {kind!r}; choose clients or rounds")
+        if kind not in ("clients", "rounds"):
+            raise FedclipError(f"unknown kind of chart {kind!r}; choose clients or rounds")
+        clients = kind == "clients"
+        spec = by_client(self._by_client()) if clients else by_round(self._by_round())
+        chart: alt.FacetChart = _drawn(spec)
+        return chart
 
     def __repr__(self) -> str:
         result = RunFolder(self.folder).read_result()
@@ -222,7 +223,8 @@ class Ablation:
         """
         if figure not in FIGURES:
             raise FedclipError(f"unknown figure {figure!r}; choose {', '.join(FIGURES)}")
-        return _drawn(by_setting(self._rows(), self.names, figure))
+        chart: alt.Chart = _drawn(by_setting(self._rows(), self.names, figure))
+        return chart
 
     def __repr__(self) -> str:
         return f"<ablation of {len(self.entries)} runs over {', '.join(self.names)}>"

@@ -66,7 +66,7 @@ class PixelEncoder(nn.Module):
 
     def forward(self, *pixels: Tensor) -> Tensor:
         """Encode (B, 3, H, W) uint8 pixels, for each encoder those it takes, to (B, D) float32."""
-        features = []
+        features: list[Tensor] = []
         for name, network, given in zip(self.encoders, self.networks, pixels, strict=True):
             mean, std = (self.get_buffer(f"{name}_{fact}") for fact in ("mean", "std"))
             normalized = (given.float() / 255 - mean) / std
