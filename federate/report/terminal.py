@@ -160,11 +160,11 @@ def ablation_table(
         "the best mean first"
     )
     if any(differences):
+        named = "the best setting" if baseline == BEST else baseline
         columns.append(Column(f"mean less {baseline}", key="difference", show=points))
         rows = [[*row, each] for row, each in zip(rows, differences, strict=True)]
         caption += (
-            f"; mean less that of {baseline}, image by image, with its 95 % "
-            "interval, * beyond noise"
+            f"; mean less that of {named}, image by image, with its 95 % interval, * beyond noise"
         )
     statuses = Counter(entry.status for each in summaries for entry in each.entries)
     if statuses["interrupted"] or statuses["not started"]:
