@@ -184,7 +184,7 @@ class _Grid:
     def widths(self) -> list[int]:
         """Return each column's width if nothing is wrapped."""
         lines = [self.headings, *self.rows] if self.headings else self.rows
-        return [max(map(_cells, column)) for column in zip(*lines, strict=True)]
+        return [max(_each_cells(column)) for column in zip(*lines, strict=True)]
 
     def narrowed(self, width: int) -> list[int]:
         """Return each column's width, sentences wrapped as far as their longest words allow."""
@@ -225,7 +225,7 @@ class _Grid:
                 yield Line(text)
 
     def _row(self, cells: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
-        if all(map(operator.le, map(_cells, cells), widths)):  # nothing to wrap
+        if all(map(operator.le, _each_cells(cells), widths)):  # nothing to wrap
             yield _GAP.join(map(_pad, cells, widths, self.right)).rstrip(" ")
             return
         folded = [_fold(cell, width) for cell, width in zip(cells, widths, strict=True)]
@@ -253,6 +253,11 @@ def _cells(text: str) -> int:
     from rich.cells import cell_len
 
     return cell_len(text)
+
+
+def _each_cells(texts: Sequence[str]) -> list[int]:
+    """Return how wide a terminal shows each of many texts, fast if none needs to be looked at."""
+    return [*map(len if "".join(texts).isascii() else _cells, texts)]
 
 
 def _fold(text: str, width: int) -> list[str]:

@@ -216,8 +216,9 @@ class Table:
 
     def texts(self) -> list[list[str]]:
         """Format the rows and the footer of the columns that people are shown."""
-        rows = [[self.text(row, at) for at in self.shown] for row in self.rows]
-        return rows + [[self.text(row, at, "") for at in self.shown] for row in self.footer]
+        shown = self.shown
+        rows = [[self.text(row, at) for at in shown] for row in self.rows]
+        return rows + [[self.text(row, at, "") for at in shown] for row in self.footer]
 
     def best(self) -> dict[int, float]:
         """Return the best number of each column that has one, the footer's left out."""

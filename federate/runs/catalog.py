@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -274,8 +275,8 @@ def _preset(name: str, methods: tuple[tuple[str, str], ...]) -> dict[str, Any] |
 def read_json(path: Path | str) -> dict[str, Any] | None:
     """Read a JSON object; None if the file is missing or damaged."""
     try:
-        with Path(path).open("rb", buffering=0) as file:
-            value = json.loads(file.read())
+        with FileIO(path) as file:  # faster than a Path, of which thousands are read
+            value = json.loads(file.readall())
     except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
