@@ -102,12 +102,16 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         one, many = Path(work) / "one", Path(work) / "many"
-        places = {"cache_dir": options.cache_dir, "runs_dir": one}
         for target in ("none", "all"):
             shutil.rmtree(one, ignore_errors=True)
             shutil.rmtree(many, ignore_errors=True)
             saved = fedclip.run_federation(
-                options.cache, target=target, rounds=20, progress=False, **places
+                options.cache,
+                target=target,
+                rounds=20,
+                progress=False,
+                cache_dir=options.cache_dir,
+                runs_dir=one,
             )
             copy_run(saved.folder, many, options.runs)
             time_ls(many, 1)

@@ -257,7 +257,9 @@ def _cells(text: str) -> int:
 
 def _each_cells(texts: Sequence[str]) -> list[int]:
     """Return how wide a terminal shows each of many texts, fast if none needs to be looked at."""
-    return [*map(len if "".join(texts).isascii() else _cells, texts)]
+    if "".join(texts).isascii():
+        return [len(text) for text in texts]
+    return [_cells(text) for text in texts]
 
 
 def _fold(text: str, width: int) -> list[str]:
