@@ -209,7 +209,11 @@ def collect(runs_dir: Path, names: Sequence[str], fetch: Fetch | None = None) ->
     settings.sort(key=lambda setting: setting.rank, reverse=True)
     if settings[0].rank < 0:
         run = settings[0].runs[0]
-        raise FedclipError(run.problem or f"{run.path}: has no accuracy, as it {run.status}")
+        raise FedclipError(
+            run.problem
+            or f"{run.path}: has no accuracy, and its status is {run.status}; resume it, or run it "
+            "again with --overwrite"
+        )
     datasets = dict.fromkeys(run.dataset for run in runs.values())
     return Collection(", ".join(datasets), settings, options, _missing(settings))
 

@@ -135,7 +135,7 @@ class RecordedRun:
         try:
             whole = self.config and read_result(self._content)
         except FedclipError as error:  # of a later version
-            return f"{self.path}: {error}"
+            return f"{self.hub or self.path}: {error}"
         name = RESULT if self.config else CONFIG
         if whole:
             return ""
