@@ -17,7 +17,7 @@ from .datasets.books import Books
 from .datasets.hub_tables import LocatedTable
 from .datasets.registry import HF, KNOWN
 from .encoders.registry import library_versions
-from .encoders.spec import EncoderName, folder_of, is_file
+from .encoders.spec import EncoderName, folder_of, in_folder, is_file
 from .request import ClientResult, Extraction, Request, Skipped
 
 
@@ -34,7 +34,7 @@ def encoder_request(name: EncoderName) -> dict[str, Any]:
     """Describe the requested encoder, independently of the working directory."""
     model, pretrained = name.model, name.pretrained
     if folder := folder_of(model):
-        model = f"{model.partition(':')[0]}:{folder}"
+        model = in_folder(model, str(folder))
     if pretrained is not None and is_file(pretrained):
         pretrained = str(Path(pretrained).resolve())
     asked = {key: value for key, value in asdict(name).items() if value not in (None, ())}

@@ -265,9 +265,9 @@ class EncoderOptions:
         closed=False,
         metavar="MODEL",
         shown=_DEFAULT_MODELS,
-        help=f"{_OPEN_CLIP}; an image model of timm, {TIMM}NAME.TAG; or a text model of "
-        f"transformers, {TRANSFORMERS}OWNER/NAME or {TRANSFORMERS}FOLDER. If repeated, the "
-        "features of the models are normalized and joined.",
+        help=f"{_OPEN_CLIP}; an image model of timm, {TIMM}NAME.TAG or {TIMM}local-dir:FOLDER; "
+        f"or a text model of transformers, {TRANSFORMERS}OWNER/NAME or {TRANSFORMERS}FOLDER. If "
+        "repeated, the features of the models are normalized and joined.",
     )
     pretrained: tuple[str, ...] = option(
         (),

@@ -15,7 +15,7 @@ from ...cache.common.progress import Progress, no_progress
 from ...cache.key import EncoderFacts, differing_facts
 from ..datasets.registry import SampleKind
 from .registry import family_of, load_encoder
-from .spec import DEMO_MODEL, LOCAL_DIR, OWN, TRANSFORMERS, EncoderName, is_file
+from .spec import DEMO_MODEL, OWN, TRANSFORMERS, EncoderName, bare, in_folder, is_file, names_folder
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +67,7 @@ def recorded_name(
         return replace(first, others=tuple(others))
     shown = str(facts.get("model", "")), str(facts.get("pretrained", ""))
     model = model or _place(shown[0], facts)
-    if pretrained is None and shown[1] != OWN and not model.startswith(LOCAL_DIR):
+    if pretrained is None and shown[1] != OWN and not names_folder(model):
         pretrained = shown[1]
         if Path(pretrained).suffix and not is_file(pretrained):  # a tag has no suffix
             raise FedclipError(
@@ -106,13 +106,13 @@ def _shown(name: EncoderName) -> tuple[str, str]:
 
 
 def _place(shown: str, facts: EncoderFacts) -> str:
-    if not shown.startswith(LOCAL_DIR):
+    if not names_folder(shown):
         return shown
     if shown == EncoderName(DEMO_MODEL, None).shown[0]:
         return DEMO_MODEL
     raise FedclipError(
         f"the adapter needs the encoder {shown}{_sha256(facts)}, a folder that is not here; pass "
-        "it with --model local-dir:FOLDER"
+        f"it with --model {in_folder(shown, 'FOLDER')}"
     )
 
 
@@ -131,7 +131,7 @@ def _requested(request: Mapping[str, Any]) -> EncoderName | None:
 
 def _gone(name: EncoderName) -> bool:
     """Return whether an encoder's folder or file is no longer there."""
-    folder, file = Path(name.model.partition(":")[2]), Path(name.pretrained or "")
+    folder, file = Path(bare(name.model)), Path(name.pretrained or "")
     return (folder.is_absolute() and not folder.is_dir()) or (
         bool(file.suffix) and not file.is_file()
     )

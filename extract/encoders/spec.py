@@ -1,8 +1,9 @@
 """How a user names an encoder; importing this imports no encoder.
 
 For open_clip, the name is an architecture with a pretrained tag or a checkpoint file, a
-``local-dir:`` folder or an ``hf-hub:`` repository. ``timm:NAME.TAG`` is an image model of timm, and
-``hf:FOLDER`` or ``hf:OWNER/NAME`` a text model of transformers.
+``local-dir:`` folder or an ``hf-hub:`` repository. ``timm:NAME.TAG`` is an image model of timm,
+which may also be in a place of its own, as in ``timm:local-dir:FOLDER``, and ``hf:FOLDER`` or
+``hf:OWNER/NAME`` is a text model of transformers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,7 +37,8 @@ class EncoderName:
 
     Attributes:
         model: An open_clip architecture, ``local-dir:FOLDER``, ``hf-hub:OWNER/NAME``,
-            ``timm:NAME.TAG``, ``hf:FOLDER`` or ``hf:OWNER/NAME``.
+            ``timm:NAME.TAG``, ``timm:local-dir:FOLDER``, ``timm:hf-hub:OWNER/NAME``,
+            ``hf:FOLDER`` or ``hf:OWNER/NAME``.
         pretrained: A tag, a checkpoint file or ``random``; None for the weights
             of the folder or repository.
         precision: ``fp32``, ``fp16`` or ``bf16``.
@@ -137,13 +139,13 @@ class EncoderName:
                 f"--pooling {pooling}: only applies to text models ({TRANSFORMERS}NAME); leave "
                 "it out"
             )
-        if model.startswith(TIMM):
-            return cls(model, pretrained, precision, resizer, compiled)
-        place = model.startswith((LOCAL_DIR, HF_HUB, TRANSFORMERS))
+        place = model.removeprefix(TIMM).startswith((LOCAL_DIR, HF_HUB, TRANSFORMERS))
         if place and pretrained not in (None, RANDOM):
             raise FedclipError(
                 f"--pretrained {pretrained}: {model} has its own weights; leave out --pretrained"
             )
+        if model.startswith(TIMM):
+            return cls(model, pretrained, precision, resizer, compiled)
         if pretrained is None and not place:
             pretrained = DEFAULT_PRETRAINED
         if pretrained is not None and not _names_file(pretrained):
@@ -155,7 +157,7 @@ class EncoderName:
         """Model and weights as a cache records them, without folders of this machine."""
         model, pretrained = self.model, self.pretrained
         if folder := folder_of(model):
-            model = f"{model.partition(':')[0]}:{folder.name}"
+            model = in_folder(model, folder.name)
         if pretrained is None:
             pretrained = OWN
         elif is_file(pretrained):
@@ -166,13 +168,13 @@ class EncoderName:
     def variant(self) -> str:
         """The name as a part of the cache folder's name: ``<model>-<tag>``."""
         model, pretrained = self.shown
-        names = [f"{_bare(model)}-{pretrained}", *(each.variant for each in self.others)]
+        names = [f"{bare(model)}-{pretrained}", *(each.variant for each in self.others)]
         return slug("+".join(names))
 
 
-def _bare(model: str) -> str:
+def bare(model: str) -> str:
     """Return a model's name without the prefix of its family."""
-    for prefix in (LOCAL_DIR, HF_HUB, TIMM, TRANSFORMERS):
+    for prefix in (TIMM, LOCAL_DIR, HF_HUB, TRANSFORMERS):
         model = model.removeprefix(prefix)
     return model
 
@@ -184,10 +186,20 @@ def default_model(dataset: str | None) -> str:
 
 def folder_of(model: str) -> Path | None:
     """Return the absolute path of the folder that a model's name contains; None without one."""
-    place = Path(_bare(model))
-    if model.startswith(LOCAL_DIR) or (model.startswith(TRANSFORMERS) and place.is_dir()):
+    place = Path(bare(model))
+    if names_folder(model) or (model.startswith(TRANSFORMERS) and place.is_dir()):
         return place.resolve()
     return None
+
+
+def names_folder(model: str) -> bool:
+    """Return whether a model is named by a folder, whether or not that exists."""
+    return model.removeprefix(TIMM).startswith(LOCAL_DIR)
+
+
+def in_folder(model: str, folder: str) -> str:
+    """Return a model's name with `folder` in place of the folder that it contains."""
+    return f"{model.removesuffix(bare(model))}{folder}"
 
 
 def is_file(pretrained: str) -> bool:

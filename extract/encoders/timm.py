@@ -4,11 +4,17 @@ An image's vector is the pooled feature before the classification head, which ti
 ``forward_head(forward_features(x), pre_logits=True)``. Images are preprocessed as the model's own
 config requires, with timm's transform for evaluation.
 
-Any error that timm, torch or the hub's client raises on weights is reported in one line.
+``timm:NAME.TAG`` is a model of timm's registry. One that somebody trained comes with a config of
+its own, in a folder as ``timm.models.save_for_hf`` writes it or in a repository that has the same
+files: ``timm:local-dir:FOLDER`` and ``timm:hf-hub:OWNER/NAME``, as ``timm.create_model`` has it.
+
+Any error that timm, torch or the hub's client raises on weights or configs is reported in one line.
 """
 
+import io
+import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,11 +35,12 @@ from ...cache.common.progress import Progress, no_progress
 from ...cache.key import EncoderFacts, file_sha256
 from ..hub import MODEL, Repository, download, look_up, remember
 from .base import DTYPES, Launched, Launcher, compiled, facts_of, quiet
-from .spec import RANDOM, TIMM, EncoderName, is_file
+from .spec import HF_HUB, LOCAL_DIR, RANDOM, TIMM, EncoderName, is_file
 from .transforms import Decoder, PillowDecoder, Transform
 
-_SAFE = "model.safetensors"
-_PICKLED = "pytorch_model.bin"
+_CONFIG = "config.json"
+_NAMES = ("model.safetensors", "pytorch_model.bin")
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,13 +130,32 @@ class _InColour:
         return self.transform(image.convert("RGB"))
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where a model is on this machine.
+
+    Attributes:
+        model: What ``timm.create_model`` takes: a name of the registry, or a folder.
+        architecture: The name of the architecture.
+        arguments: What its config passes to the architecture.
+        weights: The file of its weights; None for random ones.
+        sources: All of its files.
+    """
+
+    model: str
+    architecture: str
+    arguments: Mapping[str, Any]
+    weights: Path | None
+    sources: tuple[Path, ...]
+
+
 def fetch_encoder(name: EncoderName, progress: Progress = no_progress) -> None:
-    """Download a model's weights if they are on the hub and not on this machine.
+    """Download a model's files if they are on the hub and not on this machine.
 
     Raises:
-        FedclipError: the weights are missing and cannot be downloaded.
+        FedclipError: a file is missing and cannot be downloaded.
     """
-    _weights(name, progress)
+    _find(name, progress)
 
 
 def load_encoder(name: EncoderName, device: torch.device) -> TimmEncoder:
@@ -139,16 +165,20 @@ def load_encoder(name: EncoderName, device: torch.device) -> TimmEncoder:
         FedclipError: the model is unknown, or its weights are missing, do not fit or cannot be
             loaded safely.
     """
-    weights = _weights(name)
+    place = _find(name)
     with quiet(), torch.random.fork_rng(devices=[]):
-        model = _build(name, weights)
+        model = _build(name, place)
     config = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
+    decode = _decoder(name, place, config)
     facts = facts_of(
         name,
         "timm",
         model,
-        file_sha256(weights) if weights else None,
-        shared={"architecture": _architecture(name)},
+        file_sha256(place.weights) if place.weights else None,
+        shared={
+            "architecture": place.architecture,
+            **({"arguments": place.arguments} if place.arguments else {}),
+        },
         image={
             "image_size": list(config["input_size"][1:]),
             "mean": list(config["mean"]),
@@ -159,65 +189,135 @@ def load_encoder(name: EncoderName, device: torch.device) -> TimmEncoder:
             "decoder": "pillow",
             "resizer": name.resizer,
         },
-        place=weights,
+        place=place.sources[0] if place.sources else None,
     )
     return TimmEncoder(
         name=name,
         facts=facts,
-        sources=(weights.absolute(),) if weights else (),
+        sources=place.sources,
         model=model.to(DTYPES[name.precision]).eval().requires_grad_(False).to(device),
-        decode=_decoder(name, config),
+        decode=decode,
         device=device,
     )
 
 
-def _decoder(name: EncoderName, config: Mapping[str, Any]) -> Decoder:
+def _decoder(name: EncoderName, place: _Place, config: Mapping[str, Any]) -> Decoder:
     if name.resizer != "pillow":
         raise FedclipError(
             f"--resizer {name.resizer}: {name.model} is preprocessed by timm's own transform; use "
             "--resizer pillow"
         )
-    transform: Transform = create_transform(**config, is_training=False)
     keeps_aspect = config["crop_mode"] != "squash"
-    side = math.floor(max(config["input_size"][1:]) / config["crop_pct"])
-    return PillowDecoder(_InColour(transform), side if keeps_aspect else None)
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "png")
+    try:
+        transform: Transform = create_transform(**config, is_training=False)
+        side = math.floor(max(config["input_size"][1:]) / config["crop_pct"])
+        decoder = PillowDecoder(_InColour(transform), side if keeps_aspect else None)
+        pixels = decoder(picture.getvalue())
+        if list(pixels.shape) != [3, *config["input_size"][1:]] or not pixels.isfinite().all():
+            raise ValueError(f"it makes pixels of shape {tuple(pixels.shape)}")
+    except Exception as error:
+        raise FedclipError(
+            f"{place.model}: images cannot be preprocessed by its config ({first_line(error)}); "
+            "check input_size, mean, std, interpolation, crop_pct and crop_mode"
+        ) from None
+    return decoder
 
 
-def _model_name(name: EncoderName) -> str:
-    return name.model.removeprefix(TIMM)
+def _find(name: EncoderName, progress: Progress = no_progress) -> _Place:
+    """Find a model on this machine, and download it first if it is on the hub.
+
+    Raises:
+        FedclipError: the model is unknown, or has no weights that can be loaded safely.
+    """
+    model = name.model.removeprefix(TIMM)
+    if model.startswith(LOCAL_DIR):
+        return _in_folder(name, Path(model.removeprefix(LOCAL_DIR)).absolute())
+    if model.startswith(HF_HUB):
+        wanted = [[_CONFIG], *([_NAMES] if name.pretrained != RANDOM else [])]
+        repository = Repository(model.removeprefix(HF_HUB), MODEL)
+        return _in_folder(name, _download(repository, wanted, progress)[0])
+    weights = _registered_weights(name, model, progress)
+    return _Place(model, model.partition(".")[0], {}, weights, (weights,) if weights else ())
 
 
-def _architecture(name: EncoderName) -> str:
-    return _model_name(name).partition(".")[0]
+def _in_folder(name: EncoderName, folder: Path) -> _Place:
+    """Read where a folder's config and weights are.
+
+    Raises:
+        FedclipError: it has no config, or one of an unknown architecture, or not one file of
+            weights.
+    """
+    try:
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        architecture, arguments = config["architecture"], config.get("model_args") or {}
+    except OSError as error:
+        raise FedclipError(
+            f"{error.filename}: {error.strerror}; {name.model} needs a folder with {_CONFIG} and "
+            f"weights, as timm.models.save_for_hf writes it"
+        ) from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise FedclipError(
+            f"{folder / _CONFIG}: is not a config of timm; it needs at least an architecture"
+        ) from None
+    if not isinstance(architecture, str) or not isinstance(arguments, dict):
+        raise FedclipError(
+            f"{folder / _CONFIG}: architecture must be a name, and model_args an object"
+        )
+    _check_registered(architecture)
+    weights = None if name.pretrained == RANDOM else folder / _choose(name, [f.name for f in files])
+    # The folder itself changes when a file is added that would be preferred.
+    return _Place(f"{LOCAL_DIR}{folder}", architecture, arguments, weights, (folder, *files))
 
 
-def _config(name: EncoderName) -> Any:
+def _choose(name: EncoderName, files: Sequence[str]) -> str:
+    """Choose the weights among a folder's files, by timm's own preference."""
+    found = [each for each in files if each.endswith(_SUFFIXES)]
+    preferred = [each for each in _NAMES if each in found] or found
+    if not preferred or (len(found) > 1 and preferred == found):
+        raise FedclipError(
+            f"{name.model}: has {len(found)} files of weights ({', '.join(_SUFFIXES)}); keep one, "
+            f"or name one {_NAMES[0]}"
+        )
+    return preferred[0]
+
+
+def _check_registered(architecture: str) -> None:
+    if not timm.is_model(architecture):
+        known = [f"{TIMM}{each}" for each in timm.list_models()]
+        raise FedclipError(
+            f"unknown model {f'{TIMM}{architecture}'!r}"
+            f"{suggest(f'{TIMM}{architecture}', known)} "
+            "(python -c 'import timm; print(timm.list_models())' lists all)"
+        )
+
+
+def _config(model: str) -> Any:
     """Return timm's config of pretrained weights.
 
     Raises:
         FedclipError: the model or its tag is unknown.
     """
-    model, architecture = _model_name(name), _architecture(name)
-    if not timm.is_model(architecture):
-        known = [f"{TIMM}{each}" for each in timm.list_models()]
-        raise FedclipError(
-            f"unknown model {name.model!r}{suggest(name.model, known)} "
-            "(python -c 'import timm; print(timm.list_models())' lists all)"
-        )
+    architecture = model.partition(".")[0]
+    _check_registered(architecture)
     try:
         return timm.get_pretrained_cfg(model)
     except RuntimeError:
         tags = [f"{TIMM}{each}" for each in timm.list_pretrained(f"{architecture}*")]
-        raise FedclipError(f"unknown weights {name.model!r}{suggest(name.model, tags)}") from None
+        raise FedclipError(
+            f"unknown weights {f'{TIMM}{model}'!r}{suggest(f'{TIMM}{model}', tags)}"
+        ) from None
 
 
-def _weights(name: EncoderName, progress: Progress = no_progress) -> Path | None:
-    """Find the weights on this machine, and download them first if they are on the hub.
+def _registered_weights(name: EncoderName, model: str, progress: Progress) -> Path | None:
+    """Find the weights of a model of the registry, and download them if they are on the hub.
 
     Raises:
         FedclipError: the model is unknown, or has no weights that can be loaded safely.
     """
-    config = _config(name)
+    config = _config(model)
     if name.pretrained == RANDOM:
         return None
     if name.pretrained is not None:
@@ -227,48 +327,81 @@ def _weights(name: EncoderName, progress: Progress = no_progress) -> Path | None
                 f"named in --model ({TIMM}NAME.TAG), so leave out --pretrained, or pass a file or "
                 f"{RANDOM}"
             )
-        return Path(name.pretrained)
+        return Path(name.pretrained).absolute()
     if config is None or not config.hf_hub_id or config.custom_load:
         raise FedclipError(
             f"{name.model}: timm names no weights for it on the hub that can be loaded safely; "
             f"add a tag ({TIMM}NAME.TAG), or pass a checkpoint file with --pretrained"
         )
-    snapshot = look_up(Repository(config.hf_hub_id, MODEL))
-    names = [config.hf_hub_filename] if config.hf_hub_filename else [_SAFE, _PICKLED]
-    found = next((each for each in names if each in snapshot.files), names[0])
-    try:
-        folder = download(snapshot, [found], progress)
-    except KeyError:
-        raise FedclipError(
-            f"{snapshot.repository}: has no {' or '.join(names)}; choose another --model"
-        ) from None
+    names = [config.hf_hub_filename] if config.hf_hub_filename else _NAMES
+    folder, (weights,) = _download(Repository(config.hf_hub_id, MODEL), [names], progress)
+    return folder / weights
+
+
+def _download(
+    repository: Repository, wanted: Sequence[Sequence[str]], progress: Progress
+) -> tuple[Path, list[str]]:
+    """Download files of a repository.
+
+    Args:
+        repository: The repository.
+        wanted: Names of each file, of which the first one that exists is downloaded.
+        progress: Called with the bytes that have arrived.
+
+    Returns:
+        The folder that contains them, and their names.
+
+    Raises:
+        FedclipError: the repository lacks a file, or cannot be reached.
+    """
+    snapshot = look_up(repository)
+    files = [next((each for each in names if each in snapshot.files), names[0]) for names in wanted]
+    if not snapshot.partial:
+        for names, file in zip(wanted, files, strict=True):
+            if file not in snapshot.files:
+                raise FedclipError(
+                    f"{repository}: has no {' or '.join(names)}; choose another --model"
+                )
+    folder = download(snapshot, files, progress)
     remember(snapshot)
-    return folder / found
+    return folder, files
 
 
-def _build(name: EncoderName, weights: Path | None) -> nn.Module:
+def _build(name: EncoderName, place: _Place) -> nn.Module:
     try:
-        random = _create(name, pretrained=False)
-        if weights is None:
+        random = _create(place, None)
+        if place.weights is None:
             return random
         # timm strips the prefixes of training wrappers, and converts other layouts of the same
         # architecture.
-        state = load_state_dict(str(weights), weights_only=True)
-        overlay = {"state_dict": state}
-        model = _create(name, pretrained=True, pretrained_cfg_overlay=overlay)
+        model = _create(place, load_state_dict(str(place.weights), weights_only=True))
         if missing := _unchanged(model, random):
             raise ValueError(f"they lack {missing[0]} and {len(missing) - 1} more")
     except Exception as error:
         raise FedclipError(
-            f"{weights or name.model}: cannot be loaded as weights of {name.model} "
+            f"{place.weights or name.model}: cannot be loaded as weights of {name.model} "
             f"({first_line(error)}); pass safetensors or a plain state_dict of this architecture"
         ) from None
     return model
 
 
-def _create(name: EncoderName, **options: Any) -> nn.Module:
+def _create(place: _Place, weights: Mapping[str, Any] | None) -> nn.Module:
     torch.manual_seed(0)  # makes random weights reproducible
-    return timm.create_model(_model_name(name), num_classes=0, **options)
+    registered = timm.get_pretrained_cfg(place.architecture)
+    overlay = {
+        "state_dict": weights,
+        # A config may name another source, which has priority over weights that are passed, and
+        # lack the name of the classifier, whose weights are to be ignored.
+        "source": "",
+        "custom_load": False,
+        **({"classifier": registered.classifier} if registered else {}),
+    }
+    return timm.create_model(
+        place.model,
+        num_classes=0,
+        pretrained=weights is not None,
+        pretrained_cfg_overlay=overlay,
+    )
 
 
 def _unchanged(model: nn.Module, random: nn.Module) -> list[str]:

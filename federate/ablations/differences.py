@@ -13,19 +13,19 @@ from ..runs.predictions import ADAPTED
 from .grid import Baseline, show
 from .summary import Summary
 
-# The figure that is compared: the one that the table is sorted by.
-FIGURE = "mean"
 
-
-def differences(summaries: Sequence[Summary], baseline: Baseline) -> list[Interval | None]:
+def differences(
+    summaries: Sequence[Summary], baseline: Baseline, figure: str
+) -> list[Interval | None]:
     """Compare each setting with its baseline, image by image.
 
     Args:
         summaries: The settings, best first.
         baseline: What they are compared with.
+        figure: What is compared, one of `runs.results.FIGURES`.
 
     Returns:
-        The difference of the mean accuracy; None for a baseline itself, and where predictions
+        The difference of the figure; None for a baseline itself, and where predictions
         or common seeds are missing.
     """
     by_values = {_values(each): each for each in summaries}
@@ -40,14 +40,14 @@ def differences(summaries: Sequence[Summary], baseline: Baseline) -> list[Interv
         other = by_values.get(tuple(wanted.values())) if baseline.values else summaries[0]
         return None if other is None or other is summary else arms(other)
 
-    return [_difference(before(each), arms(each)) for each in summaries]
+    return [_difference(before(each), arms(each), figure) for each in summaries]
 
 
-def _difference(first: Arm | None, second: Arm | None) -> Interval | None:
+def _difference(first: Arm | None, second: Arm | None, figure: str) -> Interval | None:
     if first is None or second is None:
         return None
     try:
-        line = compare(first, second).line(FIGURE)
+        line = compare(first, second).line(figure)
     except FedclipError:
         return None
     return None if line is None else line.interval

@@ -15,43 +15,52 @@ class Summary:
     Args:
         values: Values of the options that vary, except the seed.
         entries: One per seed.
+        figure: What settings are sorted by, one of `FIGURES`.
 
     Attributes:
         results: Those of the entries that finished.
     """
 
-    def __init__(self, values: Mapping[str, Any], entries: Sequence[Entry]) -> None:
+    def __init__(self, values: Mapping[str, Any], entries: Sequence[Entry], figure: str) -> None:
         self.values = values
         self.entries = entries
+        self.figure = figure
         self.results = [
             entry.result for entry in entries if entry.result and entry.status == "finished"
         ]
 
     @property
     def rank(self) -> float:
-        """The mean accuracy; without one, less than any."""
-        return statistics.fmean(self._of("mean")) if self._of("mean") else -1.0
+        """The mean of the figure; without one, less than any."""
+        values = self._of(self.figure)
+        return statistics.fmean(values) if values else -1.0
 
     def accuracy(self, figure: str) -> Spread | None:
         """Mean and standard deviation of one of `FIGURES`; None without results."""
         return spread(self._of(figure))
 
     def gain(self, figure: str) -> Spread | None:
-        """Mean and standard deviation of its difference to zero-shot, run by run."""
-        before = self._of(f"zero_shot_{figure}")
-        return spread([b - a for a, b in zip(before, self._of(figure), strict=True)])
+        """Mean and standard deviation of its difference to zero-shot, run by run.
+
+        None without results, or where zero-shot is not defined.
+        """
+        pairs = [result.figure(figure) for result in self.results]
+        return spread([b - a for a, b in pairs if a is not None and b is not None])
 
     def _of(self, figure: str) -> list[float]:
         values = (getattr(result, figure) for result in self.results)
         return [value for value in values if value is not None]
 
 
-def summarize(entries: Sequence[Entry], names: Sequence[str]) -> list[Summary]:
-    """Group the entries that differ only in the seed, best mean accuracy first.
+def summarize(
+    entries: Sequence[Entry], names: Sequence[str], figure: str = "mean"
+) -> list[Summary]:
+    """Group the entries that differ only in the seed, the best first.
 
     Args:
         entries: What was run.
         names: The options that vary.
+        figure: What they are sorted by.
     """
     groups: dict[tuple[str, ...], list[Entry]] = {}
     others = [name for name in names if name != SEED]
@@ -59,7 +68,7 @@ def summarize(entries: Sequence[Entry], names: Sequence[str]) -> list[Summary]:
         values = tuple(show(entry.values[name]) for name in others)
         groups.setdefault(values, []).append(entry)
     summaries = [
-        Summary({name: members[0].values[name] for name in others}, members)
+        Summary({name: members[0].values[name] for name in others}, members, figure)
         for members in groups.values()
     ]
     return sorted(summaries, key=lambda each: each.rank, reverse=True)

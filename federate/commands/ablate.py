@@ -65,6 +65,11 @@ class GridOptions:
         help="What each setting is compared with, image by image: the best one, its own zero-shot "
         "predictions, or the one with this value and otherwise the same.",
     )
+    figure: str = option(
+        "mean",
+        choices=("generalization", "personalization", "mean", "pooled"),
+        help="Accuracy that the settings are sorted and compared by.",
+    )
     yes: bool = option(False, help=f"Do not ask before more than {MANY_RUNS} runs.")
 
 
@@ -146,6 +151,7 @@ def ablate(
         _check_table(grid_options.table, save.runs_dir)
     baseline = read_baseline(grid_options.baseline, combinations.values, parse)
 
+    from ...cache import FedclipError
     from ...cache.common.device import resolve_device
     from ...cache.common.files import check_writable
     from ...cache.common.progress import show_progress
@@ -189,6 +195,10 @@ def ablate(
         )
         entries.setdefault(experiment.folder, Entry(values, experiment))
     runs = list(entries.values())
+    if grid_options.figure == "generalization" and runs[0].experiment.targets == (None,):
+        raise FedclipError(
+            "--figure generalization: no domain is left out; choose --target, or another figure"
+        )
     names = ", ".join(dict.fromkeys(entry.experiment.cache.name for entry in runs))
     latest = "cache" not in {*combinations.names, *combinations.fixed}
     output = Output(form.format)
@@ -210,8 +220,9 @@ def ablate(
     with show_progress() as progress:
         done = run_ablation(runs, progress, save.save_every)
     write_csv(table, runs, combinations.names)
-    summaries = summarize(runs, combinations.names)
-    output.table(ablation_table(summaries, differences(summaries, baseline), baseline.name))
+    summaries = summarize(runs, combinations.names, grid_options.figure)
+    compared = differences(summaries, baseline, grid_options.figure)
+    output.table(ablation_table(summaries, compared, baseline.name))
     output.note(f"runs       {table}")
     if left_out := describe_left_out(runs):
         output.note(left_out)

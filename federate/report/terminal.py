@@ -136,7 +136,7 @@ def ablation_table(
 
     Args:
         summaries: One or more, best first.
-        differences: Of each one's mean accuracy to its baseline.
+        differences: Of each one's figure to its baseline.
         baseline: What they are compared with, as `--baseline` spells it.
     """
     known = {name for name in FIGURES if any(each.accuracy(name) for each in summaries)}
@@ -157,14 +157,16 @@ def ablation_table(
     ]
     caption = (
         "accuracy in %, and gain over zero-shot in points: mean (standard deviation), "
-        "the best mean first"
+        f"the best {summaries[0].figure} first"
     )
     if any(differences):
+        figure = summaries[0].figure
         named = "the best setting" if baseline == BEST else baseline
-        columns.append(Column(f"mean less {baseline}", key="difference", show=points))
+        columns.append(Column(f"{figure} less {baseline}", key="difference", show=points))
         rows = [[*row, each] for row, each in zip(rows, differences, strict=True)]
         caption += (
-            f"; mean less that of {named}, image by image, with its 95 % interval, * beyond noise"
+            f"; {figure} less that of {named}, image by image, with its 95 % interval, * beyond "
+            "noise"
         )
     statuses = Counter(entry.status for each in summaries for entry in each.entries)
     if statuses["interrupted"] or statuses["not started"]:

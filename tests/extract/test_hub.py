@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 from PIL import Image
+from safetensors.torch import save_file
 
-from fedclip.cache import CacheFolder, FeatureCache, find_caches, load_cache
+from fedclip.cache import CacheFolder, FeatureCache, find_caches, image_key, load_cache
 from fedclip.cli import run
 
 Fedclip = Callable[..., subprocess.CompletedProcess[str]]
@@ -332,6 +334,31 @@ def test_a_tag_s_weights_come_from_the_hub_with_a_bar(
     ],
     ids=["null", "list", "not UTF-8", "deep"],
 )
+def test_a_model_of_timm_that_somebody_trained_comes_with_its_config(
+    machine: Fedclip, hub: Hub, make_images: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = {"architecture": "test_vit", "num_classes": 3, "pretrained_cfg": {"mean": [0.1] * 3}}
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "config.json").write_text(json.dumps(config))
+    save_file(timm.create_model("test_vit", num_classes=3).state_dict(), mine / "model.safetensors")
+    hub.model("owner/mine", mine)
+    for model, cache_dir in ((f"local-dir:{mine}", "one"), ("hf-hub:owner/mine", "other")):
+        options = ("--model", f"timm:{model}", "--cache-dir", tmp_path / cache_dir)
+        assert machine("extract", "--dataset", make_images(), *options).returncode == 0
+    (here,), (there,) = (find_caches(tmp_path / each) for each in ("one", "other"))
+    for one, other in zip(load_cache(here), load_cache(there), strict=True):
+        assert one.encoder["mean"] == [0.1, 0.1, 0.1]
+        assert image_key(one.encoder) == image_key(other.encoder)
+        assert np.array_equal(one.image_features, other.image_features)
+    (mine / "config.json").write_text("[]")
+    hub.model("owner/none", mine)
+    options = ("--model", "timm:hf-hub:owner/none", "--cache-dir", tmp_path / "caches")
+    refused = machine("extract", "--dataset", make_images(), *options)
+    assert refused.returncode == 2
+    assert refused.stderr.splitlines()[-1].endswith("it needs at least an architecture")
+
+
 def test_a_model_of_the_hub_whose_config_is_none_is_one_line(
     hub: Hub,
     make_images: Callable[..., Path],

@@ -23,6 +23,10 @@ from fedclip.extract.encoders.spec import EncoderName
         ("hf-hub:owner/name", None, None),
         ("local-dir:models/tiny", "random", "random"),
         ("hf-hub:owner/name", "random", "random"),
+        ("timm:vit_tiny.tag", None, None),
+        ("timm:vit_tiny.tag", "random", "random"),
+        ("timm:local-dir:models/tiny", None, None),
+        ("timm:hf-hub:owner/name", "random", "random"),
     ],
 )
 def test_weights_default_to_openai_s_or_to_those_of_the_place(
@@ -31,7 +35,13 @@ def test_weights_default_to_openai_s_or_to_those_of_the_place(
     assert EncoderName.of(model, pretrained, "bf16") == EncoderName(model, expected, "bf16")
 
 
-@pytest.mark.parametrize("model", ["local-dir:models/tiny", "hf-hub:owner/name"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        *("local-dir:models/tiny", "hf-hub:owner/name", "hf:owner/name"),
+        *("timm:local-dir:models/tiny", "timm:hf-hub:owner/name"),
+    ],
+)
 def test_weights_named_for_a_place_that_brings_its_own_are_refused(model: str) -> None:
     with pytest.raises(FedclipError) as error:
         EncoderName.of(model, "openai", "fp32")
@@ -76,6 +86,9 @@ def test_a_precision_that_is_none_of_the_three_is_refused(precision: str, hint: 
         ("local-dir:/home/me/models/tiny/", None, "tiny-own"),
         ("local-dir:/home/me/models/../tiny", None, "tiny-own"),
         ("local-dir:/", None, "own"),
+        ("timm:local-dir:/home/me/models/tiny/", None, "tiny-own"),
+        ("timm:hf-hub:owner/name", None, "owner-name-own"),
+        ("timm:vit_tiny.tag", None, "vit_tiny.tag-own"),
         ("ViT-B-32", "../../etc/passwd.pt", "ViT-B-32-..-..-etc-passwd.pt"),
         ("../..", "openai", "openai"),
     ],
@@ -103,10 +116,7 @@ def test_a_local_folder_is_shown_by_its_own_name_from_wherever_it_is_called(
     folder = tmp_path / "secret-project" / "tiny"
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
-    for model in (
-        f"local-dir:{folder}",
-        f"local-dir:{folder}/",
-        "local-dir:.",
-        "local-dir:../tiny",
-    ):
-        assert EncoderName.of(model, None, "fp32").shown == ("local-dir:tiny", "own")
+    for place in (f"{folder}", f"{folder}/", ".", "../tiny"):
+        for family in ("", "timm:"):
+            name = EncoderName.of(f"{family}local-dir:{place}", None, "fp32")
+            assert name.shown == (f"{family}local-dir:tiny", "own")

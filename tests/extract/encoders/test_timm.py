@@ -1,6 +1,7 @@
 """Image models of timm: its own pooled features, its own preprocessing, and what is refused."""
 
 import io
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -85,6 +86,133 @@ def test_a_model_without_pretrained_head_and_one_with_it_have_the_same_features(
         assert encoder.facts["random_weights"] is False
         assert encoder.facts["pretrained"] == file
         assert encoder.sources == (tmp_path / file,)
+
+
+CONFIG = {
+    "architecture": "test_vit",
+    "num_classes": 3,
+    "model_args": {"depth": 2},
+    "pretrained_cfg": {
+        "input_size": [3, 96, 96],
+        "fixed_input_size": True,
+        "interpolation": "bilinear",
+        "crop_pct": 0.5,
+        "mean": [0.1, 0.2, 0.3],
+        "std": [0.4, 0.5, 0.6],
+        "num_classes": 3,
+    },
+}
+
+
+def saved(folder: Path, config: object = CONFIG, seed: int = 3) -> Any:
+    """Write a model that somebody trained to a folder, with its config; return the model."""
+    folder.mkdir(exist_ok=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = timm.create_model("test_vit", num_classes=3, img_size=96, depth=2).eval()
+    save_file(model.state_dict(), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    return model
+
+
+def place(folder: Path) -> TimmEncoder:
+    return load(f"local-dir:{folder}", None)
+
+
+def test_a_folder_s_model_is_preprocessed_by_its_own_config(tmp_path: Path) -> None:
+    model = saved(tmp_path / "mine")
+    encoder = place(tmp_path / "mine")
+    content = io.BytesIO()
+    picture().save(content, "png")
+    pixels = encoder.decode(content.getvalue())
+    mean, std = (torch.tensor(CONFIG["pretrained_cfg"][name]) for name in ("mean", "std"))  # type: ignore[index]
+    resized = picture().resize((192 * 240 // 200, 192), Image.Resampling.BILINEAR)
+    left, top = (resized.width - 96) // 2, (192 - 96) // 2
+    cropped = torch.from_numpy(np.array(resized.crop((left, top, left + 96, top + 96))))
+    expected = (cropped / 255 - mean) / std
+    np.testing.assert_allclose(pixels, expected.permute(2, 0, 1), rtol=0, atol=1e-5)
+    with torch.inference_mode():
+        features = pre_logits(model, pixels[None]).numpy()
+    np.testing.assert_allclose(encoder.launch(pixels[None]).numpy(), features, rtol=0, atol=1e-5)
+    # The same as timm's own reading of the folder.
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'mine'}", pretrained=True).eval()
+    transform = create_transform(**resolve_model_data_config(theirs), is_training=False)  # type: ignore[no-untyped-call]
+    assert torch.equal(pixels, transform(picture()))
+    with torch.inference_mode():
+        np.testing.assert_allclose(pre_logits(theirs, pixels[None]).numpy(), features, atol=1e-5)
+
+
+def test_a_folder_s_key_depends_on_its_config_and_not_on_where_it_is(tmp_path: Path) -> None:
+    other = {**CONFIG, "pretrained_cfg": {**CONFIG["pretrained_cfg"], "mean": [0.5] * 3}}  # type: ignore[dict-item]
+    for folder, config in (("here", CONFIG), ("there", CONFIG), ("other", other)):
+        saved(tmp_path / folder, config)
+    here, there, changed = (place(tmp_path / each).facts for each in ("here", "there", "other"))
+    assert image_key(here) == image_key(there)
+    assert image_key(here) != image_key(changed)
+    assert (here["mean"], changed["mean"]) == ([0.1, 0.2, 0.3], [0.5, 0.5, 0.5])
+    assert (here["architecture"], here["arguments"]) == ("test_vit", {"depth": 2})
+    assert (here["model"], here["pretrained"]) == ("timm:local-dir:here", "own")
+    assert str(tmp_path) not in str(here)
+
+
+def test_a_folder_s_weights_are_its_safetensors_or_its_only_file(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    model = saved(folder)
+    torch.save({"state_dict": model.state_dict()}, folder / "last.pth.tar")
+    assert {each.name for each in place(folder).sources} == {
+        *("mine", "config.json", "last.pth.tar", "model.safetensors")
+    }
+    expected = place(folder).facts["weights_sha256"]
+    (folder / "model.safetensors").rename(folder / "best.safetensors")
+    assert "has 2 files of weights" in refusal(f"local-dir:{folder}", None)
+    (folder / "last.pth.tar").unlink()
+    assert place(folder).facts["weights_sha256"] == expected
+    (folder / "best.safetensors").unlink()
+    assert "has 0 files of weights" in refusal(f"local-dir:{folder}", None)
+    assert load(f"local-dir:{folder}").facts["random_weights"] is True
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        (None, "No such file or directory; timm:local-dir:"),
+        ([], "is not a config of timm; it needs at least an architecture"),
+        ({"architecture": 3}, "architecture must be a name"),
+        ({**CONFIG, "model_args": [1]}, "and model_args an object"),
+        ({**CONFIG, "architecture": "test_vitt"}, "did you mean timm:test_vit"),
+        ({**CONFIG, "model_args": {"depth": 3}}, "cannot be loaded as weights"),
+        ({**CONFIG, "model_args": {"features_only": True}}, "cannot be loaded as weights"),
+        ({"architecture": "test_vit", "crop_pct": 0, "input_size": [3, 96, 96]}, "cannot be"),
+        ({**CONFIG, "pretrained_cfg": {"mean": [0, 0, "a"]}}, "check input_size, mean, std"),
+        ({**CONFIG, "pretrained_cfg": {"std": [1, 1]}}, "check input_size, mean, std"),
+        ({**CONFIG, "pretrained_cfg": {"crop_mode": 3}}, "check input_size, mean, std"),
+        ({**CONFIG, "pretrained_cfg": {"crop_pct": 1e-6}}, "check input_size, mean, std"),
+        ({**CONFIG, "pretrained_cfg": {"unknown": 1}}, "cannot be loaded as weights"),
+        ({**CONFIG, "pretrained_cfg": {"input_size": [1, 160, 160]}}, "cannot be loaded"),
+    ],
+)
+def test_a_folder_s_config_that_cannot_be_followed_is_refused_in_a_line(
+    tmp_path: Path, config: object, problem: str
+) -> None:
+    saved(tmp_path / "mine", config)
+    if config is None:
+        (tmp_path / "mine" / "config.json").unlink()
+    assert problem in refusal(f"local-dir:{tmp_path / 'mine'}", None)
+
+
+def test_a_config_cannot_make_other_weights_be_loaded(tmp_path: Path) -> None:
+    evil = saved(tmp_path / "other", seed=4)
+    torch.save(evil.state_dict(), tmp_path / "other" / "pytorch_model.bin")
+    elsewhere = {
+        **{"file": str(tmp_path / "other"), "source": "local-dir", "custom_load": True},
+        **{"url": (tmp_path / "other").as_uri(), "hf_hub_id": "owner/name"},
+    }
+    config = {**CONFIG, "pretrained_cfg": {**CONFIG["pretrained_cfg"], **elsewhere}}  # type: ignore[dict-item]
+    model = saved(tmp_path / "mine", config)
+    encoder = place(tmp_path / "mine")
+    own = dict(model.named_parameters())
+    for name, tensor in encoder.model.named_parameters():
+        assert torch.equal(tensor, own[name]), name
 
 
 def test_random_weights_and_the_key_are_the_same_every_time() -> None:

@@ -311,6 +311,15 @@ def test_an_ablation_ends_with_the_difference_to_its_baseline(
     assert "mean less adapter=none" in printed(capsys, *grid, "--baseline", "adapter=none")
     for each in rows(capsys, *grid, "--baseline", "zero-shot"):
         assert each["difference"]["difference"] == pytest.approx(each["mean_gain"]["mean"])
+    by_target = [*grid, "--figure", "generalization"]
+    left_out = rows(capsys, *by_target, "--baseline", "adapter=none")
+    figures = [each["generalization"]["mean"] for each in left_out]
+    assert figures == sorted(figures, reverse=True)
+    for each, figure in zip(left_out, figures, strict=True):
+        if each["adapter"] == "attention":
+            gain = figure - own["none", each["lr"]]["generalization"]["mean"]
+            assert each["difference"]["difference"] == pytest.approx(gain)
+    assert "no domain is left out" in refusal(*by_target, "--target", "none")
     assert "is not in this ablation; did you mean none?" in refusal(
         *grid, "--baseline", "adapter=non"
     )

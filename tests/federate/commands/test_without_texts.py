@@ -1,0 +1,82 @@
+"""Commands over caches without class texts: zero-shot is not defined, and shown as a dash."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedclip.cache import FeatureCache
+from fedclip.cli import run
+
+MakeCache = Callable[..., Path]
+MakeFeatures = Callable[..., FeatureCache]
+Refusal = Callable[..., str]
+
+GRID = ["ablate", "--target", "photo", "--preset", "tuned", "--rounds", "2", "--seeds", "2"]
+GRID += ["--set", "adapter=none,attention", "--set", "class_vectors=means,head"]
+
+
+@pytest.fixture
+def made(make_cache: MakeCache, make_features: MakeFeatures, empty_folder: Path) -> None:
+    """Make the runs of two adapters and two kinds of class vectors, with two seeds each."""
+    clients = ("art", "photo")
+    make_cache([make_features(name, 60, templates=(), logit_scale=1.0) for name in clients])
+    assert run(GRID) == 0
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    capsys.readouterr()
+    assert run(arguments) == 0
+    return capsys.readouterr().out
+
+
+def rows(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str, Any]]:
+    listed: list[dict[str, Any]] = json.loads(printed(capsys, *arguments, "--format", "json"))
+    return listed
+
+
+@pytest.mark.usefixtures("made")
+def test_an_ablation_has_accuracies_and_differences_and_no_gain(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    listed = rows(capsys, *GRID, "--baseline", "adapter=none", "--figure", "generalization")
+    assert len(listed) == 4
+    for each in listed:
+        assert 0 < each["generalization"]["mean"] <= 1
+        assert each["generalization_gain"] is None
+        assert (each["difference"] is None) == (each["adapter"] == "none")
+    table = printed(capsys, *GRID, "--format", "markdown").splitlines()
+    assert all("| - |" in line for line in table if line.startswith("| none"))
+    (file,) = Path("runs").glob("*.csv")
+    with file.open(newline="") as content:
+        assert {each["zero_shot_mean"] for each in csv.DictReader(content)} == {""}
+
+
+@pytest.mark.usefixtures("made")
+def test_runs_are_listed_shown_and_compared_without_zero_shot(
+    capsys: pytest.CaptureFixture[str], refusal: Refusal
+) -> None:
+    listed = rows(capsys, "ls")
+    assert {each["accuracy"]["zero_shot"] for each in listed} == {None}
+    assert all(0 < each["accuracy"]["adapted"] <= 1 for each in listed)
+    names = sorted({each["run"].rpartition("-seed")[0] for each in listed})
+    shown = printed(capsys, "show", f"{names[0]}-seed0")
+    assert "- > " in shown
+    assert " 0.00 > " not in shown
+    lines = {each["of"]: each for each in rows(capsys, "compare", *names[:2])}
+    assert set(lines) == {"art", "photo", "generalization", "personalization", "mean", "pooled"}
+    assert "has no zero-shot predictions to compare" in refusal("compare", f"{names[0]}-seed0")
+
+
+@pytest.mark.usefixtures("made")
+def test_a_report_says_that_zero_shot_is_not_defined() -> None:
+    pytest.importorskip("vl_convert")
+    assert run(["report"]) == 0
+    (page,) = Path().glob("**/*.html")
+    text = page.read_text(encoding="utf-8")
+    assert "Without zero-shot there is nothing to compare with" in text
+    assert "points over zero-shot" not in text
+    assert "nan" not in text.lower().split("<script")[0]
