@@ -256,7 +256,7 @@ def _in_folder(name: EncoderName, folder: Path) -> _Place:
     except OSError as error:
         raise FedclipError(
             f"{error.filename}: {error.strerror}; {name.model} needs a folder with {_CONFIG} and "
-            f"weights, as timm.models.save_for_hf writes it"
+            "weights, as timm.models.save_for_hf writes it"
         ) from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise FedclipError(
@@ -275,13 +275,13 @@ def _in_folder(name: EncoderName, folder: Path) -> _Place:
 def _choose(name: EncoderName, files: Sequence[str]) -> str:
     """Choose the weights among a folder's files, by timm's own preference."""
     found = [each for each in files if each.endswith(_SUFFIXES)]
-    preferred = [each for each in _NAMES if each in found] or found
-    if not preferred or (len(found) > 1 and preferred == found):
+    best = next((each for each in _NAMES if each in found), None)
+    if best is None and len(found) != 1:
         raise FedclipError(
             f"{name.model}: has {len(found)} files of weights ({', '.join(_SUFFIXES)}); keep one, "
             f"or name one {_NAMES[0]}"
         )
-    return preferred[0]
+    return best or found[0]
 
 
 def _check_registered(architecture: str) -> None:

@@ -158,12 +158,15 @@ def test_a_folder_s_key_depends_on_its_config_and_not_on_where_it_is(tmp_path: P
 def test_a_folder_s_weights_are_its_safetensors_or_its_only_file(tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     model = saved(folder)
-    torch.save({"state_dict": model.state_dict()}, folder / "last.pth.tar")
+    for other in ("last.pth.tar", "pytorch_model.bin"):
+        torch.save({"state_dict": model.state_dict()}, folder / other)
     assert {each.name for each in place(folder).sources} == {
-        *("mine", "config.json", "last.pth.tar", "model.safetensors")
+        *("mine", "config.json", "last.pth.tar", "model.safetensors", "pytorch_model.bin")
     }
     expected = place(folder).facts["weights_sha256"]
     (folder / "model.safetensors").rename(folder / "best.safetensors")
+    assert place(folder).facts["weights_sha256"] != expected
+    (folder / "pytorch_model.bin").unlink()
     assert "has 2 files of weights" in refusal(f"local-dir:{folder}", None)
     (folder / "last.pth.tar").unlink()
     assert place(folder).facts["weights_sha256"] == expected
@@ -185,7 +188,7 @@ def test_a_folder_s_weights_are_its_safetensors_or_its_only_file(tmp_path: Path)
         ({"architecture": "test_vit", "crop_pct": 0, "input_size": [3, 96, 96]}, "cannot be"),
         ({**CONFIG, "pretrained_cfg": {"mean": [0, 0, "a"]}}, "check input_size, mean, std"),
         ({**CONFIG, "pretrained_cfg": {"std": [1, 1]}}, "check input_size, mean, std"),
-        ({**CONFIG, "pretrained_cfg": {"crop_mode": 3}}, "check input_size, mean, std"),
+        ({**CONFIG, "pretrained_cfg": {"interpolation": "cubist"}}, "check input_size, mean, std"),
         ({**CONFIG, "pretrained_cfg": {"crop_pct": 1e-6}}, "check input_size, mean, std"),
         ({**CONFIG, "pretrained_cfg": {"unknown": 1}}, "cannot be loaded as weights"),
         ({**CONFIG, "pretrained_cfg": {"input_size": [1, 160, 160]}}, "cannot be loaded"),
