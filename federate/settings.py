@@ -224,11 +224,11 @@ class Settings(TrainingSettings):
                 f"{adapter}: consists of a client's own samples and sends nothing, so {strategy} "
                 "has no effect; choose --strategy local"
             )
-        if self.strategy.splits and not self.adapter.local_parts:
+        if self.strategy.splits and not self.model.local_parts:
             able = [name for name, kind in ADAPTERS.classes().items() if kind.local_parts]
             raise FedclipError(
                 f"{adapter}: has no part that {strategy} could leave with the client; choose "
-                f"--adapter {listed(able)}"
+                f"--adapter {listed(able)}, or --class-vectors {HEAD}"
             )
         if self.class_vectors == HEAD and self.adapter.replaces_texts:
             raise FedclipError(

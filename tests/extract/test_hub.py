@@ -323,17 +323,6 @@ def test_a_tag_s_weights_come_from_the_hub_with_a_bar(
     assert "only README.md" in error
 
 
-@pytest.mark.usefixtures("at_hub")
-@pytest.mark.parametrize(
-    "config",
-    [
-        b'{"model_cfg": {"text_cfg": null}}',
-        b'{"model_cfg": {"text_cfg": []}}',
-        b"\xff",
-        b"[" * 99999,
-    ],
-    ids=["null", "list", "not UTF-8", "deep"],
-)
 def test_a_model_of_timm_that_somebody_trained_comes_with_its_config(
     machine: Fedclip, hub: Hub, make_images: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -359,6 +348,17 @@ def test_a_model_of_timm_that_somebody_trained_comes_with_its_config(
     assert refused.stderr.splitlines()[-1].endswith("it needs at least an architecture")
 
 
+@pytest.mark.usefixtures("at_hub")
+@pytest.mark.parametrize(
+    "config",
+    [
+        b'{"model_cfg": {"text_cfg": null}}',
+        b'{"model_cfg": {"text_cfg": []}}',
+        b"\xff",
+        b"[" * 99999,
+    ],
+    ids=["null", "list", "not UTF-8", "deep"],
+)
 def test_a_model_of_the_hub_whose_config_is_none_is_one_line(
     hub: Hub,
     make_images: Callable[..., Path],

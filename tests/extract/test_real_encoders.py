@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from fedclip.cli import run
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 Figures = Callable[..., dict[str, Any]]
 
