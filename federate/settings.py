@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self
 from ..cache import FedclipError
 from ..cache.common.fields import Option, flag, listed, merge_options, option, options_of, suggest
 from .data.partition import PARTITIONS, Partition
-from .models.adapters import ADAPTERS, Adapter, Attention
+from .models.adapters import ADAPTERS, Adapter, Attention, NoAdapter
 from .models.base import Model
 from .models.heads import WithHead
 from .models.losses import LOSSES
@@ -229,6 +229,11 @@ class Settings(TrainingSettings):
             raise FedclipError(
                 f"{adapter}: has no part that {strategy} could leave with the client; choose "
                 f"--adapter {listed(able)}, or --class-vectors {HEAD}"
+            )
+        if self.strategy.splits and isinstance(self.adapter, NoAdapter):
+            raise FedclipError(
+                f"{adapter}: has nothing to share, as {strategy} leaves the head with the client; "
+                "choose --strategy local"
             )
         if self.class_vectors == HEAD and self.adapter.replaces_texts:
             raise FedclipError(

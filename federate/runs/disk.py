@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 from rich.filesize import decimal
 
-from ..data.federation import class_texts
 from ..training.tasks import copy_parameters, size_of
 from .experiment import KEEP_ALL, Experiment
 
@@ -40,7 +39,8 @@ def disk_of(experiment: Experiment) -> Disk:
     settings, strategy = experiment.settings, experiment.settings.strategy
     if not strategy.keeps_state and not strategy.personalized:
         return Disk(0, 0)
-    text = torch.from_numpy(class_texts(experiment.clients[0], settings.prompts))
+    first = experiment.clients[0]
+    text = torch.zeros(len(first.class_names), first.embed_dim)  # sizes depend on its shape alone
     whole = copy_parameters(experiment.model.make(text, seed=0))
     local = experiment.model.local_parts
     kept = {n: t for n, t in whole.items() if not strategy.splits or n.startswith(local)}

@@ -10,6 +10,7 @@ import pytest
 
 from fedclip.cache import FeatureCache
 from fedclip.cli import run
+from fedclip.federate.strategies import STRATEGIES
 
 MakeCache = Callable[..., Path]
 MakeFeatures = Callable[..., FeatureCache]
@@ -17,6 +18,44 @@ Refusal = Callable[..., str]
 
 GRID = ["ablate", "--target", "photo", "--preset", "tuned", "--rounds", "2", "--seeds", "2"]
 GRID += ["--set", "adapter=none,attention", "--set", "class_vectors=means,head"]
+
+
+@pytest.mark.parametrize("vectors", ["means", "head"])
+@pytest.mark.parametrize("strategy", [*STRATEGIES])
+def test_every_strategy_runs(
+    make_cache: MakeCache,
+    make_features: MakeFeatures,
+    empty_folder: Path,
+    strategy: str,
+    vectors: str,
+) -> None:
+    clients = ("art", "photo")
+    make_cache([make_features(name, 60, templates=(), logit_scale=1.0) for name in clients])
+    chosen = ["--strategy", strategy, "--class-vectors", vectors, "--target", "photo"]
+    assert run(["federate", "--rounds", "2", "--preset", "tuned", "--name", "run", *chosen]) == 0
+    result = json.loads(Path("runs/run/result.json").read_text())
+    assert result["zero_shot_mean"] is None
+    assert 0 < result["mean"] <= 1
+
+
+@pytest.mark.parametrize("adapter", ["scale", "taskres", "none"])
+def test_a_head_is_what_fedrep_leaves_with_a_client(
+    make_cache: MakeCache,
+    make_features: MakeFeatures,
+    empty_folder: Path,
+    refusal: Refusal,
+    adapter: str,
+) -> None:
+    clients = ("art", "photo")
+    make_cache([make_features(name, 60, templates=(), logit_scale=1.0) for name in clients])
+    chosen = ["federate", "--rounds", "2", "--strategy", "fedrep", "--adapter", adapter]
+    assert "leave with the client" in refusal(*chosen, "--class-vectors", "means")
+    if adapter == "none":
+        assert "has nothing to share" in refusal(*chosen, "--class-vectors", "head")
+        return
+    assert run([*chosen, "--class-vectors", "head", "--name", "run"]) == 0
+    sent = json.loads(Path("runs/run/result.json").read_text())["bytes_per_round"]
+    assert sent == 4 * {"scale": 8, "taskres": 24}[adapter]
 
 
 @pytest.fixture
