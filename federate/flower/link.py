@@ -38,6 +38,7 @@ from flwr.superlink.routers.fleet.node_auth import NodeAuthMiddleware
 from flwr.superlink.routers.fleet.router import router as fleet_router
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.responses import Response
 
 from ...cache import FedclipError
 from .bundle import bundle, bundle_hash
@@ -47,6 +48,10 @@ logger = logging.getLogger(__name__)
 
 # Seconds until a connection must be closed when the server ends.
 _GRACE = 3
+
+# The largest request, and the most objects of an answer. Flower sends arrays in objects of up to
+# 5 MiB, one a request, and reads whatever comes.
+_REQUEST_BYTES, _ANSWER_OBJECTS = 8 << 20, 64
 
 
 class _LinkState(InMemoryLinkState):  # type: ignore[misc]
@@ -65,6 +70,19 @@ class _LinkState(InMemoryLinkState):  # type: ignore[misc]
                 if message.metadata.dst_node_id == node_id and not answered:
                     message.metadata.delivered_at = ""
             return bool(super().activate_node(node_id, heartbeat_interval))
+
+    def store_message_and_object_tree(
+        self, message: Message, object_tree: Any, session_id: str
+    ) -> tuple[bool, list[str]]:
+        """Take in a message; not an answer that no site needs so many objects for."""
+        count = sum(1 for _ in iterate_object_tree(object_tree))
+        if message.metadata.reply_to_message_id and count > _ANSWER_OBJECTS:
+            logger.warning("refused an answer: it has %d objects, too many", count)
+            return False, []
+        stored: tuple[bool, list[str]] = super().store_message_and_object_tree(
+            message, object_tree, session_id
+        )
+        return stored
 
     def get_node_id_by_public_key(self, public_key: bytes) -> int | None:
         """Find the site with a key, and say so if it is a stranger's."""
@@ -251,6 +269,24 @@ class Link(Grid):  # type: ignore[misc]
         return arrived
 
 
+class _Bound:
+    """Refuses requests that are longer than any that a site sends, before they are read."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer a request."""
+        if scope["type"] == "http":
+            headers = dict(scope["headers"])
+            length = headers.get(b"content-length", b"0")
+            if b"transfer-encoding" in headers or int(length) > _REQUEST_BYTES:
+                logger.warning("refused a request: it is longer than any that a site sends")
+                await Response(status_code=413)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
 class _Handshake(ssl.SSLObject):
     """A TLS connection at the server that reports why a handshake failed."""
 
@@ -292,6 +328,7 @@ def _server(
         redoc_url=None,
         openapi_url=None,
         middleware=[
+            Middleware(_Bound),
             Middleware(BaseHTTPMiddleware, dispatch=http_error_translator),
             Middleware(ProtobufTranslationMiddleware),
             Middleware(NodeAuthMiddleware),
