@@ -29,7 +29,7 @@ _REMEDIES = {
 }
 
 # The base class of typer's usage errors; newer versions of typer bring their own click.
-_USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
+USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 
 
 def complain(message: str) -> int:
@@ -46,13 +46,13 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}{_REMEDIES.get(error.errno or 0, '')}"
-    if isinstance(error, _USAGE_ERROR):
+    if isinstance(error, USAGE_ERROR):
         command = error.ctx.command_path if error.ctx else "fedclip"
-        return f"{_usage(error)} (see {command} --help)"
+        return f"{usage(error)} (see {command} --help)"
     return None
 
 
-def _usage(error: Any) -> str:
+def usage(error: Any) -> str:
     """Word an error of typer's as ours are: what, and what is wrong with it."""
     name = getattr(error, "option_name", None)
     if name and hasattr(error, "possibilities"):

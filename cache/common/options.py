@@ -24,6 +24,7 @@ from typing import Annotated, Any, ClassVar, Generic, TypeVar, get_args, get_ori
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from .console import USAGE_ERROR, usage
 from .errors import FedclipError
 from .fields import Option, flag, option, options_of, suggest
 from .tables import WRITERS
@@ -35,7 +36,7 @@ __all__ = [
     "Command",
     "DeviceOptions",
     "FormatOptions",
-    "Group",
+    "call",
     "declared",
     "flag",
     "given",
@@ -143,17 +144,15 @@ class _Expanded:
 
 
 @overload
-def with_options(function: Callable[..., None]) -> Callable[..., None]: ...
+def with_options(function: Callable[..., T]) -> Callable[..., T]: ...
 
 
 @overload
-def with_options(
-    *, examples: Sequence[str]
-) -> Callable[[Callable[..., None]], Callable[..., None]]: ...
+def with_options(*, examples: Sequence[str]) -> Callable[[Callable[..., T]], Callable[..., T]]: ...
 
 
 def with_options(
-    function: Callable[..., None] | None = None, *, examples: Sequence[str] = ()
+    function: Callable[..., Any] | None = None, *, examples: Sequence[str] = ()
 ) -> Any:
     """Let a command take dataclasses and `Chosen` mappings; use it together with `Command`.
 
@@ -177,10 +176,10 @@ def with_options(
             others.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
 
     @functools.wraps(function)
-    def command(context: typer.Context, **values: Any) -> None:
+    def command(context: typer.Context, **values: Any) -> Any:
         if context_name is not None:
             values[context_name] = context
-        function(**values, **_build(context, groups))
+        return function(**values, **_build(context, groups))
 
     context = inspect.Parameter(
         "context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
@@ -363,6 +362,21 @@ def _completer(each: Option) -> Callable[[str], list[str]]:
         return [name for name in each.names if name.startswith(incomplete)]
 
     return complete
+
+
+def call(function: Callable[..., T], words: Sequence[str]) -> T:
+    """Call a function that takes dataclasses, as a command that is given these words.
+
+    Raises:
+        FedclipError: they are not options of it, or have invalid values.
+    """
+    app = typer.Typer(add_completion=False)
+    app.command(cls=Command, add_help_option=False)(with_options(function))
+    try:
+        result: T = typer.main.get_command(app).main([*words], standalone_mode=False)
+    except USAGE_ERROR as error:
+        raise FedclipError(usage(error)) from None
+    return result
 
 
 def declared(context: typer.Context) -> dict[str, Option]:

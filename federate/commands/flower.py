@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 PORT = 9092
 
+DIVERGED = "training diverged (NaN or Inf); try a lower --lr"
+
 # Options that --resume leaves a choice in.
 _WITH_RESUME = frozenset({"resume", "runs_dir", "host", "port", "tls_dir", "insecure"})
 
@@ -119,24 +121,14 @@ def serve(
 ) -> None:
     """Federate across sites, each with its own cache: the server."""
     check_flower()
-    if run.resume is not None:
-        for name in sorted(given(context) - _WITH_RESUME):
-            raise typer.BadParameter(
-                f"{flag(name)} cannot be combined with --resume, which keeps the settings of "
-                f"{run.resume}; leave out {flag(name)}"
-            )
-    settings = settings_of(chosen) if run.resume is None else None
 
     from ..flower.keys import read_certificate, read_sites
     from ..flower.link import Link
-    from ..flower.record import Plan, Record
-    from ..flower.site import check_deployable
-    from ..runs.find import find_run
 
     certificate, keys = None, None
     if listen.insecure:
         _check_loopback(listen.host, "--host")
-        _shout()
+        shout()
     elif listen.tls_dir is None:
         raise typer.BadParameter(
             "needs --tls-dir with the server's certificate, which 'fedclip keys' makes (or "
@@ -145,24 +137,11 @@ def serve(
     else:
         certificate, keys = read_certificate(listen.tls_dir), read_sites(listen.tls_dir)
 
-    if settings is None:
-        assert run.resume is not None
-        record = Record.resume(find_run(run.runs_dir, run.resume))
-    else:
-        check_deployable(settings)
-        plan = Plan(
-            settings,
-            str(chosen.get("preset", "paper")),
-            sites.clients_expected,
-            sites.min_clients,
-            sites.round_timeout,
-            sites.target or "",
-        )
-        record = Record(run.runs_dir / check_name(run.name or plan.name, "run"), plan)
+    record = record_of(context, chosen, sites, run)
     link = Link(listen.host, listen.port, certificate, keys)
     try:
         link.start()
-        if settings is not None:
+        if run.resume is None:
             record.begin(overwrite=run.overwrite)
         _drive(record, link, Output(form.format), authenticated=keys is not None)
     finally:
@@ -170,17 +149,42 @@ def serve(
         record.close()
 
 
+def record_of(context: typer.Context, chosen: Given, sites: ServeOptions, run: NamedRun) -> Record:
+    """Plan a new run, of which nothing is written yet, or read one that is to be resumed.
+
+    Raises:
+        FedclipError: the settings make no sense across sites, or the run cannot be resumed.
+    """
+    from ..flower.record import Plan, Record
+    from ..flower.site import check_deployable
+    from ..runs.find import find_run
+
+    if run.resume is not None:
+        for name in sorted(given(context) - _WITH_RESUME):
+            raise typer.BadParameter(
+                f"{flag(name)} cannot be combined with --resume, which keeps the settings of "
+                f"{run.resume}; leave out {flag(name)}"
+            )
+        return Record.resume(find_run(run.runs_dir, run.resume))
+    settings = settings_of(chosen)
+    check_deployable(settings)
+    plan = Plan(
+        settings,
+        str(chosen.get("preset", "paper")),
+        sites.clients_expected,
+        sites.min_clients,
+        sites.round_timeout,
+        sites.target or "",
+    )
+    return Record(run.runs_dir / check_name(run.name or plan.name, "run"), plan)
+
+
 def _drive(record: Record, link: Link, output: Output, *, authenticated: bool) -> None:
     from ...cache.common.progress import show_progress
     from ..flower.server_app import Driver
 
-    settings = record.plan.settings
     _quiet()
-    output.note(f"run        {record.path}")
-    output.note(
-        f"settings   {settings.name_of('strategy')}, adapter {settings.name_of('adapter')}, "
-        f"{settings.rounds} rounds, lr {settings.lr:g}, seed {settings.seed}"
-    )
+    print_plan(record, output)
     secured = "TLS" if authenticated else "PLAIN TEXT"
     output.note(f"listening  {link.host}:{link.port}, {secured}")
     result: RunResult | None = None
@@ -195,17 +199,28 @@ def _drive(record: Record, link: Link, output: Output, *, authenticated: bool) -
         with suppress(KeyboardInterrupt):
             result = driver.drive()
     if result is not None:
-        _print_result(result, record, output)
+        print_result(result, record, output)
     if result is None or result.status == "interrupted":
         resume = f"resume     fedclip serve --resume {shlex.quote(str(record.path))}"
         output.note(resume, whole=True)
         raise typer.Exit(INTERRUPTED)
     if result.status == "failed":
-        complain("training diverged (NaN or Inf); try a lower --lr")
+        complain(DIVERGED)
         raise typer.Exit(FAILED)
 
 
-def _print_result(result: RunResult, record: Record, output: Output) -> None:
+def print_plan(record: Record, output: Output) -> None:
+    """Print what a server is to do."""
+    settings = record.plan.settings
+    output.note(f"run        {record.path}")
+    output.note(
+        f"settings   {settings.name_of('strategy')}, adapter {settings.name_of('adapter')}, "
+        f"{settings.rounds} rounds, lr {settings.lr:g}, seed {settings.seed}"
+    )
+
+
+def print_result(result: RunResult, record: Record, output: Output) -> None:
+    """Print what a run came to."""
     from ..report.terminal import cost_line, results_table
 
     output.table(results_table([result]))
@@ -242,7 +257,7 @@ def join(
     credentials = None
     if site.insecure:
         _check_loopback(host, "SERVER")
-        _shout()
+        shout()
     elif site.keys is None:
         raise typer.BadParameter(
             "needs --keys with this site's private key and the server's ca.crt (or --insecure, "
@@ -381,7 +396,8 @@ def _check_loopback(host: str, what: str) -> None:
         )
 
 
-def _shout() -> None:
+def shout() -> None:
+    """Warn of a connection without protection."""
     print(
         "warning: INSECURE: plain text, and anyone may join; for trying things out only",
         file=sys.stderr,

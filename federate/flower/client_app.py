@@ -1,8 +1,9 @@
 """The Flower app of a site: it answers five kinds of messages about the client's file.
 
-The same app is driven by `fedclip join` and by Flower's simulation. The node's configuration names
-the file, ``cache``, and if they are wanted ``device``, ``engine`` and ``allow-class-means``. What
-the site keeps lies in Flower's context.
+The same app is driven by `fedclip join`, by Flower's SuperNode and by its simulation. The node's
+configuration names the file, ``cache``, and if they are wanted ``device``, ``engine``,
+``allow-class-means`` and ``state-dir``. What the site keeps lies in Flower's context, and in that
+folder, so that it survives a restart.
 """
 
 import json
@@ -15,10 +16,19 @@ from typing import Any
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from safetensors.torch import load
 
 from ...cache import FeatureCache, FedclipError, read_cache
 from ...cache.common.device import resolve_device
+from ...cache.common.errors import first_line
+from ...cache.common.files import check_name, file_name, replacing
+from ..data.federation import class_texts
+from ..models.classifier import CLASS_TEXTS
+from ..runs.experiment import facts_of
+from ..runs.folder import PERSONAL, RunFolder
+from ..settings import Settings
 from ..training.engine import AUTO
 from ..training.tasks import Parameters
 from .messages import DESCRIBE, END, INITIAL, PARAMETERS, SUMS, Order, means_of, pack
@@ -56,6 +66,7 @@ def sums(message: Message, context: Context) -> Message:
             "samples; to send these too, join with another --state-dir"
         )
     context.state[_SENT] = ConfigRecord({"digest": sent.digest})
+    _save(context)
     logger.info("%s", site.revealed(sent))
     return Message(sent.to_record(), reply_to=message)
 
@@ -74,17 +85,26 @@ def train(message: Message, context: Context) -> Message:
     memory = recall(context.state, order.run, site.device)
     answer = site.answer(order, memory)
     remember(context.state, order.run, memory)
+    _save(context)
     return Message(answer.to_record(), reply_to=message)
 
 
 def end(message: Message, context: Context) -> Message:
-    """Take note that the run is over."""
+    """Take note that the run is over, or why this site cannot take part."""
     config = message.content["config"]
-    run, best = str(config["run"]), int(config["best"])
+    run, best, reason = str(config["run"]), int(config["best"]), str(config["reason"])
+    if reason:
+        logger.warning("%s", reason)
+        return Message(RecordDict(), reply_to=message)
+    restore(context)
     memory = recall(context.state, run)
     if best and memory.candidate[0] == best:
         memory.best = memory.candidate
         remember(context.state, run, memory)
+        _save(context)
+    if memory.best[0]:
+        settings = settings_of(str(config["settings"]))
+        _write_personal(context, check_name(run, "run"), settings, memory)
     return Message(RecordDict(), reply_to=message)
 
 
@@ -147,10 +167,76 @@ def remember(state: RecordDict, run: str, memory: Memory) -> None:
     state.update({_FACTS: ConfigRecord(facts), _TENSORS: pack({}, parts)})
 
 
+def restore(context: Context) -> None:
+    """Read what the site kept before a restart into an empty context.
+
+    Raises:
+        FedclipError: the file is damaged.
+    """
+    path = _state_file(context)
+    if path is None or context.state or not path.is_file():
+        return
+    try:
+        state = recorddict_from_proto(ProtoRecordDict.FromString(path.read_bytes()))
+        if _FACTS in state:
+            recall(state, str(state[_FACTS]["run"]))
+    except Exception as error:
+        raise FedclipError(
+            f"{path}: is damaged ({first_line(error)}); remove it, and this site begins without "
+            "what it kept"
+        ) from None
+    context.state.update(state)
+
+
+def _save(context: Context) -> None:
+    path = _state_file(context)
+    if path is None:
+        return
+    content = recorddict_to_proto(context.state).SerializeToString()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.touch(mode=0o600)
+        temporary.chmod(0o600)
+        temporary.write_bytes(content)
+
+
+def _write_personal(context: Context, run: str, settings: Settings, memory: Memory) -> None:
+    """Write the site's own model of the best round, which no one else has."""
+    path, cache = _state_file(context), opened(str(context.node_config["cache"]))
+    if path is None:
+        return
+    folder = path.with_name(f"{path.stem}-{run}")
+    folder.mkdir(parents=True, exist_ok=True)
+    own = {f"{cache.client}/{name}": tensor for name, tensor in memory.best[1].items()}
+    vectors = memory.means
+    if vectors is None:
+        vectors = torch.from_numpy(class_texts(cache, settings.prompts))
+    facts = facts_of(
+        cache,
+        settings,
+        settings.model,
+        target=None,
+        rows={cache.client: len(cache.labels)},
+        contents={cache.client: cache.content},
+    )
+    RunFolder(folder).write_parameters(PERSONAL, {**own, CLASS_TEXTS: vectors}, facts)
+    logger.info("this site's own model is %s", folder / PERSONAL)
+
+
+def _state_file(context: Context) -> Path | None:
+    """Where the site keeps what it must remember after a restart; None if nowhere."""
+    folder = context.node_config.get("state-dir")
+    if not folder:
+        return None
+    client = opened(str(context.node_config["cache"])).client
+    return Path(str(folder)) / f"{file_name(client)}.state"
+
+
 def _site(message: Message, context: Context) -> Site:
     node = context.node_config
     if not node.get("cache"):
         raise FedclipError("the node's configuration has no cache; pass cache=FILE")
+    restore(context)
     return site_of(
         str(node["cache"]),
         str(message.content["config"]["settings"]),

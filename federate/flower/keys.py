@@ -9,6 +9,7 @@ import datetime
 import ipaddress
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from ...cache import FedclipError
 from ...cache.common.files import check_name
-from .node import Credentials
 
 AUTHORITY, AUTHORITY_KEY = "ca.crt", "ca.key"
 CERTIFICATE, CERTIFICATE_KEY = "server.crt", "server.key"
@@ -32,6 +32,19 @@ SITES = "sites"
 PRIVATE, PUBLIC = ".key", ".pub"
 
 DAY = datetime.timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """How a site proves who it is, and the server too.
+
+    Attributes:
+        key: The site's private key, an elliptic curve's.
+        authority: Certificate of the authority (CA) that signed the server's, PEM.
+    """
+
+    key: Any
+    authority: bytes
 
 
 def make_server(folder: Path, hosts: Sequence[str], days: int) -> list[Path]:

@@ -11,20 +11,16 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
-import torch
 from flwr.app import Context, Error, Message, RecordDict, UserConfig
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import ErrorCode
 from flwr.common.serde import (
     message_from_proto,
     message_to_proto,
-    recorddict_from_proto,
-    recorddict_to_proto,
     run_from_proto,
 )
 from flwr.proto.fleet_pb2 import (
@@ -37,7 +33,6 @@ from flwr.proto.fleet_pb2 import (
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
 from flwr.proto.node_pb2 import Node
-from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.proto.run_pb2 import GetRunRequest
 from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.inflatable.inflatable_object import (
@@ -61,14 +56,10 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from ...cache import FedclipError
 from ...cache.common.errors import first_line
-from ...cache.common.files import check_name, file_name, replacing
 from ...cache.common.progress import Progress, no_progress
-from ..data.federation import class_texts
-from ..models.classifier import CLASS_TEXTS
-from ..runs.experiment import facts_of
-from ..runs.folder import PERSONAL, RunFolder
 from .bundle import bundle_hash
-from .client_app import app, opened, recall
+from .client_app import app, opened, restore
+from .keys import Credentials
 from .messages import END, ROUND
 from .server_app import fingerprint
 from .site import settings_of
@@ -84,19 +75,6 @@ RETRY = 1.0
 
 # Seconds that Flower's server waits for a sign of life before it calls a site gone, halved.
 HEARTBEAT = 10
-
-
-@dataclass(frozen=True)
-class Credentials:
-    """How a site proves who it is, and the server too.
-
-    Attributes:
-        key: The site's private key, an elliptic curve's.
-        authority: Certificate of the authority (CA) that signed the server's, PEM.
-    """
-
-    key: Any
-    authority: bytes
 
 
 class _Over(Exception):  # noqa: N818 - not an error
@@ -132,26 +110,21 @@ class SiteNode:
         self.server = server
         self.credentials = credentials
         self.progress = progress
-        self.state_dir = state_dir
         self.client_name = opened(str(cache)).client
         private = credentials.key if credentials else generate_key_pairs()[0]
         self._keys = private, private.public_key()
-        self._config: UserConfig = {
+        self._connected = False
+        self._said = ""
+        self._runs: set[int] = set()
+        config: UserConfig = {
             "cache": str(cache),
             "device": device,
             "engine": engine,
             "allow-class-means": allow_class_means,
+            "state-dir": str(state_dir),
         }
-        self._connected = False
-        self._said = ""
-        self._runs: set[int] = set()
-        self._settings = ""
-        self._context = self._read_context()
-
-    @property
-    def state_file(self) -> Path:
-        """Where the site keeps what it must remember after a restart."""
-        return self.state_dir / f"{file_name(self.client_name)}.state"
+        self._context = Context(0, 0, config, RecordDict(), {})
+        restore(self._context)
 
     def serve(self) -> None:
         """Answer until the run is over; connect again whenever the connection is lost.
@@ -298,10 +271,14 @@ class SiteNode:
             bare = message_from_proto(response.messages_list[0])
             self._check_bundle(client, node, bare)
             message = _pull(client, node, bare, response.message_object_trees[0])
-            reply = self._answer(message)
+            over = message.metadata.message_type == END
+            reason = str(message.content["config"]["reason"]) if over else ""
+            reply = Message(RecordDict(), reply_to=message) if reason else self._answer(message)
             _push(client, node, reply)
-            if message.metadata.message_type == END:
-                self._end(message)
+            if reason:
+                raise FedclipError(f"{self.server}: {reason}")
+            if over:
+                raise _Over
             client.ConfirmMessageReceived(
                 ConfirmMessageReceivedRequest(
                     node=node,
@@ -334,16 +311,14 @@ class SiteNode:
 
     def _answer(self, message: Message) -> Message:
         """Run the app."""
-        kind = message.metadata.message_type
-        content = message.content
-        config = content.get("config", {})
-        if kind != END:
-            self._settings = str(config.get("settings", ""))
-        if kind == ROUND:
-            self._show(config, "computing")
+        computes = message.metadata.message_type == ROUND
         self._context.run_id = message.metadata.run_id
         try:
+            if computes:
+                self._show(message, "computing")
             reply = app(message, self._context)
+            if computes:
+                self._show(message, "waiting for the others")
         except FedclipError as error:
             logger.warning("%s", error)
             return Message(
@@ -353,73 +328,13 @@ class SiteNode:
             reason = f"{type(error).__name__}: {first_line(error)}"
             logger.warning("cannot answer: %s", reason)
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
-        self._write_context()
-        if kind == ROUND:
-            self._show(config, "waiting for the others")
         return reply
 
-    def _show(self, config: Any, what: str) -> None:
-        done = int(config.get("number", 1)) - 1
-        rounds = settings_of(self._settings).rounds
-        self.progress(self.client_name, min(done, rounds), rounds, "rounds", what)
-
-    def _end(self, message: Message) -> None:
+    def _show(self, message: Message, what: str) -> None:
         config = message.content["config"]
-        if reason := str(config.get("reason", "")):
-            raise FedclipError(f"{self.server}: {reason}")
-        self._write_personal(check_name(str(config["run"]), "run"))
-        raise _Over
-
-    # What stays here.
-
-    def _read_context(self) -> Context:
-        state = RecordDict()
-        if self.state_file.is_file():
-            try:
-                content = self.state_file.read_bytes()
-                state = recorddict_from_proto(ProtoRecordDict.FromString(content))
-                if "memory" in state:
-                    recall(state, str(state["memory"]["run"]))
-            except Exception as error:
-                raise FedclipError(
-                    f"{self.state_file}: is damaged ({first_line(error)}); remove it, and this "
-                    "site begins without what it kept"
-                ) from None
-        return Context(run_id=0, node_id=0, node_config=self._config, state=state, run_config={})
-
-    def _write_context(self) -> None:
-        content = recorddict_to_proto(self._context.state).SerializeToString()
-        if not content and not self.state_file.exists():
-            return
-        self.state_dir.mkdir(parents=True, exist_ok=True)
-        with replacing(self.state_file) as temporary:
-            temporary.touch(mode=0o600)
-            temporary.chmod(0o600)
-            temporary.write_bytes(content)
-
-    def _write_personal(self, run: str) -> None:
-        """Write the site's own model of the best round, which no one else has."""
-        memory = recall(self._context.state, run)
-        best, parameters = memory.best
-        if not best:
-            return
-        folder = self.state_dir / f"{file_name(self.client_name)}-{run}"
-        folder.mkdir(parents=True, exist_ok=True)
-        settings, cache = settings_of(self._settings), opened(str(self._config["cache"]))
-        facts = facts_of(
-            cache,
-            settings,
-            settings.model,
-            target=None,
-            rows={cache.client: len(cache.labels)},
-            contents={cache.client: cache.content},
-        )
-        own = {f"{self.client_name}/{name}": tensor for name, tensor in parameters.items()}
-        vectors = memory.means
-        if vectors is None:
-            vectors = torch.from_numpy(class_texts(cache, settings.prompts))
-        RunFolder(folder).write_parameters(PERSONAL, {**own, CLASS_TEXTS: vectors}, facts)
-        logger.info("this site's own model is %s", folder / PERSONAL)
+        rounds = settings_of(str(config["settings"])).rounds
+        done = int(config["number"]) - 1
+        self.progress(self.client_name, min(done, rounds), rounds, "rounds", what)
 
 
 def _pull(client: Any, node: Node, bare: Message, tree: Any) -> Message:

@@ -125,7 +125,7 @@ class Attendance:
         evaluated: Sites that evaluated the model of the round before.
         waiting: Seconds that the server waited for answers.
         computing: Seconds of the site that computed longest.
-        bytes_sent: What the server sent to all sites, as Flower counts it.
+        bytes_sent: What the server sent to all sites, as Flower counts it; None where it does not.
         bytes_received: What it received.
     """
 
@@ -134,8 +134,8 @@ class Attendance:
     evaluated: Sequence[str]
     waiting: float
     computing: float
-    bytes_sent: int
-    bytes_received: int
+    bytes_sent: int | None
+    bytes_received: int | None
 
 
 class Record:

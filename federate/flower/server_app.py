@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from flwr.app import ConfigRecord, Context, Message, RecordDict
-from flwr.serverapp import Grid, ServerApp
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
 
 from ...cache import FedclipError
 from ...cache.common.errors import first_line
@@ -50,8 +50,11 @@ from .record import Attendance, Member, Record, shown
 
 logger = logging.getLogger(__name__)
 
-# Seconds between two looks at what has arrived, and at who has come or come back.
+# Seconds between two looks at what has arrived: these at first, then a twentieth of the time
+# waited, as a look is a request on Flower's own SuperLink.
 POLL = 0.02
+
+# Seconds between two looks at who has come or come back, and the most between those above.
 LOOK = 0.5
 
 # Seconds that a site has to describe itself, and to take note that the run is over.
@@ -78,7 +81,7 @@ class Driver:
         grid: Reaches the sites.
         record: Where the run is recorded; it holds the plan.
         authenticated: Whether a site's key tells who it is, so that nobody else may take its name.
-        traffic: Returns the bytes sent to and received from sites so far.
+        traffic: Returns the bytes sent to and received from sites so far, where they are known.
         progress: Called with the rounds done.
     """
 
@@ -88,7 +91,7 @@ class Driver:
         record: Record,
         *,
         authenticated: bool,
-        traffic: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        traffic: Callable[[], tuple[int, int]] | None = None,
         progress: Progress = no_progress,
     ) -> None:
         self.grid = grid
@@ -145,7 +148,7 @@ class Driver:
             start = time.perf_counter()
             answers = _Answers({}, {}, {}, 0.0, 0.0)
             instructed = {} if over else server.instruct(state)
-            before = self.traffic()
+            before = self.traffic() if self.traffic else (0, 0)
             if evaluate or not over:
                 answers = self._ask(server, state, instructed, evaluate=evaluate)
             if pending is not None and attendance is not None:
@@ -153,15 +156,13 @@ class Driver:
                 state = self._close(server, pending, answers.evaluations, seconds, attendance)
             if over:
                 return
-            sent, received = (after - b for after, b in zip(self.traffic(), before, strict=True))
             attendance = Attendance(
                 sorted(answers.updates),
                 answers.left_out,
                 (),
                 answers.waiting,
                 answers.computing,
-                sent,
-                received,
+                *self._traffic_since(before),
             )
             pending = server.aggregate(state, instructed, answers.updates)
             state = pending.state
@@ -198,6 +199,12 @@ class Driver:
 
     def _show(self, number: int, detail: str = "") -> None:
         self.progress("federation", number, self.plan.settings.rounds, "rounds", detail)
+
+    def _traffic_since(self, before: tuple[int, int]) -> tuple[int | None, int | None]:
+        if self.traffic is None:
+            return None, None
+        sent, received = self.traffic()
+        return sent - before[0], received - before[1]
 
     # Who takes part.
 
@@ -519,7 +526,7 @@ class Driver:
                 waiting[ids[0]] = name
             else:
                 yield name, _GONE
-        until = time.monotonic() + seconds
+        start = time.monotonic()
         while waiting:
             here = {
                 reply.metadata.reply_to_message_id: reply
@@ -528,13 +535,14 @@ class Driver:
             for number in [each for each in waiting if each in here]:
                 reply, name = here[number], waiting.pop(number)
                 yield name, _why(reply) if reply.has_error() else reply.content
-            if waiting and time.monotonic() > until:
+            waited = time.monotonic() - start
+            if waiting and waited > seconds:
                 for name in waiting.values():
                     yield name, f"did not answer within {seconds:g} s"
                 self._forget(waiting)
                 return
             if waiting:
-                time.sleep(POLL)
+                time.sleep(min(LOOK, max(POLL, waited / 20)))
 
     def _forget(self, message_ids: Mapping[str, str]) -> None:
         """Let no late answer to these messages come in."""
@@ -561,6 +569,7 @@ class Driver:
         config: dict[str, Any] = {
             "format": FORMAT,
             "run": self.plan.run,
+            "settings": self._settings,
             "best": best.round.number if best else 0,
             "reason": reason,
         }
@@ -600,12 +609,3 @@ def _printable(text: str) -> str:
 def fingerprint(public_key: bytes) -> str:
     """Return the first 16 hex digits of a public key's SHA-256."""
     return hashlib.sha256(public_key.strip()).hexdigest()[:16]
-
-
-def _refuse(grid: Grid, context: Context) -> None:
-    raise FedclipError("fedclip's server is not started by flwr run; use fedclip serve")
-
-
-# Flower requires a bundle to name one.
-app = ServerApp()
-app.main()(_refuse)

@@ -1,14 +1,18 @@
 """docs/federate-across-sites.md, followed as written, with this machine as the server."""
 
+import re
 import shlex
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from fedclip.cache import FeatureCache
+from fedclip.federate.settings import Settings
 
 pytest.importorskip("flwr", reason="flwr is not installed: CONTRIBUTING.md")
 pytestmark = [pytest.mark.flower, pytest.mark.long]
@@ -16,23 +20,26 @@ pytestmark = [pytest.mark.flower, pytest.mark.long]
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "federate-across-sites.md"
 SITES = ("hospital-a", "hospital-b", "hospital-c")
 
+# Runs a line in a shell.
+SHELL = 'import os, sys\nos.execvp("bash", ["bash", "-ec", *sys.argv[1:]])\n'
 
-def commands() -> list[list[str]]:
-    """Return the page's commands in order, with this machine in place of the server's name."""
-    blocks = PAGE.read_text().split("```\n")[1::2]
-    lines = [line for block in blocks for line in block.splitlines()]
-    here = (line.replace("server.example.org", "127.0.0.1") for line in lines)
-    return [shlex.split(line)[1:] for line in here if line.startswith("fedclip ")]
+HEADING = "## With Flower's own programs"
+
+
+def blocks(text: str, language: str = "sh") -> list[list[str]]:
+    """Return the lines of each block, with this machine in place of the server's name."""
+    found = re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return [each.replace("server.example.org", "127.0.0.1").splitlines() for each in found]
 
 
 def test_the_page_leads_to_a_result(
     make_features: Callable[..., FeatureCache], loopback: Any
 ) -> None:
-    place = loopback([make_features(site, 60) for site in SITES])
-    keys, serve, dry, join, resume = commands()
-    assert [each[0] for each in (keys, serve, dry, join, resume)] == [
-        *("keys", "serve", "join", "join", "serve")
-    ]
+    place = loopback([make_features(site, 60) for site in SITES], fresh=True)
+    lines = [line for block in blocks(PAGE.read_text().partition(HEADING)[0]) for line in block]
+    commands = [shlex.split(line)[1:] for line in lines if line.startswith("fedclip ")]
+    keys, serve, dry, join, resume = commands
+    assert [each[0] for each in commands] == ["keys", "serve", "join", "join", "serve"]
     made = place.start("keys", *keys)
     assert made.wait() == 0, made.output
     server = place.start("server", *serve, "--host", "127.0.0.1")
@@ -51,3 +58,52 @@ def test_the_page_leads_to_a_result(
     assert [site.wait() for site in sites] == [0, 0, 0]
     assert "accuracy in %" in again.output
     assert (run / "adapter.safetensors").is_file()
+
+
+def test_flowers_own_programs_train_what_the_simulation_trains(
+    make_features: Callable[..., FeatureCache], loopback: Any, simulated: Any, distance: Any
+) -> None:
+    # Site a joins with fedclip, site b with Flower's SuperNode.
+    caches = [make_features(site, 60) for site in SITES[:2]]
+    place = loopback(caches, fresh=True)
+    section = PAGE.read_text().partition(HEADING)[2].partition("\n## ")[0]
+    (at_server, register, at_site), (config,) = blocks(section), blocks(section, "toml")
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+        "HOME": str(place.folder),
+        "FLWR_HOME": str(place.folder / ".flwr"),
+        **dict(word.split("=") for word in shlex.split(at_server[1])[1:]),
+    }
+    *prepare, superlink = at_server
+    changes: Mapping[str, Any] = {"lr": 0.01, "weight_decay": 0.0, "strategy": "ditto"}
+
+    def shell(name: str, lines: Sequence[str]) -> Any:
+        script = "\n".join(lines).replace("--preset tuned --rounds 50", options)
+        return place.start(name, script, code=SHELL, **environment)
+
+    options = "--rounds 2 --lr 0.01 --weight-decay 0 --strategy ditto --name run"
+    prepared = shell("prepare", prepare)
+    assert prepared.wait() == 0, prepared.output
+    server = shell("superlink", [f"exec {superlink}"])
+    server.shows("Application startup complete")
+    home = place.folder / ".flwr"
+    home.mkdir(exist_ok=True)
+    where = "\n".join(config).replace("/srv/fedclip", str(place.folder))
+    (home / "config.toml").write_text(where)
+    registered = shell("register", register[:2])
+    assert registered.wait() == 0, registered.output
+    sites = [shell(site, [f"exec {line}"]) for site, line in zip(SITES, at_site, strict=False)]
+    started = shell("run", register[2:])
+    assert started.wait() == 0, started.output
+    place.until(lambda: (place.run_folder / "result.json").is_file())
+    assert sites[0].wait() == 0, sites[0].output
+    place.until(lambda: len([*place.folder.glob("joined/*/personal.safetensors")]) == 2)
+    best = simulated(caches, Settings.preset("paper", {**changes, "rounds": 2})).state
+    assert distance(place.adapter(), best.server.best.parameters) <= 1e-5
+    assert place.result()["personal"] == best.server.best.round.personal
+    for client, own in best.best_own.items():
+        (path,) = place.folder.glob(f"joined/{client}-*/personal.safetensors")
+        kept = {name.partition("/")[2]: tensor for name, tensor in load_file(path).items()}
+        assert distance(kept, own) <= 1e-5
+    for each in (sites[1], server):
+        each.stop(signal.SIGINT)

@@ -13,7 +13,7 @@ from fedclip.cache import EncoderFacts, FeatureCache, FedclipError, write_cache
 from fedclip.federate.settings import Settings
 
 pytest.importorskip("flwr", reason="flwr is not installed: CONTRIBUTING.md")
-from flwr.app import ConfigRecord, MetricRecord
+from flwr.app import ConfigRecord, Context, MetricRecord, RecordDict
 
 from fedclip.federate.flower.messages import pack
 from fedclip.federate.flower.record import Plan, Record
@@ -267,6 +267,37 @@ def test_an_interrupted_run_is_resumed_as_if_nothing_had_been(
     assert len(losses) == 5
     with pytest.raises(FedclipError, match=r"is finished$"):
         Record.resume(record.path)
+
+
+def test_flwr_run_takes_the_words_of_serve(
+    place: Place,
+    caches: list[FeatureCache],
+    simulated: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import json
+
+    from fedclip.federate.flower.flwr_run import app
+
+    def run(words: str) -> None:
+        app(place.grid, Context(1, 0, {}, RecordDict(), {"options": words, "insecure": True}))
+
+    monkeypatch.chdir(place.folder)
+    for words, reason in {
+        "--round 3": r"^unknown option --round; did you mean --rounds\?$",
+        "--rounds none": "^--rounds none: ",
+        "--strategy centralized": "^--strategy centralized: trains on all samples",
+    }.items():
+        with pytest.raises(FedclipError, match=reason):
+            run(words)
+    run("--clients-expected 3 --rounds 3 --lr 0.01 --weight-decay 0 --name run")
+    best = simulated(caches, place.plan().settings).state.server.best.round
+    result = json.loads((place.folder / "runs" / "run" / "result.json").read_text())
+    assert result["accuracy"] == best.test
+    shown = capsys.readouterr()
+    assert "accuracy in %" in shown.out
+    assert "INSECURE" in shown.err
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fedclip.cache import FeatureCache
+from fedclip.cache import EncoderFacts, FeatureCache
 
 pytest.importorskip("flwr", reason="flwr is not installed: CONTRIBUTING.md")
 pytestmark = pytest.mark.flower
@@ -17,9 +17,13 @@ MakeFeatures = Callable[..., FeatureCache]
 
 # A server whose run has another app bundle.
 FOREIGN = """
+from pathlib import Path
 from fedclip.federate.flower import bundle
-bundle.bundle.cache_clear()
-bundle._PROJECT = bundle._PROJECT.replace(b"fedclip.federate", b"elsewhere")
+theirs = Path("theirs")
+theirs.mkdir()
+ours = (bundle.APP / "pyproject.toml").read_text()
+(theirs / "pyproject.toml").write_text(ours.replace("fedclip.federate", "elsewhere"))
+bundle.APP = theirs
 from fedclip.cli import main
 main()
 """
@@ -48,6 +52,22 @@ def ours_only(self, arguments, *more, **options):
         raise OSError("refused by the test")
     process(self, arguments, *more, **options)
 subprocess.Popen.__init__ = ours_only
+from fedclip.cli import main
+main()
+"""
+
+
+# A site whose answers have a hundred arrays more than they should.
+BLOATED = """
+from flwr.app import Array, ArrayRecord
+from fedclip.federate.flower.messages import Answer
+whole = Answer.to_record
+def to_record(self):
+    record = whole(self)
+    arrays = {str(n): Array("uint8", (1,), "raw", bytes([n])) for n in range(100)}
+    record["more"] = ArrayRecord(arrays)
+    return record
+Answer.to_record = to_record
 from fedclip.cli import main
 main()
 """
@@ -148,7 +168,7 @@ def test_an_expired_certificate_is_refused_on_either_side(
     place = loopback(caches)
     place.keys("hospital-a")
     expired(place.folder / "keys" / "server")
-    where = ["--host", "127.0.0.1", "--port", 0, "--tls-dir", "keys/server"]
+    where = ["--host", "127.0.0.1", "--tls-dir", "keys/server"]
     day = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
     assert refused(place.start("refuses", "serve", *where)) == (
         f"keys/server/server.crt: expired on {day:%Y-%m-%d}; make or ask for another one"
@@ -159,10 +179,7 @@ keys.read_certificate = lambda folder: (folder / "server.crt", folder / "server.
 from fedclip.cli import main
 main()
 """
-    server = place.start("careless", "serve", *where, "--name", "run", code=careless)
-    server.shows("listening")
-    line = next(each for each in server.output.splitlines() if each.startswith("listening"))
-    place.port = int(line.split(",")[0].rpartition(":")[2])
+    place.serve("--name", "run", code=careless)
     assert refused(place.join("hospital-a")).startswith(
         f"{place.server_address}: its certificate is refused (certificate has expired)"
     )
@@ -173,16 +190,70 @@ def test_a_site_refuses_another_app_bundle_unread(
 ) -> None:
     place = loopback(caches)
     place.keys("hospital-a", "hospital-b")
-    where = ["--host", "127.0.0.1", "--port", 0, "--tls-dir", "keys/server"]
-    server = place.start("server", "serve", *where, "--clients-expected", 1, code=FOREIGN)
-    server.shows("listening")
-    line = next(each for each in server.output.splitlines() if each.startswith("listening"))
-    place.port = int(line.split(",")[0].rpartition(":")[2])
+    server = place.serve("--clients-expected", 1, code=FOREIGN)
     site = place.join("hospital-a")
     told = refused(site)
     assert told.startswith(f"{place.server_address}: the server runs another app (bundle ")
     assert told.endswith("nothing of it was fetched or run")
     server.shows("hospital-a: refuses: the server runs another app")
+
+
+def test_the_bundle_is_what_flower_makes_of_the_app() -> None:
+    from flwr.cli.build import build_fab_from_disk
+
+    from fedclip.federate.flower.bundle import APP, bundle
+
+    assert build_fab_from_disk(APP) == bundle()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (
+            {"classes": ("cat", "dog", "bird")},
+            "differs in class_names (only hospital-a has 'fish', only hospital-b has 'bird')",
+        ),
+        (
+            {"encoder": EncoderFacts(shared={"library": "other"})},
+            "has features of another encoder than hospital-a (the facts that differ: library)",
+        ),
+    ],
+)
+def test_a_site_that_differs_is_turned_away_with_the_reason_on_either_side(
+    changes: Any, reason: str, make_features: MakeFeatures, loopback: Any
+) -> None:
+    place = loopback([make_features("hospital-a", 40), make_features("hospital-b", 50, **changes)])
+    place.keys("hospital-a", "hospital-b")
+    server = place.serve("--clients-expected", 2, "--name", "run")
+    place.join("hospital-a")
+    server.shows("hospital-a joined")
+    site = place.join("hospital-b")
+    assert refused(site) == (
+        f"{place.server_address}: the server turned this site away: hospital-b: {reason}"
+    )
+    server.shows(f"warning: turned a site away: hospital-b: {reason}")
+
+
+def test_what_is_longer_than_any_answer_is_refused_before_it_is_read(
+    caches: list[FeatureCache], loopback: Any
+) -> None:
+    import httpx
+
+    place = loopback(caches)
+    server = place.serve(
+        *("--insecure", "--clients-expected", 2, "--rounds", 1, "--round-timeout", 2),
+        *("--name", "run"),
+    )
+    url = f"http://{place.server_address}/v1/fleet/push-object"
+    assert httpx.post(url, content=bytes(9 << 20)).status_code == 413
+    assert httpx.post(url, content=iter([b"unknown length"])).status_code == 413
+    server.shows("warning: refused a request: it is longer than any that a site sends")
+    place.join("hospital-a", "--insecure")
+    place.join("hospital-b", "--insecure", code=BLOATED)
+    assert server.wait() == 0, server.output
+    assert "warning: refused an answer: it has 2" in server.output
+    assert place.sites()[0]["took_part"] == ["hospital-a"]
+    assert place.sites()[0]["left_out"] == {"hospital-b": "did not answer within 2 s"}
 
 
 def test_plain_text_is_for_loopback_only(caches: list[FeatureCache], loopback: Any) -> None:
@@ -197,19 +268,13 @@ def test_plain_text_is_for_loopback_only(caches: list[FeatureCache], loopback: A
 
 
 def test_nothing_but_the_server_is_spoken_to(caches: list[FeatureCache], loopback: Any) -> None:
-    place = loopback(caches)
+    place = loopback(caches, fresh=True)
     before = [path.read_bytes() for path in sorted(place.folder.glob("*.h5"))]
     for path in place.folder.glob("*.h5"):
         path.chmod(0o444)
-    server = place.start(
-        "server",
-        *("serve", "--insecure", "--host", "127.0.0.1", "--port", 0, "--clients-expected", 2),
-        *("--rounds", 2, "--name", "run"),
-        code=ALONE,
+    server = place.serve(
+        *("--insecure", "--clients-expected", 2, "--rounds", 2, "--name", "run"), code=ALONE
     )
-    server.shows("listening")
-    line = next(each for each in server.output.splitlines() if each.startswith("listening"))
-    place.port = int(line.split(",")[0].rpartition(":")[2])
     sites = [
         place.join(client, "--insecure", code=ALONE) for client in ("hospital-a", "hospital-b")
     ]
@@ -244,7 +309,7 @@ def test_keys_are_private_and_never_overwritten(caches: list[FeatureCache], loop
 def test_a_dry_run_shows_what_would_be_sent_and_joins_nothing(
     caches: list[FeatureCache], loopback: Any
 ) -> None:
-    place = loopback(caches)
+    place = loopback(caches, fresh=True)
     dry = place.start(
         "dry", "join", "127.0.0.1:9", "--cache", "hospital-a.h5", "--dry-run", code=ALONE
     )
