@@ -1,5 +1,6 @@
 """Real servers and sites on loopback: a process each, with TLS and keys."""
 
+import functools
 import json
 import os
 import signal
@@ -23,49 +24,115 @@ from fedclip.federate.training.tasks import Parameters
 # A guard against hanging, not a measure.
 HANG = 600.0
 
+ENVIRONMENT = {
+    **{key: value for key, value in os.environ.items() if not key.startswith("FEDCLIP_")},
+    "OMP_NUM_THREADS": "1",
+}
+
+
+# What `python -m fedclip` does.
+COMMAND = "from fedclip.cli import main\nmain()\n"
+
+
+def obey_interrupts() -> None:
+    """Undo what a shell does to its background jobs."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+class Launcher:
+    """A process that forks into commands: launcher.py."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("launcher.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            preexec_fn=obey_interrupts,
+            # What fedclip sets before it imports Flower.
+            env={
+                **ENVIRONMENT,
+                "FLWR_TELEMETRY_ENABLED": "0",
+                "FLWR_DISABLE_UPDATE_CHECK": "1",
+            },
+        )
+
+    def ask(self, **request: Any) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request).encode() + b"\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def close(self) -> None:
+        self._process.communicate()
+
 
 class Process:
     """A command in a process of its own, whose output is in a file."""
 
     def __init__(
-        self, folder: Path, name: str, arguments: Sequence[object], code: str = "", **env: str
+        self,
+        folder: Path,
+        name: str,
+        arguments: Sequence[object],
+        launcher: Launcher | None,
+        code: str,
+        **env: str,
     ) -> None:
         self.log = folder / f"{name}.log"
-        clean = {key: value for key, value in os.environ.items() if not key.startswith("FEDCLIP_")}
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    *(["-c", code] if code else ["-m", "fedclip"]),
-                    *map(str, arguments),
-                ],
-                cwd=folder,
-                env={**clean, "OMP_NUM_THREADS": "1", **env},
-                stdout=log,
-                stderr=subprocess.STDOUT,
+        self.log.write_bytes(b"")
+        self.status: Callable[[], int | None]
+        words, environment = [*map(str, arguments)], {**ENVIRONMENT, **env}
+        if launcher is None:
+            with self.log.open("wb") as log:
+                process = subprocess.Popen(
+                    [sys.executable, "-c", code, *words],
+                    cwd=folder,
+                    env=environment,
+                    preexec_fn=obey_interrupts,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+            self.number, self.status = process.pid, process.poll
+        else:
+            self.number = launcher.ask(
+                start=code,
+                arguments=words,
+                environment=environment,
+                folder=str(folder),
+                log=str(self.log),
             )
+            self.status = functools.partial(launcher.ask, poll=self.number)
 
     @property
     def output(self) -> str:
         return self.log.read_text()
 
+    @property
+    def over(self) -> bool:
+        return self.status() is not None
+
     def wait(self) -> int:
-        return self.process.wait(HANG)
+        until(lambda: self.over)
+        status = self.status()
+        assert status is not None
+        return status
 
     @property
     def memory(self) -> int:
         """Bytes in memory."""
-        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        pages = int(Path(f"/proc/{self.number}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGESIZE")
 
     def shows(self, text: str) -> None:
         """Wait until the output has a text."""
-        until(lambda: text in self.output or self.process.poll() is not None)
+        until(lambda: text in self.output or self.over)
         assert text in self.output, self.output
 
     def stop(self, number: int = signal.SIGKILL) -> int:
         """Send a signal, and wait for the end."""
-        self.process.send_signal(number)
+        os.kill(self.number, number)
         return self.wait()
 
 
@@ -80,8 +147,11 @@ def until(condition: Callable[[], bool]) -> None:
 class Loopback:
     """A folder with files of clients and keys, and the processes that work in it."""
 
-    def __init__(self, folder: Path, caches: Sequence[FeatureCache]) -> None:
+    def __init__(
+        self, folder: Path, caches: Sequence[FeatureCache], launcher: Launcher | None
+    ) -> None:
         self.folder = folder
+        self.launcher = launcher
         self.caches = list(caches)
         self.processes: list[Process] = []
         self.port = 0
@@ -96,8 +166,9 @@ class Loopback:
     def server_address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
-    def start(self, name: str, *arguments: object, code: str = "", **env: str) -> Process:
-        process = Process(self.folder, name, arguments, code, **env)
+    def start(self, name: str, *arguments: object, code: str = COMMAND, **env: str) -> Process:
+        """Start a command, with other code than `fedclip` has if some is given."""
+        process = Process(self.folder, name, arguments, self.launcher, code, **env)
         self.processes.append(process)
         return process
 
@@ -107,12 +178,12 @@ class Loopback:
         made = self.start("keys", "keys", *hosts_of, *sites_of)
         assert made.wait() == 0, made.output
 
-    def serve(self, *arguments: object, name: str = "server") -> Process:
+    def serve(self, *arguments: object, name: str = "server", code: str = COMMAND) -> Process:
         """Start a server on a free port, or on the port of the one before."""
         where = ["--host", "127.0.0.1", "--port", self.port]
         if "--insecure" not in arguments:
             where += ["--tls-dir", "keys/server"]
-        server = self.start(name, "serve", *where, *arguments)
+        server = self.start(name, "serve", *where, *arguments, code=code)
         server.shows("listening")
         line = next(each for each in server.output.splitlines() if each.startswith("listening"))
         self.port = int(line.split(",")[0].rpartition(":")[2])
@@ -124,10 +195,10 @@ class Loopback:
         *arguments: object,
         name: str = "",
         keys: str = "",
-        code: str = "",
+        code: str = COMMAND,
         **env: str,
     ) -> Process:
-        """Start a site, with other code than `fedclip` has if some is given."""
+        """Start a site."""
         secured = [] if "--insecure" in arguments else ["--keys", f"keys/{keys or client}"]
         return self.start(
             name or client,
@@ -154,9 +225,8 @@ class Loopback:
 
     def close(self) -> None:
         for each in self.processes:
-            if each.process.poll() is None:
-                each.process.kill()
-                each.process.wait()
+            if not each.over:
+                each.stop()
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -191,13 +261,26 @@ def distance() -> Callable[[Parameters, Parameters], float]:
     return between
 
 
+@pytest.fixture(scope="session")
+def launcher() -> Iterator[Launcher]:
+    """Give what starts commands at once."""
+    made = Launcher()
+    yield made
+    made.close()
+
+
 @pytest.fixture
-def loopback(tmp_path: Path) -> Iterator[Callable[[Sequence[FeatureCache]], Loopback]]:
-    """Give a function that makes a folder for processes; they are killed in the end."""
+def loopback(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., Loopback]]:
+    """Give a function that makes a folder for processes; they are killed in the end.
+
+    The processes are forked from one that has imported torch and Flower already; with `fresh=True`
+    each starts as from a shell.
+    """
     made: list[Loopback] = []
 
-    def make(caches: Sequence[FeatureCache]) -> Loopback:
-        made.append(Loopback(tmp_path, caches))
+    def make(caches: Sequence[FeatureCache], *, fresh: bool = False) -> Loopback:
+        launcher = None if fresh else request.getfixturevalue("launcher")
+        made.append(Loopback(tmp_path, caches, launcher))
         return made[-1]
 
     yield make

@@ -30,7 +30,7 @@ def caches(make_features: MakeFeatures) -> list[FeatureCache]:
 def test_sites_train_what_the_simulation_trains(
     strategy: str, caches: list[FeatureCache], loopback: Any, simulated: Any, distance: Any
 ) -> None:
-    place = loopback(caches)
+    place = loopback(caches, fresh=strategy == "fedavg")
     place.keys(*SITES)
     server = place.serve(
         *("--clients-expected", 3, "--min-clients", 3, "--rounds", 3, "--strategy", strategy),
@@ -67,7 +67,7 @@ def test_flowers_simulation_trains_what_ours_trains(
     caches: list[FeatureCache], loopback: Any, simulated: Any, distance: Any
 ) -> None:
     pytest.importorskip("ray")
-    place = loopback(caches)
+    place = loopback(caches, fresh=True)
     folder = place.folder / "caches" / "tiny" / "drawn"
     folder.mkdir(parents=True)
     for client in SITES:

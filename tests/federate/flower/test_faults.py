@@ -31,10 +31,16 @@ from fedclip.cli import main
 main()
 """
 
-# A site whose update of round 2 is NaN.
+# A site whose update of round 2 is NaN, and that sends every answer twice.
 DIVERGING = """
 import dataclasses
+from fedclip.federate.flower import node
 from fedclip.federate.flower.site import Site
+push = node._push
+def twice(*message):
+    push(*message)
+    push(*message)
+node._push = twice
 whole = Site.answer
 def answer(self, order, memory):
     answer = whole(self, order, memory)
