@@ -272,7 +272,7 @@ class SiteNode:
             self._check_bundle(client, node, bare)
             message = _pull(client, node, bare, response.message_object_trees[0])
             over = message.metadata.message_type == END
-            reason = str(message.content["config"]["reason"]) if over else ""
+            reason = str(message.content.get("config", {}).get("reason", "")) if over else ""
             reply = Message(RecordDict(), reply_to=message) if reason else self._answer(message)
             _push(client, node, reply)
             if reason:
