@@ -28,7 +28,7 @@ WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "phone", "a"
 TIMM = "test_vit.r160_in1k"  # a tag of timm's, whose weights are on the hub
 
 
-def table(rows: Mapping[str, Sequence[Any]], names: Mapping[str, Sequence[str]]) -> bytes:
+def table(rows: Mapping[str, Any], names: Mapping[str, Sequence[str]]) -> bytes:
     """Write a table as the `datasets` library does, with the names of classes."""
     features = {
         column: {"names": [*values], "_type": "ClassLabel"} for column, values in names.items()
@@ -234,9 +234,10 @@ def test_code_in_the_weights_or_files_of_a_repository_is_neither_downloaded_nor_
         hub.repo("owner/evil", files, kind="model")
     else:
         model = "hf:owner/evil"
-        config = {**json.loads((bert / "config.json").read_text()), "model_type": "own"}
-        config["auto_map"] = {"AutoConfig": "own.Own", "AutoModel": "own.Own"}
-        (bert / "config.json").write_text(json.dumps(config))
+        auto = {"AutoConfig": "own.Own", "AutoModel": "own.Own"}
+        changed = {"model_type": "own", "auto_map": auto}
+        before = json.loads((bert / "config.json").read_text())
+        (bert / "config.json").write_text(json.dumps({**before, **changed}))
         (bert / "own.py").write_text("open('ran', 'w')")
         (bert / "pytorch_model.bin").write_bytes(evil)
         hub.model("owner/evil", bert)

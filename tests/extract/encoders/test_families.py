@@ -177,7 +177,7 @@ def test_vectors_are_open_clip_s_own_of_its_own_pixels_and_tokens(
         file = io.BytesIO()
         Image.fromarray(noise).save(file, "png")
         contents.append(file.getvalue())
-        pixels.append(preprocess(Image.fromarray(noise)))  # type: ignore[operator]
+        pixels.append(preprocess(Image.fromarray(noise)))
     with torch.inference_mode():
         images = model.encode_image(torch.stack(pixels), normalize=False).numpy()
         texts = model.encode_text(tokenize(list(PROMPTS)), normalize=False).numpy()
@@ -218,7 +218,12 @@ def test_code_that_a_text_tower_s_config_names_is_neither_run_nor_asked_about(
     )
     (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     asked: list[str] = []
-    monkeypatch.setattr("builtins.input", lambda text: asked.append(text) or "y")
+
+    def answer(text: str) -> str:
+        asked.append(text)
+        return "y"
+
+    monkeypatch.setattr("builtins.input", answer)
     with pytest.raises(FedclipError, match="cannot be loaded as weights"):
         load(folder)
     assert not asked

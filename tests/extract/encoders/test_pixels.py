@@ -60,7 +60,8 @@ def test_the_code_follows_open_clip(
 
 @pytest.mark.parametrize("mode", ["center", "squash", "border"])
 def test_the_code_follows_timm(hold: Hold, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
-    resolve = timm_family.resolve_model_data_config
+    from timm.data.config import resolve_model_data_config as resolve
+
     monkeypatch.setattr(
         timm_family,
         "resolve_model_data_config",

@@ -22,6 +22,7 @@ def requested() -> dict[str, Any] | None:
     statuses: dict[int, int] = {}
     for line in sys.stdin:
         request = json.loads(line)
+        answer: int | None
         if "start" in request:
             answer = os.fork()
             if not answer:

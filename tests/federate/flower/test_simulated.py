@@ -109,7 +109,7 @@ def test_an_interrupted_experiment_is_resumed_and_its_targets_that_are_done_are_
     made = experiment(strategy="scaffold")
     seen: list[str] = []
 
-    def stop(task: str, done: int, *_: Any) -> None:
+    def stop(task: str, done: int, total: int, unit: str, detail: str = "") -> None:
         seen.append(task)
         if len(seen) == 7:
             raise KeyboardInterrupt
