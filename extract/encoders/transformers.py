@@ -274,8 +274,8 @@ def _check_texts(name: EncoderName, model: nn.Module, tokenize: "Tokenize") -> N
 
 def _width(model: nn.Module) -> int:
     """Return the width of a network's output, whatever its family calls it."""
-    width: int = model.config.hidden_size
-    return width
+    config: Any = model.config
+    return int(config.hidden_size)
 
 
 def _folder(name: EncoderName, progress: Progress = no_progress) -> Path:

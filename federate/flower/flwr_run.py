@@ -22,7 +22,7 @@ from .server_app import Driver
 app = ServerApp()
 
 
-@app.main()
+@app.main()  # type: ignore[untyped-decorator]
 def main(grid: Grid, context: Context) -> None:
     """Do a run.
 
