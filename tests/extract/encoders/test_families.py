@@ -151,8 +151,11 @@ def save(tmp_path: Path) -> Callable[[str], Path]:
         (folder / CONFIG).write_text(json.dumps(content))
         with torch.random.fork_rng():
             torch.manual_seed(1)
-            model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
-        save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+            place = f"local-dir:{folder}"
+            model = open_clip.create_model(place, load_weights=False, pretrained_text=False)
+        # open_clip does not initialize CoCa's text_decoder.text_projection.
+        finite = {name: tensor.nan_to_num(0, 0, 0) for name, tensor in model.state_dict().items()}
+        save_file(finite, folder / "open_clip_model.safetensors")
         return folder
 
     return make
@@ -168,7 +171,7 @@ def test_vectors_are_open_clip_s_own_of_its_own_pixels_and_tokens(
 ) -> None:
     folder = save(family)
     place = f"local-dir:{folder}"
-    model, _, preprocess = open_clip.create_model_and_transforms(place)
+    model, _, preprocess = open_clip.create_model_and_transforms(place, pretrained_text=False)
     model.eval()
     tokenize: Any = open_clip.get_tokenizer(place)
     pixels, contents = [], []
