@@ -53,6 +53,7 @@ class Repository:
         id: ``owner/name``.
         kind: ``dataset`` or ``model``.
         revision: A branch, tag or commit.
+        prefix: What users put before `id`; open_clip and timm have another one.
 
     Raises:
         FedclipError: on construction, if `id` is not a repository's name.
@@ -61,6 +62,7 @@ class Repository:
     id: str
     kind: str
     revision: str = MAIN
+    prefix: str = "hf:"
 
     def __post_init__(self) -> None:
         from huggingface_hub.errors import HFValidationError
@@ -72,8 +74,7 @@ class Repository:
             raise FedclipError(f"{self}: not a repository's name; use OWNER/NAME") from None
 
     def __str__(self) -> str:
-        prefix = "hf:" if self.kind == DATASET else "hf-hub:"
-        return f"{prefix}{self.id}" + (f" at {self.revision}" if self.revision != MAIN else "")
+        return f"{self.prefix}{self.id}" + (f" at {self.revision}" if self.revision != MAIN else "")
 
     @property
     def storage(self) -> Path:

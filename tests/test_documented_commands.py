@@ -67,7 +67,7 @@ OWN = {
 
 # Commands on a run that a test of theirs runs with a hub, and those that take seconds each.
 ELSEWHERE = ("push",)
-HEAVY = ("--with-encoder",)
+HEAVY = ("predict", "export")
 
 # A program that a page shows and then runs.
 SAVED = re.compile(r"```python\n((?:(?!```).)*)```\s+Save this as `(\w+\.py)`", re.DOTALL)

@@ -236,7 +236,7 @@ def _find(name: EncoderName, progress: Progress = no_progress) -> _Place:
         return _in_folder(name, Path(model.removeprefix(LOCAL_DIR)).absolute())
     if model.startswith(HF_HUB):
         wanted = [[_CONFIG], *([_NAMES] if name.pretrained != RANDOM else [])]
-        repository = Repository(model.removeprefix(HF_HUB), MODEL)
+        repository = Repository(model.removeprefix(HF_HUB), MODEL, prefix=HF_HUB)
         return _in_folder(name, _download(repository, wanted, progress)[0])
     weights = _registered_weights(name, model, progress)
     return _Place(model, model.partition(".")[0], {}, weights, (weights,) if weights else ())
@@ -334,7 +334,9 @@ def _registered_weights(name: EncoderName, model: str, progress: Progress) -> Pa
             f"add a tag ({TIMM}NAME.TAG), or pass a checkpoint file with --pretrained"
         )
     names = [config.hf_hub_filename] if config.hf_hub_filename else _NAMES
-    folder, (weights,) = _download(Repository(config.hf_hub_id, MODEL), [names], progress)
+    folder, (weights,) = _download(
+        Repository(config.hf_hub_id, MODEL, prefix=HF_HUB), [names], progress
+    )
     return folder / weights
 
 

@@ -50,7 +50,7 @@ def fetch_encoder(name: EncoderName, progress: Progress = no_progress) -> None:
         named = [text.get(each) for each in wanted] if isinstance(text, dict) else []
         for place in sorted({str(each) for each in named if each}):
             if not Path(place).is_dir():
-                _fetch_tokenizer(Repository(place, MODEL), progress)
+                _fetch_tokenizer(Repository(place, MODEL, prefix=HF_HUB), progress)
     except FedclipError as error:
         raise FedclipError(
             f"{error}; or pass a checkpoint file with --pretrained, or a folder with --model "
@@ -63,7 +63,7 @@ def _fetch_model(name: EncoderName, progress: Progress) -> Mapping[str, Any]:
     if name.model.startswith(LOCAL_DIR):
         return _read_config(Path(name.model.removeprefix(LOCAL_DIR)) / HF_CONFIG_NAME)
     if name.model.startswith(HF_HUB):
-        snapshot = look_up(Repository(name.model.removeprefix(HF_HUB), MODEL))
+        snapshot = look_up(Repository(name.model.removeprefix(HF_HUB), MODEL, prefix=HF_HUB))
         wanted = [_first(snapshot, HF_CONFIG_NAME)]
         if name.pretrained != RANDOM:
             wanted.append(_weights(snapshot, HF_WEIGHTS_NAME))
@@ -75,7 +75,7 @@ def _fetch_model(name: EncoderName, progress: Progress) -> Mapping[str, Any]:
         place = PurePosixPath(tag["hf_hub"])
         bare = tag["hf_hub"].endswith("/")
         repository = str(place if bare else place.parent)
-        snapshot = look_up(Repository(repository, MODEL))
+        snapshot = look_up(Repository(repository, MODEL, prefix=HF_HUB))
         filename = HF_WEIGHTS_NAME if bare else place.name
         download(snapshot, [_weights(snapshot, filename)], progress)
         remember(snapshot)
