@@ -248,6 +248,7 @@ def test_bad_images_are_reported_and_skipped(
     assert "error: 2 images could not be read" in captured.err
 
 
+@pytest.mark.slow
 def test_lines_without_an_end_are_answered_until_nobody_reads(demo: Demo, hangs: int) -> None:
     image = next((demo.images / "photo").glob("*/000.png"))
     command = demo.command("predict", "--run", "demo", "--target", "sketch", "--format", "json")

@@ -323,6 +323,7 @@ def test_a_tag_s_weights_come_from_the_hub_with_a_bar(
     assert "only README.md" in error
 
 
+@pytest.mark.slow
 def test_a_model_of_timm_that_somebody_trained_comes_with_its_config(
     machine: Fedclip, hub: Hub, make_images: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -85,6 +85,7 @@ def caches(place: Path) -> dict[str, FeatureCache]:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_texts_and_their_encoder_come_from_the_hub_once_and_are_then_used_offline(
     machine: Fedclip, hub: Hub, bert: Path, tmp_path: Path, without_network: dict[str, str]
 ) -> None:

@@ -79,6 +79,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, str]], R
 Launched = Callable[[Mapping[str, str]], Ranks]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", [0, 1])
 def test_where_one_rank_fails_all_end_with_the_reason(
     make_images: MakeImages,
