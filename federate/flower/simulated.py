@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -119,6 +121,11 @@ def _check(experiment: Experiment) -> None:
         raise FedclipError(
             f"--strategy {experiment.settings.name_of('strategy')}: has no model at the server "
             "that --engine flower could test a target with; pass --target none"
+        )
+    if shlex.quote(sys.executable) != sys.executable:
+        raise FedclipError(
+            f"--engine flower: Ray cannot start {sys.executable}, whose path has a space or "
+            "another sign that a shell reads; install fedclip elsewhere, or choose another --engine"
         )
 
 

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -246,6 +247,14 @@ def simulated() -> Callable[..., Run]:
         return made
 
     return run
+
+
+@pytest.fixture
+def ray() -> None:
+    """Skip where Flower's simulation cannot run."""
+    pytest.importorskip("ray", reason="ray is not installed: CONTRIBUTING.md")
+    if shlex.quote(sys.executable) != sys.executable:
+        pytest.skip(f"Ray cannot start {sys.executable}")
 
 
 @pytest.fixture

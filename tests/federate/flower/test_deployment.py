@@ -63,10 +63,10 @@ def test_sites_train_what_the_simulation_trains(
         assert distance(kept, own) <= CLOSE
 
 
+@pytest.mark.usefixtures("ray")
 def test_flowers_simulation_trains_what_ours_trains(
     caches: list[FeatureCache], loopback: Any, simulated: Any, distance: Any
 ) -> None:
-    pytest.importorskip("ray")
     place = loopback(caches, fresh=True)
     folder = place.folder / "caches" / "tiny" / "drawn"
     folder.mkdir(parents=True)

@@ -68,6 +68,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch, nodes: Any) -> None:
         return Driver(grid, record, authenticated=False, progress=progress).drive()
 
     monkeypatch.setattr(simulated, "_simulate", simulate)
+    monkeypatch.setattr("sys.executable", "/usr/bin/python3")
 
 
 def figures(result: Any) -> dict[str, Any]:
@@ -174,7 +175,22 @@ def test_flower_computes_on_the_cpu(experiment: Callable[..., Experiment]) -> No
         simulated.run_with_flower(made)
 
 
+def test_a_path_that_ray_cannot_start_is_refused_where_ray_would_wait_for_ever(
+    experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.executable", "/my programs/python3")
+    made = experiment()
+    with pytest.raises(FedclipError) as error:
+        simulated.run_with_flower(made)
+    assert str(error.value) == (
+        "--engine flower: Ray cannot start /my programs/python3, whose path has a space or another "
+        "sign that a shell reads; install fedclip elsewhere, or choose another --engine"
+    )
+    assert not made.runs_dir.exists()
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray")
 def test_flowers_simulation_of_all_targets_ends_as_ours(
     make_features: Callable[..., FeatureCache], loopback: Any
 ) -> None:
