@@ -194,7 +194,8 @@ def test_a_path_that_ray_cannot_start_is_refused_where_ray_would_wait_for_ever(
 def test_flowers_simulation_of_all_targets_ends_as_ours(
     make_features: Callable[..., FeatureCache], loopback: Any
 ) -> None:
-    place = loopback([make_features(client, rows) for client, rows in SITES.items()])
+    caches = [make_features(client, rows) for client, rows in SITES.items()]
+    place = loopback(caches, fresh=True)
     folder = place.folder / "caches" / "tiny" / "drawn"
     folder.mkdir(parents=True)
     for client in SITES:
