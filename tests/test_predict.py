@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -413,6 +415,13 @@ def test_an_encoder_of_the_hub_that_is_not_here_says_what_to_get(
     ("change", "complaint"),
     [
         (lambda facts: facts.pop("class_names"), "its 'class_names' is missing or invalid"),
+        (lambda facts: facts["class_names"].__setitem__(0, 1), "its 'class_names' is missing or"),
+        (lambda facts: facts.update(feature_norm="1"), "its 'feature_norm' is missing or invalid"),
+        (lambda facts: facts.update(logit_scale=10**400), "its 'logit_scale' is missing or"),
+        (lambda facts: facts.update(logit_scale=math.nan), "is not an adapter that fedclip saved"),
+        (lambda facts: facts.update(prompts=["\ud800"]), "is not an adapter that fedclip saved"),
+        (lambda facts: facts["split"].update(domains=["a"]), "its 'split' is missing or invalid"),
+        (lambda facts: facts["split"].pop("seed"), "its 'split' is missing or invalid"),
         (lambda facts: facts.update(class_names=["a"]), "class vectors are missing or invalid"),
         (lambda facts: facts.update(version=99), "this fedclip reads up to 3"),
         (lambda facts: facts.update(key="0" * 64), "an encoder that does not match its key"),
@@ -440,6 +449,33 @@ def test_a_damaged_adapter_is_refused(
     file = tmp_path / "bad.safetensors"
     damaged(demo.run / "photo" / "adapter.safetensors", file, change)
     assert complaint in refusal("predict", "--run", str(file), str(demo.images))
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda tensor: tensor * math.nan, "is damaged (its {} not of finite numbers)"),
+        (lambda tensor: tensor.long(), "is damaged (its {} not of finite numbers)"),
+        (lambda tensor: tensor[:1], "its parameters are not those of adapter attention"),
+    ],
+)
+@pytest.mark.parametrize("name", ["@class_texts", "attention.0.weight"])
+def test_tensors_that_are_no_finite_numbers_are_refused(
+    demo: Demo,
+    tmp_path: Path,
+    refusal: Refusal,
+    name: str,
+    change: Callable[[torch.Tensor], torch.Tensor],
+    complaint: str,
+) -> None:
+    file, source = tmp_path / "bad.safetensors", demo.run / "photo" / "adapter.safetensors"
+    with safe_open(source, "pt") as opened:
+        metadata = opened.metadata()
+    tensors = load_file(source)
+    save_file({**tensors, name: change(tensors[name]).contiguous()}, file, metadata=metadata)
+    texts = "is damaged (its class vectors are missing or invalid)"
+    expected = texts if name == "@class_texts" else complaint.format(f"parameter {name!r} is")
+    assert expected in refusal("predict", "--run", str(file), str(demo.images))
 
 
 def test_a_file_that_is_no_adapter_is_refused(tmp_path: Path, refusal: Refusal) -> None:

@@ -8,10 +8,11 @@ from typing import IO, TYPE_CHECKING, Any
 
 import typer
 
-from .errors import FedclipError
+from .errors import FedclipError, first_line
 from .fields import suggest
 from .layout import fold_note, lay_out
 from .tables import WRITERS, Table
+from .text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,6 +47,8 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}{_REMEDIES.get(error.errno or 0, '')}"
+    if isinstance(error, MemoryError):
+        return f"not enough memory ({first_line(error)}); use less data at a time"
     if isinstance(error, USAGE_ERROR):
         command = error.ctx.command_path if error.ctx else "fedclip"
         return f"{usage(error)} (see {command} --help)"
@@ -85,6 +88,7 @@ class Output:
         """
         from rich.console import Console
 
+        text = printable(text)
         stream = sys.stdout if self._write is None else sys.stderr
         console = Console(file=stream)
         if console.is_terminal and not whole:

@@ -25,7 +25,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from .text import duration
+from .text import duration, printable
 
 # Parent of all modules' loggers.
 PACKAGE = __name__.partition(".")[0]
@@ -187,7 +187,7 @@ class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Show a record as a warning or a note."""
         show = self._display.warn if record.levelno >= logging.WARNING else self._display.note
-        show(record.getMessage())
+        show(printable(record.getMessage()))
 
 
 @contextmanager

@@ -152,6 +152,7 @@ def rm(
     from rich.filesize import decimal
 
     from ...cache import FedclipError
+    from ...cache.common.text import printable
     from ..runs.catalog import find_recorded, remove_run
 
     found = find_recorded(runs.runs_dir, run)
@@ -159,13 +160,13 @@ def rm(
         names = ", ".join(each.name for each in found)
         raise FedclipError(f"run {run!r}: is not a run's whole name; name one of {names}")
     (recorded,) = found
-    size = decimal(recorded.bytes)
+    size, shown = decimal(recorded.bytes), printable(str(recorded.path))
     if not yes:
         if not sys.stdin.isatty():
             raise FedclipError(f"{recorded.path}: pass --yes to delete it ({size})")
-        typer.confirm(f"Delete {recorded.path} ({recorded.status}, {size})?", abort=True)
-    remove_run(recorded)
-    print(f"deleted    {recorded.path} ({size})")
+        typer.confirm(f"Delete {shown} ({printable(recorded.status)}, {size})?", abort=True)
+    remove_run(recorded, runs.runs_dir)
+    print(f"deleted    {shown} ({size})")
 
 
 @with_options(

@@ -48,6 +48,9 @@ _ROUNDING = 1e-6
 # Room for the header of a safetensors file, in bytes for every tensor and at least once.
 _HEADER = 4096
 
+# The most tensors that a site's initial parameters have room for, and the bytes of a number.
+_MOST_TENSORS, _LARGEST_NUMBER = 256, 8
+
 T = TypeVar("T")
 Named = Mapping[str, Parameters]
 
@@ -169,8 +172,8 @@ class ClassSums:
         _check_format(_part(record, "config"))
         classes, width = len(facts.class_names), facts.embed_dim
         like = {
-            "sums": torch.empty(classes, width, dtype=torch.float64),
-            "counts": torch.empty(classes, dtype=torch.int64),
+            "sums": torch.empty(classes, width, dtype=torch.float64, device="meta"),
+            "counts": torch.empty(classes, dtype=torch.int64, device="meta"),
         }
         found, _ = unpack(record, like, {}, CLASS_SUMS)
         sums, counts = found["sums"], found["counts"]
@@ -375,22 +378,47 @@ def unpack(
     Raises:
         FedclipError: it differs, or is no safetensors file.
     """
-    packed, what = record.get(part), part.replace("_", " ")
-    if not isinstance(packed, ArrayRecord) or [*packed] != ["safetensors"]:
-        raise FedclipError(f"the message has no {what}")
-    content = packed["safetensors"].data
     count = len(parameters) + sum(map(len, extra.values()))
-    if len(content) > size_of(parameters, *extra.values()) + _HEADER * (1 + count):
-        raise FedclipError(f"the message has {len(content):,} bytes of {what}, too many")
-    try:
-        tensors = load(content)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise FedclipError(f"the {what} cannot be read ({error})") from None
+    tensors = _load(record, part, size_of(parameters, *extra.values()) + _HEADER * (1 + count))
     found = _checked(tensors, "parameters", parameters)
     more = {name: _checked(tensors, f"extra/{name}", wanted) for name, wanted in extra.items()}
     if tensors:
         raise FedclipError(f"{min(tensors)}: is not a name of a parameter here")
     return found, more
+
+
+def initial_of(record: RecordDict, count: int) -> Parameters:
+    """Read the initial parameters that a site sent, whose names and shapes only sites know.
+
+    Args:
+        record: As it arrived.
+        count: How many numbers there must be in all.
+
+    Raises:
+        FedclipError: they are missing, too many or too few, or not finite.
+    """
+    tensors = _load(record, PARAMETERS, _LARGEST_NUMBER * count + _HEADER * _MOST_TENSORS)
+    parameters = {name.removeprefix("parameters/"): each for name, each in tensors.items()}
+    numbers = sum(each.numel() for each in parameters.values())
+    if numbers != count or any("/" in name for name in parameters):
+        raise FedclipError(f"its initial parameters are {numbers:,} numbers in place of {count:,}")
+    if not all(each.is_floating_point() and each.isfinite().all() for each in parameters.values()):
+        raise FedclipError("its initial parameters are not finite numbers")
+    return parameters
+
+
+def _load(record: RecordDict, part: str, largest: int) -> dict[str, Tensor]:
+    """Read the safetensors file in a part of a message, of at most `largest` bytes."""
+    packed, what = record.get(part), part.replace("_", " ")
+    if not isinstance(packed, ArrayRecord) or [*packed] != ["safetensors"]:
+        raise FedclipError(f"the message has no {what}")
+    content = packed["safetensors"].data
+    if len(content) > largest:
+        raise FedclipError(f"the message has {len(content):,} bytes of {what}, too many")
+    try:
+        return load(content)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise FedclipError(f"the {what} cannot be read ({error})") from None
 
 
 def with_means(means: Tensor | None) -> dict[str, ArrayRecord]:
@@ -413,7 +441,7 @@ def means_of(record: RecordDict, like: Tensor) -> Tensor | None:
 
 
 def _checked(tensors: dict[str, Tensor], part: str, wanted: Parameters) -> Parameters:
-    """Take the tensors of a part out of `tensors`, on the device of those wanted."""
+    """Take the tensors of a part out of `tensors`, on the device of those wanted if it is one."""
     found = {}
     for name, like in sorted(wanted.items()):
         tensor = tensors.pop(f"{part}/{name}", None)
@@ -424,7 +452,7 @@ def _checked(tensors: dict[str, Tensor], part: str, wanted: Parameters) -> Param
                 f"{part}/{name}: has shape {tuple(tensor.shape)} and dtype {tensor.dtype}, but "
                 f"{tuple(like.shape)} and {like.dtype} are expected"
             )
-        found[name] = tensor.to(like.device)
+        found[name] = tensor if like.is_meta else tensor.to(like.device)
     return found
 
 

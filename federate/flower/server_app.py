@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
@@ -44,6 +43,7 @@ from .messages import (
     Evaluation,
     Order,
     SiteFacts,
+    initial_of,
     with_means,
 )
 from .record import Attendance, Member, Record, shown
@@ -361,26 +361,18 @@ class Driver:
 
     def _initial(self) -> Parameters:
         """Ask a site for the initial parameters, which it draws from the run's seed."""
-        from safetensors.torch import load
-
         while True:
             for client, node in sorted(self.nodes.items()):
                 question = self._question()
                 question.update(with_means(self.record.means))
                 contents = {client: (node.node_id, question)}
                 for _, reply in self._exchange(INITIAL, contents, DESCRIBE_SECONDS):
-                    if isinstance(reply, str):
-                        logger.warning("%s: %s", client, reply)
-                        continue
-                    tensors = load(reply["parameters"]["safetensors"].data)
-                    parameters = {
-                        name.removeprefix("parameters/"): tensor for name, tensor in tensors.items()
-                    }
-                    if any("/" in name for name in parameters) or not all(
-                        bool(torch.isfinite(tensor).all()) for tensor in parameters.values()
-                    ):
-                        raise FedclipError(f"{client}: sent invalid initial parameters")
-                    return parameters
+                    try:
+                        if isinstance(reply, str):
+                            raise FedclipError(reply)
+                        return initial_of(reply, self.record.members[client].facts.parameters)
+                    except FedclipError as error:
+                        logger.warning("%s: %s", client, _printable(str(error)))
             time.sleep(LOOK)
             self._admit()
 

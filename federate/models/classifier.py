@@ -8,7 +8,7 @@ A saved adapter is one safetensors file with all that this takes: the parameters
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -38,18 +38,51 @@ CLASS_TEXTS = "@class_texts"
 
 Features = npt.NDArray[np.float32]
 
-# Facts that a classifier is made from, and their types.
-_NEEDED: Mapping[str, type | tuple[type, ...]] = {
-    "adapter": str,
-    "options": dict,
-    "encoder": dict,
-    "key": str,
-    "embed_dim": int,
-    "class_names": list,
-    "prompts": list,
-    "logit_scale": (int, float),
-    "settings": dict,
-    "split": dict,
+# No number of the facts is larger; neither NaN nor an infinity is smaller.
+_LARGEST = 1e18
+
+
+def _is_dict(value: Any, kinds: type | tuple[type, ...] = object) -> bool:
+    return isinstance(value, dict) and all(isinstance(each, kinds) for each in value.values())
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _LARGEST
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < _LARGEST
+
+
+def _is_split(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and _is_count(value.get("seed"))
+        and all(isinstance(value.get(name), str | None) for name in ("target", "partition"))
+        and _is_dict(value.get("options"))
+        and _is_dict(value.get("domains", {}), str)
+        and _is_dict(value.get("rows", {}), int)
+    )
+
+
+# Facts that a classifier is made from, and whether a value from a file may be one.
+_NEEDED: Mapping[str, Callable[[Any], bool]] = {
+    "adapter": lambda value: isinstance(value, str),
+    "options": _is_dict,
+    "encoder": _is_dict,
+    "key": lambda value: isinstance(value, str),
+    "dataset": lambda value: isinstance(value, str),
+    "embed_dim": _is_count,
+    "class_names": _is_texts,
+    "prompts": _is_texts,
+    "feature_norm": lambda value: value is None or _is_positive(value),
+    "logit_scale": _is_positive,
+    "settings": _is_dict,
+    "split": _is_split,
 }
 
 
@@ -223,8 +256,8 @@ def read_classifier(path: Path, client: str | None = None, *, trusted: bool = Fa
         )
     if version < FACTS_VERSION:
         raise OldFactsError(f"{path}: an earlier fedclip saved it, without class texts")
-    for name, kinds in _NEEDED.items():
-        if not isinstance(facts.get(name), kinds):
+    for name, fits in _NEEDED.items():
+        if not fits(facts.get(name)):
             raise FedclipError(f"{path}: is damaged (its {name!r} is missing or invalid)")
     if facts.get("class_vectors", TEXT) not in CLASS_VECTORS:
         raise FedclipError(
@@ -251,8 +284,9 @@ def make_classifier(
         FedclipError: they do not fit each other, or the adapter cannot be used here.
     """
     classes, width = len(facts["class_names"]), facts["embed_dim"]
-    if texts is None or tuple(texts.shape) != (classes, width) or not texts.isfinite().all():
+    if texts is None or tuple(texts.shape) != (classes, width) or not _is_finite(texts):
         raise FedclipError(f"{path}: is damaged (its class vectors are missing or invalid)")
+    texts = texts.float()
     try:
         if image_key(EncoderFacts.from_groups(facts["encoder"])) != facts["key"]:
             raise CacheError("has an encoder that does not match its key")
@@ -265,14 +299,24 @@ def make_classifier(
             "which a run does not keep; train another adapter"
         )
     model = WithHead(adapter) if facts.get("class_vectors") == HEAD else adapter
-    network = model.make(texts, seed=0)
+    for name, tensor in tensors.items():
+        if not _is_finite(tensor):
+            raise FedclipError(
+                f"{path}: is damaged (its parameter {name!r} is not of finite numbers)"
+            )
     try:
+        network = model.make(texts, seed=0)
         network.load_state_dict(dict(tensors))
     except RuntimeError as error:
         raise FedclipError(
             f"{path}: its parameters are not those of {model.title} ({first_line(error)})"
         ) from None
     return Classifier(network.eval().requires_grad_(False), texts, facts)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Return whether a tensor has real numbers, and none that is NaN or infinite."""
+    return tensor.is_floating_point() and bool(tensor.float().isfinite().all())
 
 
 def _adapter(path: Path, facts: Mapping[str, Any], *, trusted: bool) -> Adapter:
@@ -315,6 +359,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             facts = json.loads((file.metadata() or {})["fedclip"])
             if not isinstance(facts, dict):
                 raise ValueError
+            canonical_json(facts).encode()  # a ValueError if it has NaN or what is not UTF-8
             return facts, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise FedclipError(f"{path}: file not found") from None

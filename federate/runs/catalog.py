@@ -420,17 +420,38 @@ def _is(fact: Any, value: str) -> bool:
     return value in (str(fact), show_value(fact))
 
 
-def remove_run(run: RecordedRun) -> None:
+def check_removable(path: Path) -> None:
+    """Refuse to delete a folder that is a link, or that another program's `config.json` is in.
+
+    Raises:
+        FedclipError: it is one of these.
+    """
+    if path.is_symlink():
+        raise FedclipError(f"{path}: is a link; remove the link itself")
+    config = read_json(path / CONFIG)
+    if config is not None and not isinstance(config.get("settings"), dict):
+        raise FedclipError(
+            f"{path}: is not a run of fedclip (its {CONFIG} has no settings); it is left alone"
+        )
+
+
+def remove_run(run: RecordedRun, runs_dir: Path) -> None:
     """Delete a run's folder.
 
     Raises:
-        FedclipError: it is a link, another process is working on it, or the system forbids it.
+        FedclipError: it is a link, outside the folder of runs that its path begins with, a part
+            of a run, or not a run of ours; another process is working on it; or the system
+            forbids it.
     """
-    if run.path.is_symlink():
-        raise FedclipError(f"{run.path}: is a link; remove the link itself")
-    with claimed(run.path):
+    check_removable(run.path)
+    path = run.path.resolve()
+    if run.path.is_relative_to(runs_dir) and not path.is_relative_to(runs_dir.resolve()):
+        raise FedclipError(f"{run.path}: is outside {runs_dir}; name {path} itself to delete it")
+    if read_run(path.parent) is not None:
+        raise FedclipError(f"{run.path}: is one target's part of a run; delete {path.parent}")
+    with claimed(path):
         try:
-            shutil.rmtree(run.path)
+            shutil.rmtree(path)
         except OSError as error:
             reason = f"{error.filename}: {error.strerror}"
             raise FedclipError(f"{run.path}: cannot be deleted ({reason})") from None

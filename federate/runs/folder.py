@@ -15,7 +15,7 @@ from ..server import Round
 from ..simulation import RunState
 from ..training.metrics import Scores
 from ..training.tasks import Parameters
-from .catalog import RESULT, ROUNDS, claimed, read_json
+from .catalog import RESULT, ROUNDS, check_removable, claimed, read_json
 from .checkpoint import read_state, round_line, write_state, write_tensors
 from .find import CONFIG, is_run
 from .results import OVER, Result, finite_or_null, read_result
@@ -51,11 +51,12 @@ class RunFolder:
                 raise FedclipError(
                     f"{self.path}: this run exists; {rest}pass --overwrite or another --name"
                 )
-            if self.path.is_symlink() or not self.begun:
+            if not self.begun:
                 raise FedclipError(
                     f"{self.path}: is not a run (it has no {CONFIG}), so it is not overwritten; "
                     "choose another --name"
                 )
+            check_removable(self.path)
             with self.claimed():
                 shutil.rmtree(self.path)
         self.path.mkdir(parents=True, exist_ok=True)

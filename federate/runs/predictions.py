@@ -39,9 +39,6 @@ ZERO_SHOT, ADAPTED, PERSONAL = MODELS = ("zero_shot", "adapted", "personal")
 # Stands for a class where a model does not predict, such as a participant's own on the target.
 NOTHING = -1
 
-# Error types that NumPy and zipfile raise for damaged files.
-_DAMAGED = (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile)
-
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
@@ -178,7 +175,7 @@ def read_predictions(folder: Path) -> Predictions:
         )
     try:
         return _checked(_arrays(path))
-    except _DAMAGED as error:
+    except Exception as error:  # zipfile, zlib and NumPy raise errors of many types
         reason = " ".join(str(error).split())[:200]
         raise FedclipError(
             f"{path}: is damaged ({reason}); run it again with --overwrite"

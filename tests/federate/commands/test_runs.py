@@ -242,6 +242,56 @@ with claimed(Path("runs/{name}")):
     assert (runs / name / "result.json").is_file()
 
 
+def test_rm_deletes_nothing_outside_the_folder_of_runs_by_a_link(
+    tmp_path: Path, refusal: Refusal
+) -> None:
+    for place in ("elsewhere/one", "runs/one"):
+        shutil.copytree(GOLDEN / "runs" / ONE, place)
+    Path("runs/link").symlink_to(Path("elsewhere").absolute())
+    for name in ("link/one", "../elsewhere/one"):
+        assert f"runs/{name}: is outside runs; name" in refusal("rm", name, "--yes")
+    assert sorted(path.name for path in Path("elsewhere/one").iterdir()) == sorted(
+        path.name for path in Path("runs/one").iterdir()
+    )
+
+
+def test_rm_and_overwrite_leave_folders_of_other_programs(
+    make_cache: MakeCache, refusal: Refusal
+) -> None:
+    model = Path("models/bert")
+    model.mkdir(parents=True)
+    (model / "config.json").write_text('{"architectures": ["BertModel"]}')
+    (model / "weights.bin").touch()
+    kept = "models/bert: is not a run of fedclip (its config.json has no settings); it is left"
+    assert kept in refusal("rm", "models/bert", "--yes")
+    assert kept in refusal("rm", "bert", "--runs-dir", "models", "--yes")
+    make_cache({"art": 60})
+    assert kept in refusal(*RUN, "--runs-dir", "models", "--name", "bert", "--overwrite")
+    assert len([*model.iterdir()]) == 2
+
+
+def test_rm_deletes_whole_runs_only_also_the_folder_that_one_is_in(
+    refusal: Refusal, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("runs/one", "runs/one/photo"):
+        shutil.copytree(GOLDEN / "runs" / ONE, place, dirs_exist_ok=True)
+    assert "runs/one/photo: is one target's part of a run; delete" in refusal(
+        "rm", "one/photo", "--yes"
+    )
+    runs = Path("runs").absolute()
+    monkeypatch.chdir("runs/one")
+    assert printed(capsys, "rm", ".", "--yes").startswith("deleted    .")
+    assert [*runs.iterdir()] == []
+
+
+def test_rm_shows_a_name_as_what_a_terminal_does_not_obey(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name = "a\x1b[31m\n\u202eb"
+    shutil.copytree(GOLDEN / "runs" / ONE, f"runs/{name}")
+    assert r"deleted    runs/a\x1b[31m\n\u202eb (" in printed(capsys, "rm", name, "--yes")
+
+
 def test_compare_counts_images_of_single_runs_and_of_all_seeds(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

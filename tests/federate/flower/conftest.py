@@ -303,6 +303,7 @@ class Nodes:
     Attributes:
         tamper: By client, a function of the round and the answer's record that returns what is
             sent in its place, or None for no answer at all.
+        initial: By client, a function that returns what is sent in place of its initial parameters.
         wire: Every message and answer, as kind, client and record.
     """
 
@@ -318,6 +319,7 @@ class Nodes:
         self.names = {number: path.stem for number, path in enumerate(files, 100)}
         self.online = set(self.contexts)
         self.tamper: dict[str, Callable[[int, Any], Any]] = {}
+        self.initial: dict[str, Callable[[Any], Any]] = {}
         self.wire: list[tuple[str, str, Any]] = []
         self._replies: dict[str, Any] = {}
         self._sent = 0
@@ -356,6 +358,8 @@ class Nodes:
                 number = message.content["config"]["number"]
                 content = self.tamper[client](number, reply.content)
                 reply = content and Message(content, reply_to=message)
+            if kind == "query.initial" and client in self.initial:
+                reply = Message(self.initial[client](reply.content), reply_to=message)
             if reply is not None and reply.has_content():
                 self.wire.append((f"{kind} answer", client, reply.content))
             if reply is not None:

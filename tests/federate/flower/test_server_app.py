@@ -13,7 +13,7 @@ from fedclip.cache import EncoderFacts, FeatureCache, FedclipError, write_cache
 from fedclip.federate.settings import Settings
 
 pytest.importorskip("flwr", reason="flwr is not installed: CONTRIBUTING.md")
-from flwr.app import ConfigRecord, Context, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
 
 from fedclip.federate.flower.messages import pack
 from fedclip.federate.flower.record import Plan, Record
@@ -192,6 +192,37 @@ def test_an_invalid_answer_is_left_out_of_its_round_and_named(
     assert result.status == "finished"
     assert [line["took_part"] for line in lines(record)] == [[*"abc"], ["a", "c"], [*"abc"]]
     assert [line["left_out"] for line in lines(record)] == [{}, {"b": reason}, {}]
+
+
+def without_parameters(record: Any) -> Any:
+    del record["parameters"]
+    return record
+
+
+def unreadable(record: Any) -> Any:
+    content = b"\x80\x04K\x01."
+    array = Array(dtype="uint8", shape=(len(content),), stype="safetensors", data=content)
+    record["parameters"] = ArrayRecord({"safetensors": array})
+    return record
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (without_parameters, "a: the message has no parameters"),
+        (unreadable, "a: the parameters cannot be read"),
+        (not_a_number, "a: its initial parameters are not finite numbers"),
+        (renamed, "a: its initial parameters are 1 numbers in place of 144"),
+    ],
+)
+def test_another_site_is_asked_if_the_first_sends_no_valid_initial_parameters(
+    wrong: Callable[[Any], Any], reason: str, place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    place.grid.initial["a"] = wrong
+    record, result = place.drive(place.plan())
+    assert result.status == "finished"
+    assert [line["took_part"] for line in lines(record)] == [[*"abc"]] * 3
+    assert reason in caplog.text
 
 
 def test_a_run_in_which_everyone_diverges_fails_as_a_simulated_one(place: Place) -> None:

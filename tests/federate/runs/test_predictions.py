@@ -1,6 +1,8 @@
 """The predictions of the best round: what is kept, and what a damaged file is told from."""
 
 import json
+import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,6 +127,23 @@ def damaged(change: Callable[[dict[str, Any]], object]) -> str:
     return str(error.value)
 
 
+def encrypted(path: Path) -> None:
+    """Set the mark of encryption in the headers of all members."""
+    content = bytearray(path.read_bytes())
+    for start, offset in ((b"PK\x01\x02", 8), (b"PK\x03\x04", 6)):
+        for found in re.finditer(re.escape(start), bytes(content)):
+            content[found.start() + offset] |= 1
+    path.write_bytes(content)
+
+
+def endless(path: Path) -> None:
+    """Let an array say that it has more numbers than any memory."""
+    header = b"{'descr':'<i8','fortran_order':False,'shape':(1000000000000000,)}\n"
+    start = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("more.npy", start + header)
+
+
 def test_a_damaged_file_is_refused_with_the_reason(make_cache: MakeCache) -> None:
     make_cache({"art": 60})
     assert run(["federate", *OPTIONS]) == 0
@@ -135,6 +154,8 @@ def test_a_damaged_file_is_refused_with_the_reason(make_cache: MakeCache) -> Non
         read_predictions(path.parent)
     for change, reason in (
         (lambda a: a.update(version=np.int32(9)), "it has version 9, not 1"),
+        (lambda a: a.update(version=np.float64("inf")), "cannot convert float infinity"),
+        (lambda a: a.update(ids=np.array([{}])), "is damaged (Object arrays cannot be loaded"),
         (lambda a: a.pop("ids"), "ids"),
         (lambda a: a.update(labels=a["labels"] + 3), "labels is out of range"),
         (lambda a: a.update(client=a["client"] - 1), "client is out of range"),
@@ -144,6 +165,11 @@ def test_a_damaged_file_is_refused_with_the_reason(make_cache: MakeCache) -> Non
     ):
         path.write_bytes(whole)
         assert reason in damaged(change)
+    for damage in (encrypted, endless):
+        path.write_bytes(whole)
+        damage(path)
+        with pytest.raises(FedclipError, match=r"predictions.npz: is damaged .*--overwrite"):
+            read_predictions(path.parent)
     path.unlink()
     with pytest.raises(FedclipError, match=r"runs/one: has no predictions.npz"):
         read_predictions(path.parent)
