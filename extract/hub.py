@@ -39,6 +39,8 @@ class UnreachableError(FedclipError):
     """The hub cannot be reached, or the connection broke."""
 
 
+# As Git names branches and tags, hardly more: a revision is a part of a path here.
+_REVISION = re.compile(r"[\w+#-][\w.+#/-]*")
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _SHA256_DIGITS = 64
 _KILO, _MEGA = 10**3, 10**6
@@ -56,7 +58,8 @@ class Repository:
         prefix: What users put before `id`; open_clip and timm have another one.
 
     Raises:
-        FedclipError: on construction, if `id` is not a repository's name.
+        FedclipError: on construction, if `id` is not a repository's name or `revision` not one
+            of a revision.
     """
 
     id: str
@@ -72,6 +75,8 @@ class Repository:
             validate_repo_id(self.id)
         except HFValidationError:
             raise FedclipError(f"{self}: not a repository's name; use OWNER/NAME") from None
+        if not _REVISION.fullmatch(self.revision) or ".." in self.revision:
+            raise FedclipError(f"{self}: not the name of a branch, tag or commit")
 
     def __str__(self) -> str:
         return f"{self.prefix}{self.id}" + (f" at {self.revision}" if self.revision != MAIN else "")

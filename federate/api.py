@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +18,7 @@ from .ablations.runner import Entry
 from .ablations.runner import run_ablation as run_entries
 from .report.charts import by_client, by_round, by_setting
 from .report.vega import Spec, themed
-from .runs.catalog import ROUNDS
+from .runs.catalog import read_rounds
 from .runs.experiment import Experiment
 from .runs.find import choose_targets
 from .runs.folder import RunFolder
@@ -110,9 +109,9 @@ class SavedRun:
             {
                 "target": result.target or "none",
                 "client": client,
-                "domain": result.domains[client],
-                "test_samples": result.test_samples[client],
-                "zero_shot": result.zero_shot[client],
+                "domain": result.domains.get(client),
+                "test_samples": result.test_samples.get(client),
+                "zero_shot": result.zero_shot.get(client),
                 "accuracy": accuracy,
                 "personal": (result.personal or {}).get(client),
                 "best_round": result.best_round,
@@ -132,16 +131,14 @@ class SavedRun:
     def _by_round(self) -> list[dict[str, Any]]:
         rows = []
         for place in self._places:
-            file = place / ROUNDS
-            lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else ()
-            for line in map(json.loads, lines):
-                test, validation = line["test"] or {}, line["validation"] or {}
+            for line in read_rounds(place):
+                test, validation = _by_name(line, "test"), _by_name(line, "validation")
                 rows += [
                     {
-                        "target": place.name if place != self.folder else self.config["target"],
-                        "round": line["round"],
+                        "target": self.config.get("target") if place == self.folder else place.name,
+                        "round": line.get("round"),
                         "client": client,
-                        "train_loss": line["train_loss"],
+                        "train_loss": line.get("train_loss"),
                         "validation": validation.get(client),
                         "test": test.get(client),
                     }
@@ -171,6 +168,11 @@ class SavedRun:
         if result is not None and result.mean is not None and result.zero_shot_mean is not None:
             shown = f", mean accuracy {result.zero_shot_mean:.2%} > {result.mean:.2%}"
         return f"<run {self.folder}: {self.status}{shown}>"
+
+
+def _by_name(line: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    values = line.get(name)
+    return values if isinstance(values, dict) else {}
 
 
 class Ablation:

@@ -478,6 +478,12 @@ def test_tensors_that_are_no_finite_numbers_are_refused(
     assert expected in refusal("predict", "--run", str(file), str(demo.images))
 
 
+@pytest.mark.parametrize("revision", ["../../../runs", "/etc", "a/../../b", "a b", "a\0"])
+def test_a_revision_that_is_no_name_of_one_is_refused(revision: str, refusal: Refusal) -> None:
+    line = refusal("predict", "--run", f"hf:owner/name@{revision}", "photo.jpg")
+    assert line.endswith("not the name of a branch, tag or commit")
+
+
 def test_a_file_that_is_no_adapter_is_refused(tmp_path: Path, refusal: Refusal) -> None:
     file = tmp_path / "bad.safetensors"
     file.write_bytes(b"no adapter")

@@ -62,7 +62,7 @@ def _is_split(value: Any) -> bool:
     return (
         isinstance(value, dict)
         and _is_count(value.get("seed"))
-        and all(isinstance(value.get(name), str | None) for name in ("target", "partition"))
+        and all(isinstance(value.get(name, 0), str | None) for name in ("target", "partition"))
         and _is_dict(value.get("options"))
         and _is_dict(value.get("domains", {}), str)
         and _is_dict(value.get("rows", {}), int)

@@ -6,7 +6,6 @@ Importing this imports no torch.
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import math
 import statistics
@@ -20,7 +19,7 @@ from typing import Any
 from ...cache import FedclipError
 from ...cache.common.fields import show_value
 from ...cache.common.tables import Spread
-from ..runs.catalog import ROUNDS, RecordedRun, find_recorded, find_runs
+from ..runs.catalog import RecordedRun, find_recorded, find_runs, read_rounds
 from ..runs.find import Fetch
 from ..runs.predictions import ADAPTED
 from ..runs.results import RunResult
@@ -116,7 +115,7 @@ class Setting:
         """The evaluated rounds of each target and seed."""
         parts = [part for run in self.finished for part in run.parts]
         return [
-            (part.result, [*_rounds(part.path / ROUNDS)])
+            (part.result, [*_rounds(part.path)])
             for part in parts
             if isinstance(part.result, RunResult)
         ]
@@ -133,21 +132,18 @@ def compared(first: Arm | None, second: Arm | None) -> Comparison | None:
         return None
 
 
-def _rounds(path: Path) -> Iterator[RoundLine]:
-    """Read the rounds in which test parts were evaluated; damaged lines end them."""
+def _rounds(folder: Path) -> Iterator[RoundLine]:
+    """Read the rounds in which test parts were evaluated; invalid lines end them."""
     sent = 0
     try:
-        if not path.is_file():  # such as a pipe, which has no end
-            return
-        for text in path.read_text(encoding="utf-8").splitlines():
-            line = json.loads(text)
+        for line in read_rounds(folder):
             sent += int(line["bytes_up"]) + int(line["bytes_down"])
             if line["test"]:
                 test = {str(name): float(value) for name, value in line["test"].items()}
                 if not all(map(math.isfinite, test.values())):
                     raise ValueError
                 yield RoundLine(int(line["round"]), test, sent)
-    except (OSError, ArithmeticError, ValueError, TypeError, KeyError, AttributeError):
+    except (ArithmeticError, ValueError, TypeError, KeyError, AttributeError):
         return
 
 

@@ -53,6 +53,10 @@ TABLES = "*-ablation.csv"
 
 _SEED = re.compile(r"-seed\d+$")
 
+# No run's config or result is larger, and hardly any run's rounds: files that are would fill the
+# memory of a command that lists all runs.
+_LARGEST, _LARGEST_ROUNDS = 1 << 26, 1 << 30
+
 # Whether permissions can be tried as those of the user that a process acts for.
 _EFFECTIVE = os.access in os.supports_effective_ids
 
@@ -273,13 +277,31 @@ def _preset(name: str, methods: tuple[tuple[str, str], ...]) -> dict[str, Any] |
 
 
 def read_json(path: Path | str) -> dict[str, Any] | None:
-    """Read a JSON object; None if the file is missing or damaged."""
+    """Read a JSON object; None if the file is missing, damaged or larger than any of ours."""
     try:
         with FileIO(path) as file:  # faster than a Path, of which thousands are read
+            if os.fstat(file.fileno()).st_size > _LARGEST:
+                return None
             value = json.loads(file.readall())
     except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def read_rounds(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a run's rounds; a damaged one, such as a torn one, ends them."""
+    path = folder / ROUNDS
+    try:
+        if not path.is_file() or path.stat().st_size > _LARGEST_ROUNDS:
+            return  # such as a pipe, which has no end
+        with path.open(encoding="utf-8") as file:
+            for text in file:
+                line = json.loads(text)
+                if not isinstance(line, dict):
+                    return
+                yield line
+    except (OSError, ValueError, RecursionError):
+        return
 
 
 def find_runs(runs_dir: Path) -> list[RecordedRun]:

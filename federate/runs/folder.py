@@ -125,7 +125,7 @@ class RunFolder:
             if [line["round"] for line in lines] != list(range(1, number + 1)):
                 raise ValueError
             seconds = [float(line["seconds"]) for line in lines]
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise FedclipError(
                 f"{path}: some of its {number} rounds are missing; remove "
                 f"{self.path / STATE} to start the run from the beginning"

@@ -145,7 +145,11 @@ def nested(path: Path) -> None:
     path.write_text("[" * 100_000)
 
 
-DAMAGE = (cut, piped, linked, looped, nested)
+def huge(path: Path) -> None:
+    os.truncate(path, 1 << 40)
+
+
+DAMAGE = (cut, piped, linked, looped, nested, huge)
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
