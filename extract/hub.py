@@ -318,6 +318,8 @@ def upload(name: str, folder: Path, *, private: bool = False) -> str:
     from huggingface_hub import CommitOperationAdd, HfApi, constants, errors
 
     repository = Repository(name, MODEL)
+    if "/" not in name:
+        raise FedclipError(f"{repository}: has no owner; use OWNER/NAME")
     if constants.HF_HUB_OFFLINE:
         raise FedclipError(f"{repository}: cannot be uploaded offline; unset HF_HUB_OFFLINE")
     api = HfApi()

@@ -105,14 +105,16 @@ def write_export(
     """
     from rich.filesize import decimal
 
+    from ...cache.common.text import printable
     from ..models.export import export_program
     from ..report.card import CARD, model_card, write_card
     from ..report.snippets import snippet
 
     out, facts = options.file, classifier.facts
+    shown, beside = printable(str(out)), printable(str(out.parent / CARD))
     if options.to == "safetensors":
         classifier.save(out)
-        print(f"wrote      {out}: {decimal(out.stat().st_size)}")
+        print(f"wrote      {shown}: {decimal(out.stat().st_size)}")
     else:
         metadata = {
             "classes": facts["class_names"],
@@ -127,7 +129,7 @@ def write_export(
             classifier, options.to, out, metadata, encoder, pixels, half=options.fp16
         )
         opset = f", opset {written.opset}" if written.opset else ""
-        print(f"wrote      {out}: {decimal(written.bytes)}{opset}")
+        print(f"wrote      {shown}: {decimal(written.bytes)}{opset}")
         print(
             f"checked    {written.checked} inputs: probabilities differ by up to "
             f"{written.difference:.1e} from PyTorch{' in float32' if options.fp16 else ''}"
@@ -136,9 +138,9 @@ def write_export(
     code = snippet(options.to, out.name, width, preprocessing, samples)
     card = model_card(facts, result, out.stem, options.license, code, samples)
     if write_card(out.parent, card):
-        print(f"card       {out.parent / CARD}")
+        print(f"card       {beside}")
     else:
-        print(f"card       not written: {out.parent / CARD} is somebody else's")
+        print(f"card       not written: {beside} is somebody else's")
     print(f"\n{snippet(options.to, out, width, preprocessing, samples)}")
 
 

@@ -450,8 +450,8 @@ def check_removable(path: Path) -> None:
     """
     if path.is_symlink():
         raise FedclipError(f"{path}: is a link; remove the link itself")
-    config = read_json(path / CONFIG)
-    if config is not None and not isinstance(config.get("settings"), dict):
+    config = RecordedRun(path).config
+    if config and not isinstance(config.get("settings"), dict):
         raise FedclipError(
             f"{path}: is not a run of fedclip (its {CONFIG} has no settings); it is left alone"
         )
