@@ -45,6 +45,9 @@ _PROBE = (
 )
 
 
+_SHOWN = 3
+
+
 class Encoder(Protocol):
     """A frozen encoder on a device."""
 
@@ -275,3 +278,21 @@ def tokenizer_sha256(tokenizer: Callable[[list[str]], Tensor]) -> str:
     """Hash a tokenizer's output for a fixed list of texts."""
     tokens = tokenizer(list(_PROBE))
     return hashlib.sha256(canonical_json(tokens.tolist()).encode()).hexdigest()
+
+
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse weights of a training that diverged.
+
+    Raises:
+        FedclipError: a value is NaN or infinite; the message follows "it".
+    """
+    bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise FedclipError(f"has NaN or Inf in {some(bad)}")
+
+
+def some(names: Sequence[object]) -> str:
+    """Name the first few, and count the others."""
+    shown = ", ".join(map(str, names[:_SHOWN]))
+    more = len(names) - _SHOWN
+    return f"{shown} and {more} more" if more > 0 else shown

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ...cache import FedclipError
 from ...cache.key import file_sha256
+from .base import check_finite, some
 
 Tensors = dict[str, Tensor]
 
@@ -37,8 +38,6 @@ _NUMPY = (".npz", ".npy")
 
 # The whole hash of a file as a folder in a URL, or its beginning at the end of the name.
 _DIGEST = re.compile(r"/([0-9a-f]{64})/|-([0-9a-f]{8})\.pth?$")
-
-_SHOWN = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +140,7 @@ def _tensors_in(content: Any) -> Tensors:
         raise FedclipError("is empty")
     others = [name for name, value in content.items() if not isinstance(value, Tensor)]
     if others:
-        raise FedclipError(f"has no tensor as {_some(others)}")
+        raise FedclipError(f"has no tensor as {some(others)}")
     return {str(name): tensor for name, tensor in content.items()}
 
 
@@ -202,7 +201,7 @@ def _check_floats(own: Tensors, tensors: Tensors) -> None:
     floats = {name for name, tensor in own.items() if tensor.is_floating_point()}
     bad = [name for name in tensors if name in floats and not tensors[name].is_floating_point()]
     if bad:
-        raise FedclipError(f"has {tensors[bad[0]].dtype} in place of floats in {_some(bad)}")
+        raise FedclipError(f"has {tensors[bad[0]].dtype} in place of floats in {some(bad)}")
 
 
 def _check_logit_scale(tensors: Tensors) -> None:
@@ -220,17 +219,6 @@ def _check_logit_scale(tensors: Tensors) -> None:
             f"has the logit_scale {logarithm.max().item():g}, of which the exponential is "
             f"{scale.max().item():g}; it must be a logarithm, such as 4.6"
         )
-
-
-def check_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Refuse weights of a training that diverged.
-
-    Raises:
-        FedclipError: a value is NaN or infinite; the message follows "it".
-    """
-    bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
-    if bad:
-        raise FedclipError(f"has NaN or Inf in {_some(bad)}")
 
 
 @contextmanager
@@ -257,17 +245,10 @@ def _check_names(own: Collection[str], missing: Collection[str], others: Sequenc
             towers["image" if name.startswith("visual.") else "text"].append(name)
     lost = [tower for tower, names in towers.items() if missing and {*names} <= {*missing}]
     if len(lost) == len(towers):
-        raise FedclipError(f"has none of the model's tensors, only {_some(others)}")
+        raise FedclipError(f"has none of the model's tensors, only {some(others)}")
     if lost:
-        raise FedclipError(f"has no {lost[0]} tower ({_some(towers[lost[0]])})")
+        raise FedclipError(f"has no {lost[0]} tower ({some(towers[lost[0]])})")
     if missing:
-        raise FedclipError(f"has no {_some(sorted(missing))}")
+        raise FedclipError(f"has no {some(sorted(missing))}")
     if others:
-        raise FedclipError(f"has {_some(others)}, which the architecture lacks")
-
-
-def _some(names: Sequence[object]) -> str:
-    """Name the first few, and count the others."""
-    shown = ", ".join(map(str, names[:_SHOWN]))
-    more = len(names) - _SHOWN
-    return f"{shown} and {more} more" if more > 0 else shown
+        raise FedclipError(f"has {some(others)}, which the architecture lacks")

@@ -34,7 +34,7 @@ from ...cache.common.fields import suggest
 from ...cache.common.progress import Progress, no_progress
 from ...cache.key import EncoderFacts, file_sha256
 from ..hub import MODEL, Repository, download, look_up, remember
-from .base import DTYPES, Launched, Launcher, compiled, facts_of, quiet
+from .base import DTYPES, Launched, Launcher, check_finite, compiled, facts_of, quiet
 from .spec import HF_HUB, LOCAL_DIR, RANDOM, TIMM, EncoderName, is_file
 from .transforms import Decoder, PillowDecoder, Transform
 
@@ -379,6 +379,7 @@ def _build(name: EncoderName, place: _Place) -> nn.Module:
         model = _create(place, load_state_dict(str(place.weights), weights_only=True))
         if missing := _unchanged(model, random):
             raise ValueError(f"they lack {missing[0]} and {len(missing) - 1} more")
+        check_finite(model.state_dict())
     except Exception as error:
         raise FedclipError(
             f"{place.weights or name.model}: cannot be loaded as weights of {name.model} "

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from ...cache import FedclipError
@@ -32,6 +33,7 @@ from .base import (
     Launched,
     Launcher,
     Vectors,
+    check_finite,
     compiled,
     facts_of,
     pad_batch,
@@ -350,7 +352,7 @@ def _build(name: EncoderName, folder: Path) -> nn.Module:
         if name.pretrained == RANDOM:
             made: nn.Module = AutoModel.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
             return made
-        _weights(folder)
+        files = _weights(folder)
         model, report = AutoModel.from_pretrained(
             folder,
             config=config,
@@ -366,6 +368,7 @@ def _build(name: EncoderName, folder: Path) -> nn.Module:
             f"{folder}: cannot be loaded as a text model ({first_line(error)}); pass a folder that "
             "transformers has saved as safetensors"
         ) from None
+    _check_numbers(folder, model, files)
     missing = sorted(each for each in report["missing_keys"] if not each.startswith("pooler."))
     if missing:
         raise FedclipError(
@@ -376,6 +379,30 @@ def _build(name: EncoderName, folder: Path) -> nn.Module:
     return model  # type: ignore[no-any-return]
 
 
+def _check_numbers(folder: Path, model: nn.Module, files: Sequence[Path]) -> None:
+    """Refuse weights that are quantized, of which loading keeps other numbers, or not finite.
+
+    Raises:
+        FedclipError: they are.
+    """
+    own = model.state_dict()
+    base = f"{model.base_model_prefix}."
+    for file in files:
+        with safe_open(file, "pt") as opened:
+            for key in opened.keys():  # noqa: SIM118
+                tensor = own.get(key.removeprefix(base))
+                dtype = opened.get_slice(key).get_dtype()
+                if tensor is not None and tensor.is_floating_point() and "F" not in dtype:
+                    raise FedclipError(
+                        f"{file}: has {dtype} in place of floats in {key}; pass weights that are "
+                        "not quantized"
+                    )
+    try:
+        check_finite(own)
+    except FedclipError as error:
+        raise FedclipError(f"{folder}: {error}; get its weights again") from None
+
+
 def _tokenizer(name: EncoderName, folder: Path) -> Any:
     from transformers import AutoTokenizer
 
@@ -383,6 +410,8 @@ def _tokenizer(name: EncoderName, folder: Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True, use_fast=True
         )
+        if {*tokenizer.get_vocab()} <= {*tokenizer.all_special_tokens}:
+            raise ValueError("it has no words; its vocabulary is missing")
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         tokenizer.padding_side = "right"

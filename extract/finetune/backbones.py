@@ -17,7 +17,8 @@ from torchvision.models import AlexNet_Weights, alexnet
 
 from ...cache import FedclipError
 from ...cache.common.errors import first_line
-from ..encoders.checkpoint import Checkpoint, check_finite, read_checkpoint
+from ..encoders.base import check_finite
+from ..encoders.checkpoint import Checkpoint, read_checkpoint
 from ..encoders.openclip import OpenClipEncoder
 from ..encoders.spec import RANDOM
 from ..encoders.transforms import ByteDecoder, PillowDecoder, Transform

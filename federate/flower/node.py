@@ -324,7 +324,10 @@ class SiteNode:
             return Message(
                 Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error)), reply_to=message
             )
-        except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        except (
+            *(LookupError, AttributeError, TypeError, ValueError),
+            *(ArithmeticError, RuntimeError),
+        ) as error:
             reason = f"{type(error).__name__}: {first_line(error)}"
             logger.warning("cannot answer: %s", reason)
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)

@@ -48,7 +48,9 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         check_options(self)
-        if not all(0 <= beta < 1 for beta in self.betas) or self.eps <= 0:
+        floats = [beta for beta in self.betas if isinstance(beta, float) and 0 <= beta < 1]
+        if len(floats) != 2 or len(self.betas) != 2 or self.eps <= 0:
             raise FedclipError(
-                f"betas {self.betas} and eps {self.eps}: must be from 0 to below 1, and above 0"
+                f"betas {self.betas} and eps {self.eps}: must be two numbers such as 0.9, from 0 "
+                "to below 1, and one above 0"
             )

@@ -68,6 +68,10 @@ def test_invalid_values_are_refused(change: dict[str, Any], complaint: str) -> N
         ({"rounds": 2.5}, "--rounds 2.5: must be a whole number"),
         ({"participation": 1.5}, "--participation 1.5: a share must be at most 1.0"),
         ({"participation": True}, "--participation True: must be a whole number or a number"),
+        ({"betas": ""}, "betas  and eps 1e-06: must be two numbers such as 0.9"),
+        ({"betas": (0.9,)}, "must be two numbers such as 0.9"),
+        ({"betas": (0, 0.9)}, "must be two numbers such as 0.9"),
+        ({"betas": (0.9, 1.0)}, "must be two numbers such as 0.9"),
     ],
 )
 def test_the_class_itself_checks_its_values(change: dict[str, Any], complaint: str) -> None:

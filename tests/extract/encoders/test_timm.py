@@ -256,6 +256,10 @@ def test_what_cannot_be_loaded_is_refused_in_a_line(tmp_path: Path) -> None:
     assert "cannot be loaded as weights of timm:test_vit" in refusal(
         "test_vit", tmp_path / "other.safetensors"
     )
+    weights = timm.create_model("test_vit", num_classes=0).state_dict()
+    weights["norm.weight"][0] = math.nan
+    save_file(weights, tmp_path / "nan.safetensors")
+    assert "(has NaN or Inf in norm.weight)" in refusal("test_vit", tmp_path / "nan.safetensors")
     with pytest.raises(FedclipError, match="use --resizer pillow"):
         load_encoder(
             EncoderName.of("timm:test_vit", "random", resizer="torchvision"), torch.device("cpu")

@@ -1,6 +1,7 @@
 """Text models of transformers: its own pooled output, what identifies them, what is refused."""
 
 import json
+import math
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from fedclip.cache import FedclipError, image_key
 from fedclip.extract.encoders.base import TextEncoder
@@ -380,6 +382,30 @@ def test_weights_of_another_architecture_are_refused(
 ) -> None:
     config = json.loads((bert / "config.json").read_text())
     assert "lack" in refusal(changed({"config.json": {**config, "num_hidden_layers": 3}}))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda tensor: tensor * math.nan, "has NaN or Inf in encoder.layer.0"),
+        (lambda tensor: tensor.to(torch.int8), "has I8 in place of floats in encoder.layer.0"),
+    ],
+)
+def test_weights_that_are_quantized_or_not_finite_are_refused(
+    changed: Callable[..., Path], change: Callable[[torch.Tensor], torch.Tensor], reason: str
+) -> None:
+    file = changed({}) / "model.safetensors"
+    tensors = load_file(file)
+    name = next(each for each in tensors if each.endswith("layer.0.attention.self.query.weight"))
+    save_file({**tensors, name: change(tensors[name])}, file, metadata={"format": "pt"})
+    assert reason in refusal(file.parent)
+
+
+def test_a_folder_whose_tokenizer_has_no_words_is_refused(changed: Callable[..., Path]) -> None:
+    folder = changed({}, without="tokenizer.json")
+    for rest in ("vocab.txt", "tokenizer_config.json"):
+        (folder / rest).unlink(missing_ok=True)
+    assert "its tokenizer cannot be loaded (" in refusal(folder)
 
 
 def test_code_of_a_repository_is_not_run(
