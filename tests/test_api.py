@@ -126,8 +126,8 @@ def test_a_federation_calls_back_and_is_that_of_the_command(make_cache: MakeCach
     assert list(table["client"]) == ["art", "photo"]
     assert list(table["accuracy"]) == list(typed.results[0].accuracy.values())
     assert run.rounds_to_pandas().shape == (6, 6)
-    rounds = run.folder / "rounds.jsonl"
-    rounds.write_bytes(rounds.read_bytes()[:-20])  # as a killed process leaves it
+    written = run.folder / "rounds.jsonl"
+    written.write_bytes(written.read_bytes()[:-20])  # as a killed process leaves it
     assert run.rounds_to_pandas().shape == (4, 6)
     assert run.plot().to_dict()
     assert run.plot("rounds").to_dict()

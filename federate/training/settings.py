@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from ...cache import FedclipError
 from ...cache.common.fields import check_options, option
@@ -48,9 +48,14 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         check_options(self)
-        floats = [beta for beta in self.betas if isinstance(beta, float) and 0 <= beta < 1]
-        if len(floats) != 2 or len(self.betas) != 2 or self.eps <= 0:
+        betas: Any = self.betas
+        pair = isinstance(betas, tuple) and len(betas) == 2
+        if not pair or not all(map(_is_decay_rate, betas)) or self.eps <= 0:
             raise FedclipError(
                 f"betas {self.betas} and eps {self.eps}: must be two numbers such as 0.9, from 0 "
                 "to below 1, and one above 0"
             )
+
+
+def _is_decay_rate(value: Any) -> bool:
+    return isinstance(value, float) and 0 <= value < 1
