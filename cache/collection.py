@@ -161,5 +161,5 @@ def load_cache(name: str | None = None, cache_dir: str | Path = "caches") -> Cac
             together.
     """
     place = Path(cache_dir)
-    folder = latest_cache(place) if name is None else resolve_cache(place, name)
+    folder = latest_cache(place) if name is None else resolve_cache(place, str(name))
     return Cache(folder, load_clients(folder))

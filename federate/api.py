@@ -93,6 +93,8 @@ class SavedRun:
 
     @property
     def _places(self) -> list[Path]:
+        if not self.folder.is_dir():
+            raise FedclipError(f"{self.folder}: is no longer there; was it removed or renamed?")
         below = sorted(each for each in self.folder.iterdir() if RunFolder(each).begun)
         return below or [self.folder]
 
@@ -324,6 +326,10 @@ def run_ablation(
     Raises:
         FedclipError: a setting, the cache or the target is invalid.
     """
+    if seeds < 1:
+        raise FedclipError(f"seeds {seeds}: must be at least 1")
+    if empty := next((name for name, values in (vary or {}).items() if not values), None):
+        raise FedclipError(f"vary {empty}: has no values; name at least one, or leave it out")
     first = settings.get("seed", 0)
     varied = {**(vary or {}), "seed": [first + number for number in range(seeds)]}
     if not isinstance(cache, Cache):

@@ -191,12 +191,22 @@ def test_an_ablation_has_a_row_for_each_run(make_cache: MakeCache) -> None:
     assert ablation.plot("generalization").to_dict()
     with pytest.raises(fedclip.FedclipError, match="unknown figure 'fly'"):
         ablation.plot("fly")
+    with pytest.raises(fedclip.FedclipError, match="vary lr: has no values"):
+        fedclip.run_ablation("tiny", {"lr": []})
+    with pytest.raises(fedclip.FedclipError, match="seeds 0: must be at least 1"):
+        fedclip.run_ablation("tiny", vary, seeds=0)
+    removed = ablation.runs[0]
+    removed.folder.rename("elsewhere")
+    with pytest.raises(fedclip.FedclipError, match="is no longer there; was it removed or"):
+        removed.to_pandas()
 
 
 def test_images_may_be_paths_pixels_or_bytes(demo: Demo) -> None:
     use = fedclip.load_classifier(demo.run / "sketch")
     path = next((demo.images / "photo").glob("*/000.png"))
     (expected,) = use(path)
+    with pytest.raises(fedclip.FedclipError, match="top_k 0: must be at least 1"):
+        use(path, top_k=0)
     picture = Image.open(path).convert("RGB")
     buffer = BytesIO()
     picture.save(buffer, "PNG")

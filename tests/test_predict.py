@@ -416,6 +416,7 @@ def test_an_encoder_of_the_hub_that_is_not_here_says_what_to_get(
     [
         (lambda facts: facts.pop("class_names"), "its 'class_names' is missing or invalid"),
         (lambda facts: facts["class_names"].__setitem__(0, 1), "its 'class_names' is missing or"),
+        (lambda facts: facts.update(batch_size="x"), "its 'batch_size' is missing or invalid"),
         (lambda facts: facts.update(feature_norm="1"), "its 'feature_norm' is missing or invalid"),
         (lambda facts: facts.update(logit_scale=10**400), "its 'logit_scale' is missing or"),
         (lambda facts: facts.update(logit_scale=math.nan), "is not an adapter that fedclip saved"),

@@ -83,6 +83,7 @@ _NEEDED: Mapping[str, Callable[[Any], bool]] = {
     "logit_scale": _is_positive,
     "settings": _is_dict,
     "split": _is_split,
+    "batch_size": lambda value: value is None or (_is_count(value) and value > 0),
 }
 
 

@@ -189,9 +189,14 @@ class Predictions(Sequence[Prediction]):
 
     Attributes:
         skipped: Samples that could not be classified, by name, and why.
+
+    Raises:
+        FedclipError: on construction, if `top_k` is less than 1.
     """
 
     def __init__(self, classifier: Classifier, top_k: int = 1, sample: str = "image") -> None:
+        if top_k < 1:
+            raise FedclipError(f"top_k {top_k}: must be at least 1")
         self.skipped: dict[str, str] = {}
         self._classifier = classifier
         self._top_k = top_k
