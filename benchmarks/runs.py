@@ -86,7 +86,7 @@ def time_rounds(cache: str, cache_dir: Path, runs_dir: Path, repeat: int) -> Map
                     callbacks=[clock],
                     cache_dir=cache_dir,
                     runs_dir=runs_dir,
-                    name=f"{name}-{number}",
+                    name=f"{name.replace(chr(32), chr(45))}-{number}",
                     progress=False,
                 )
     return {name: 1000 * statistics.median(clock.seconds) for name, clock in clocks.items()}

@@ -130,6 +130,12 @@ def load_saved(path: Path, client: str | None = None, cache_dir: Path | None = N
     try:
         return read_classifier(file, client, trusted=RunFolder(path).begun)
     except OldFactsError as error:
+        if "sites" in RunFolder(path).read_config():
+            raise FedclipError(
+                f"{path}: was federated across sites, and the server does not have their class "
+                "texts, without which its adapter cannot be used; --class-vectors means and head "
+                "need none"
+            ) from None
         try:
             return _completed(file, client, cache_dir)
         except FedclipError as reason:

@@ -316,7 +316,7 @@ def test_flwr_run_takes_the_words_of_serve(
 
     monkeypatch.chdir(place.folder)
     for words, reason in {
-        "--round 3": r"^unknown option --round; did you mean --rounds\?$",
+        "--round 3": r"^unknown option --round; did you mean --rounds or --round-timeout\?$",
         "--rounds none": "^--rounds none: ",
         "--strategy centralized": "^--strategy centralized: trains on all samples",
     }.items():
