@@ -166,7 +166,8 @@ def save_for_hub(
     from ..report.card import model_card, write_card
     from ..report.snippets import snippet
     from ..runs.catalog import HUB_CONFIG, RESULT, ROUNDS, config_for_hub
-    from ..runs.saved import ADAPTER, result_of_saved
+    from ..runs.folder import ADAPTER
+    from ..runs.saved import result_of_saved
 
     classifier.save(folder / ADAPTER)
     result, config = result_of_saved(run), config_for_hub(run)

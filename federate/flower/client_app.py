@@ -27,11 +27,10 @@ from ...cache.common.files import check_name, file_name, replacing
 from ..data.federation import class_texts
 from ..models.classifier import CLASS_TEXTS
 from ..runs.experiment import facts_of
-from ..runs.folder import PERSONAL, RunFolder
-from ..settings import Settings
+from ..runs.folder import ADAPTER, PERSONAL, RunFolder
 from ..training.engine import AUTO
 from ..training.tasks import Parameters
-from .messages import DESCRIBE, END, INITIAL, PARAMETERS, SUMS, Order, means_of, pack
+from .messages import DESCRIBE, END, INITIAL, PARAMETERS, SUMS, Order, means_of, pack, unpack
 from .site import Memory, Site, settings_of
 
 logger = logging.getLogger(__name__)
@@ -90,7 +89,7 @@ def train(message: Message, context: Context) -> Message:
 
 
 def end(message: Message, context: Context) -> Message:
-    """Take note that the run is over, or why this site cannot take part."""
+    """Take the result of a run that is over, or note why this site cannot take part."""
     config = message.content["config"]
     run, best, reason = str(config["run"]), int(config["best"]), str(config["reason"])
     if reason:
@@ -103,8 +102,12 @@ def end(message: Message, context: Context) -> Message:
         remember(context.state, run, memory)
         _save(context)
     if memory.best[0]:
-        settings = settings_of(str(config["settings"]))
-        _write_personal(context, check_name(run, "run"), settings, memory)
+        client = opened(str(context.node_config["cache"])).client
+        own = {f"{client}/{name}": tensor for name, tensor in memory.best[1].items()}
+        _write(message, context, PERSONAL, own, memory)
+    if PARAMETERS in message.content:
+        shared, _ = unpack(message.content, _site(message, context).run.initial, {})
+        _write(message, context, ADAPTER, shared, memory)
     return Message(RecordDict(), reply_to=message)
 
 
@@ -200,27 +203,32 @@ def _save(context: Context) -> None:
         temporary.write_bytes(content)
 
 
-def _write_personal(context: Context, run: str, settings: Settings, memory: Memory) -> None:
-    """Write the site's own model of the best round, which no one else has."""
-    path, cache = _state_file(context), opened(str(context.node_config["cache"]))
+def _write(
+    message: Message, context: Context, name: str, parameters: Parameters, memory: Memory
+) -> None:
+    """Write the site's own model, or that of all, of the best round."""
+    path, config = _state_file(context), message.content["config"]
     if path is None:
         return
-    folder = path.with_name(f"{path.stem}-{run}")
+    cache = opened(str(context.node_config["cache"]))
+    settings = settings_of(str(config["settings"]))
+    folder = path.with_name(f"{path.stem}-{check_name(str(config['run']), 'run')}")
     folder.mkdir(parents=True, exist_ok=True)
-    own = {f"{cache.client}/{name}": tensor for name, tensor in memory.best[1].items()}
     vectors = memory.means
     if vectors is None:
         vectors = torch.from_numpy(class_texts(cache, settings.prompts))
+    own = name == PERSONAL
     facts = facts_of(
         cache,
         settings,
         settings.model,
-        target=None,
+        target=None if own else str(config["target"]) or None,
         rows={cache.client: len(cache.labels)},
         contents={cache.client: cache.content},
     )
-    RunFolder(folder).write_parameters(PERSONAL, {**own, CLASS_TEXTS: vectors}, facts)
-    logger.info("this site's own model is %s", folder / PERSONAL)
+    RunFolder(folder).write_parameters(name, {**parameters, CLASS_TEXTS: vectors}, facts)
+    what = "this site's own model" if own else "the adapter of all sites"
+    logger.info("%s is %s", what, folder / name)
 
 
 def _state_file(context: Context) -> Path | None:

@@ -36,6 +36,7 @@ from .messages import (
     END,
     FORMAT,
     INITIAL,
+    PARAMETERS,
     ROUND,
     SUMS,
     Answer,
@@ -44,6 +45,7 @@ from .messages import (
     Order,
     SiteFacts,
     initial_of,
+    pack,
     with_means,
 )
 from .record import Attendance, Member, Record, shown
@@ -57,9 +59,9 @@ POLL = 0.02
 # Seconds between two looks at who has come or come back, and the most between those above.
 LOOK = 0.5
 
-# Seconds that a site has to describe itself, and to take note that the run is over.
+# Seconds that a site has to describe itself, and to take the adapter of a run that is over.
 DESCRIBE_SECONDS = 60.0
-END_SECONDS = 10.0
+END_SECONDS = 60.0
 
 # What Flower says for a site that has gone.
 _GONE = "is not connected"
@@ -556,17 +558,21 @@ class Driver:
         return result
 
     def _end(self, node_ids: Sequence[int], reason: str) -> None:
-        """Tell sites that the run is over, or why they cannot take part."""
+        """Send sites the adapter of a run that is over, or say why they cannot take part."""
         best = self._state.best if self._state else None
         config: dict[str, Any] = {
             "format": FORMAT,
             "run": self.plan.run,
             "settings": self._settings,
+            "target": self.plan.target,
             "best": best.round.number if best else 0,
             "reason": reason,
         }
+        result = {}
+        if best is not None and not reason and self.plan.settings.strategy.shared:
+            result[PARAMETERS] = pack(best.parameters, {})
         contents = {
-            str(node_id): (node_id, RecordDict({"config": ConfigRecord(config)}))
+            str(node_id): (node_id, RecordDict({"config": ConfigRecord(config), **result}))
             for node_id in node_ids
         }
         for _ in self._exchange(END, contents, END_SECONDS):

@@ -20,7 +20,7 @@ from .checkpoint import read_state, round_line, write_state, write_tensors
 from .find import CONFIG, is_run
 from .results import OVER, Result, finite_or_null, read_result
 
-PERSONAL = "personal.safetensors"
+ADAPTER, PERSONAL = "adapter.safetensors", "personal.safetensors"
 STATE = "state.safetensors"
 
 # The option that chooses where runs are kept.

@@ -24,10 +24,8 @@ from ..models.classifier import (
 from ..settings import Settings
 from .experiment import load_experiment
 from .find import CONFIG
-from .folder import PERSONAL, RunFolder
+from .folder import ADAPTER, PERSONAL, RunFolder
 from .results import OVER, RunResult
-
-ADAPTER = "adapter.safetensors"
 
 
 def find_saved(runs_dir: Path, run: str, target: str | None = None) -> Path:
@@ -132,9 +130,8 @@ def load_saved(path: Path, client: str | None = None, cache_dir: Path | None = N
     except OldFactsError as error:
         if "sites" in RunFolder(path).read_config():
             raise FedclipError(
-                f"{path}: was federated across sites, and the server does not have their class "
-                "texts, without which its adapter cannot be used; --class-vectors means and head "
-                "need none"
+                f"{path}: was federated across sites, whose class texts the server does not have; "
+                "use the adapter that every site has in joined/<client>-<run>"
             ) from None
         try:
             return _completed(file, client, cache_dir)

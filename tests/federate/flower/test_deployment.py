@@ -3,11 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 
 from fedclip.cache import FeatureCache
-from fedclip.federate.models.classifier import CLASS_TEXTS
+from fedclip.federate.data.federation import class_texts
+from fedclip.federate.models.classifier import CLASS_TEXTS, read_classifier
 from fedclip.federate.settings import Settings
 
 pytest.importorskip("flwr", reason="flwr is not installed: CONTRIBUTING.md")
@@ -58,6 +60,13 @@ def test_sites_train_what_the_simulation_trains(
     assert "accuracy in %" in server.output
     assert "TLS" in server.output
 
+    for client, cache in zip(SITES, caches, strict=True):
+        (path,) = place.folder.glob(f"joined/{client}-*/adapter.safetensors")
+        saved = load_file(path)
+        texts = saved.pop(CLASS_TEXTS)
+        np.testing.assert_array_equal(texts, class_texts(cache, ()))
+        assert distance(saved, run.state.server.best.parameters) <= CLOSE
+        assert read_classifier(path)(cache.image_features).adapted.shape == (len(cache.labels), 3)
     for client, own in run.state.best_own.items():
         (path,) = place.folder.glob(f"joined/{client}-*/personal.safetensors")
         parts = {name.partition("/")[::2]: tensor for name, tensor in load_file(path).items()}
