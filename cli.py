@@ -485,14 +485,17 @@ def doctor(images: DataOptions, runs: RunsDir, caches: CacheOptions) -> None:
 
     lines = [("fedclip", __version__), *library_versions().items()]
     lines += [("device", each) for each in devices()]
-    folders: dict[str, tuple[Path, str, Sequence[object]]] = {
-        "data": (images.data_dir, "datasets", [*images.data_dir.glob("[!.]*/")]),
-        "caches": (caches.cache_dir, "caches", find_caches(caches.cache_dir)),
-        "runs": (runs.runs_dir, "runs", [*runs.runs_dir.glob("*/config.json")]),
-        "hub's files": (hub_folder(), "repositories", [*hub_folder().glob("*--*/")]),
+    folders = {
+        "data": (images.data_dir, counted(len([*images.data_dir.glob("[!.]*/")]), "dataset")),
+        "caches": (caches.cache_dir, counted(len(find_caches(caches.cache_dir)), "cache")),
+        "runs": (runs.runs_dir, counted(len([*runs.runs_dir.glob("*/config.json")]), "run")),
+        "hub's files": (
+            hub_folder(),
+            counted(len([*hub_folder().glob("*--*/")]), "repository", "repositories"),
+        ),
     }
-    for name, (place, what, found) in folders.items():
-        there = f"{len(found)} {what}, {decimal(folder_size(place))}"
+    for name, (place, found) in folders.items():
+        there = f"{found}, {decimal(folder_size(place))}"
         lines.append((name, f"{place.absolute()}: {there if place.is_dir() else 'not there yet'}"))
     lines.append(("hub", reach()))
     missing = missing_extras()

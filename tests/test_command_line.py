@@ -276,7 +276,7 @@ def test_the_doctor_shows_the_machine_on_one_screen(
     facts = dict(line.split("  ", 1) for line in lines)
     assert facts["fedclip"].strip() == fedclip.__version__
     size = (empty_folder / "caches" / "tiny" / "drawn" / "photo.h5").stat().st_size
-    assert f"1 caches, {size / 1000:.1f} kB" in facts["caches"]
+    assert f"1 cache, {size / 1000:.1f} kB" in facts["caches"]
     assert facts["runs"].endswith("runs: not there yet")
     assert "not asked, as HF_HUB_OFFLINE is set" in facts["hub"]
     assert any("pip install 'fedclip[onnx]'" in line for line in lines)
