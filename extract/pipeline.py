@@ -108,12 +108,13 @@ def _log_dataset(dataset: ImageDataset, request: Request) -> None:
         logger.info("           read as %s", dataset.layout)
     for warning in dataset.warnings:
         logger.warning("%s", warning)
-    if request.encoder.pretrained == RANDOM:
-        logger.warning(
-            "RANDOM WEIGHTS: %s is not trained, so its features are meaningless; use them to test "
-            "the pipeline, never to report results",
-            request.encoder.model,
-        )
+    for encoder in request.encoder.each:
+        if encoder.pretrained == RANDOM:
+            logger.warning(
+                "RANDOM WEIGHTS: %s is not trained, so its features are meaningless; use them to "
+                "test the pipeline, never to report results",
+                encoder.model,
+            )
 
 
 def _warn_of_strays(extraction: Extraction, dataset: ImageDataset) -> None:

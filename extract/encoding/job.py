@@ -293,7 +293,8 @@ def default_batch_size(device: torch.device) -> int:
 def _note_encoder(job: _Job, batch_size: int) -> None:
     name, asked = job.request.encoder, job.request.batch_size
     facts = [
-        f"{' '.join(name.shown)}, {name.precision} on {job.encoder.device}",
+        f"{' and '.join(' '.join(each.shown) for each in name.each)}, {name.precision} on "
+        f"{job.encoder.device}",
         f"batches of {batch_size}",
         *([f"resized by {name.resizer}"] if name.resizer != RESIZERS[0] else []),
         *(["compiled"] if name.compiled else []),

@@ -881,6 +881,16 @@ def test_random_weights_are_named_in_the_folder_the_file_and_a_warning(
     assert run.warnings == []
 
 
+def test_each_of_several_encoders_that_is_not_trained_is_warned_of(
+    run: Extract, make_images: MakeImages
+) -> None:
+    models = [run.encoder.model, "timm:test_vit"]
+    run(make_images(images=1), encoder=EncoderName.joined(models, ["own", "random"]))
+    assert [each.split(",")[0] for each in run.warnings] == [
+        "RANDOM WEIGHTS: timm:test_vit is not trained"
+    ]
+
+
 @pytest.mark.parametrize(
     ("largest", "reason"),
     [
