@@ -198,7 +198,7 @@ def test_commands_and_options_within_sentences_exist(page: Path) -> None:
                 assert options <= known | own, found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_readme_runs_from_top_to_bottom(with_runs: Path, tmp_path: Path) -> None:
     """Hold its commands to their order, in one folder, with few rounds."""
     elsewhere = ("pip install", "activate", "office-home", "hospital-a", "paper pacs", *ELSEWHERE)

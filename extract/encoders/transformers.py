@@ -285,6 +285,8 @@ def _folder(name: EncoderName, progress: Progress = no_progress) -> Path:
     place = name.model.removeprefix(TRANSFORMERS)
     if Path(place).is_dir():
         return Path(place)
+    if place.startswith(("/", ".", "~")):
+        raise FedclipError(f"{name.model}: no such folder; check the path")
     snapshot = look_up(Repository(place, MODEL))
     wanted = {*TOKENIZER_FILES, CONFIG_FILE, MODULES_FILE, PROMPTS_FILE, *SENTENCE_FILES}
     wanted |= {each for each in snapshot.files if fnmatch(each, f"*/{CONFIG_FILE}")}

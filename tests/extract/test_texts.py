@@ -231,12 +231,16 @@ run(sys.argv[1:])
 
 @pytest.mark.slow
 def test_texts_of_a_killed_extraction_are_not_encoded_again(
-    extract: Extract, tmp_path: Path, capsys: pytest.CaptureFixture[str], hangs: int
+    extract: Extract,
+    tiny_bert: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    hangs: int,
 ) -> None:
     many = [(f"film {'a ' * n}", "negative", "films") for n in range(20)]
     file = write(tmp_path / "reviews.csv", [*ROWS, *many])
     options = ["--pretrained", "random", "--device", "cpu", "--workers", "0", "--batch-size", "2"]
-    command = ["extract", "--dataset", str(file), "--model", f"hf:{tmp_path / 'bert'}", *options]
+    command = ["extract", "--dataset", str(file), "--model", f"hf:{tiny_bert}", *options]
     killed = subprocess.run([sys.executable, "-c", KILLED, *command], timeout=hangs, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert extract("--dataset", file, "--batch-size", "2") == 0
@@ -271,6 +275,15 @@ def test_texts_and_an_encoder_of_images_are_refused_in_one_line(
         f"error: --model ViT-B-32: encodes images, but {file} contains texts; choose a model of "
         "texts, such as --model hf:OWNER/NAME"
     )
+
+
+def test_a_folder_of_an_encoder_that_is_not_there_is_not_looked_for_on_the_hub(
+    tmp_path: Path, refusal: Callable[..., str]
+) -> None:
+    file = write(tmp_path / "reviews.csv", ROWS)
+    model = f"hf:{tmp_path / 'nowhere'}"
+    line = refusal("extract", "--dataset", str(file), "--model", model)
+    assert line == f"error: {model}: no such folder; check the path"
 
 
 def test_the_features_of_two_models_are_normalized_and_joined(
