@@ -199,7 +199,7 @@ def test_a_text_model_that_is_not_on_the_hub_is_one_line(
     for model, reason in (
         ("hf:owner/bertt", f"no such model on {hub.url}, or it is private"),
         ("hf:no such name", "not a repository's name"),
-        (f"hf:{tmp_path}/nowhere", "not a repository's name"),
+        (f"hf:{tmp_path}/nowhere", "no such folder; check the path"),
     ):
         assert run([*command, "--model", model]) == 2
         assert reason in capsys.readouterr().err.splitlines()[-1]

@@ -277,16 +277,6 @@ def test_texts_and_an_encoder_of_images_are_refused_in_one_line(
     )
 
 
-def test_a_folder_of_an_encoder_that_is_not_there_is_not_looked_for_on_the_hub(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = write(tmp_path / "reviews.csv", ROWS)
-    model = f"hf:{tmp_path / 'nowhere'}"
-    assert run(["extract", "--dataset", str(file), "--model", model]) == 2
-    line = capsys.readouterr().err.splitlines()[-1]
-    assert line == f"error: {model}: no such folder; check the path"
-
-
 def test_the_features_of_two_models_are_normalized_and_joined(
     extract: Extract, tmp_path: Path, tiny_bert: Path
 ) -> None:
