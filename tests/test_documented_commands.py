@@ -116,6 +116,22 @@ def clone(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def shell(script: str, folder: Path) -> str:
+    """Run a script in a folder with this environment's commands; give what it printed."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euc", script],
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=1800,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def shortened(words: list[str]) -> list[str]:
     """Set one round, and nothing else, so that a test need not wait."""
     if "--rounds" in words:
@@ -210,35 +226,14 @@ def test_the_readme_runs_from_top_to_bottom(with_runs: Path, tmp_path: Path) -> 
             for name, value in OWN.items():
                 line = re.sub(rf"(?<=\s){re.escape(name)}(?=\s|$)", value, line)
             script.append(line)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", "-euc", "\n".join(script)],
-        cwd=with_runs,
-        env={**os.environ, "PATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=1800,
-    )
-    assert done.returncode == 0, done.stderr
+    shell("\n".join(script), with_runs)
 
 
 @pytest.mark.slow
 def test_the_sites_of_the_readme_federate(clone: Path) -> None:
     (script,) = [block for block in blocks(ROOT / "README.md") if "--cache-dir site-a" in block]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     script = script.replace("--rounds 20", "--rounds 1")
-    done = subprocess.run(
-        ["bash", "-euc", script],
-        cwd=clone,
-        env={**os.environ, "PATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=1800,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "domains    a, b: 600 rows" in done.stdout
+    assert "domains    a, b: 600 rows" in shell(script, clone)
 
 
 def test_the_grid_of_the_formats_page_runs_on_the_demo(
@@ -261,15 +256,9 @@ def test_the_blocks_of_a_page_run_in_order(
     monkeypatch.setenv("FEDCLIP_RUNS_DIR", str(tmp_path))
     for code, name in SAVED.findall(page.read_text(encoding="utf-8")):
         (clone / name).write_text(code)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for line in "".join(blocks(page)).replace("\\\n", " ").splitlines():
         line = re.sub(r"--rounds \d+", "--rounds 1", re.sub(r"--seeds \d+", "--seeds 1", line))
         if line.startswith("fedclip ") and not OPERATORS.search(line):
             assert run(shlex.split(line, comments=True)[1:]) == 0, line
         else:
-            subprocess.run(
-                ["bash", "-euc", line],
-                env={**os.environ, "PATH": path},
-                check=True,
-                timeout=1800,
-            )
+            shell(line, clone)

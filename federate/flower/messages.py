@@ -402,7 +402,8 @@ def initial_of(record: RecordDict, count: int) -> Parameters:
     numbers = sum(each.numel() for each in parameters.values())
     if numbers != count or any("/" in name for name in parameters):
         raise FedclipError(f"its initial parameters are {numbers:,} numbers in place of {count:,}")
-    if not all(each.is_floating_point() and each.isfinite().all() for each in parameters.values()):
+    floats = all(each.is_floating_point() for each in parameters.values())
+    if not (floats and all_finite([parameters])):
         raise FedclipError("its initial parameters are not finite numbers")
     return parameters
 
