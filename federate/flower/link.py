@@ -57,8 +57,9 @@ _REQUEST_BYTES, _ANSWER_OBJECTS = 8 << 20, 64
 class _LinkState(InMemoryLinkState):  # type: ignore[misc]
     """Flower's state, in which a site that was killed may connect again at once.
 
-    Flower refuses a second connection of a key until the first has missed its heartbeats, and
-    takes a message that it has handed out for delivered.
+    Flower refuses a second connection of a key until the first has missed its heartbeats, takes a
+    message that it has handed out for delivered, and drops the answer of a site that has left
+    since, such as the reason why it did.
     """
 
     def activate_node(self, node_id: int, heartbeat_interval: float) -> bool:
@@ -83,6 +84,16 @@ class _LinkState(InMemoryLinkState):  # type: ignore[misc]
             message, object_tree, session_id
         )
         return stored
+
+    def get_message_res(self, message_ids: set[str], run_id: int) -> list[Message]:
+        """Return answers that have begun to arrive, then what Flower says: who is gone, say."""
+        with self.lock:
+            answered = sorted(message_ids & self.message_ins_id_to_message_res_id.keys())
+            answers = [
+                self.message_res_store[self.message_ins_id_to_message_res_id[each]]
+                for each in answered
+            ]
+            return answers + list(super().get_message_res(message_ids, run_id))
 
     def get_node_id_by_public_key(self, public_key: bytes) -> int | None:
         """Find the site with a key, and say so if it is a stranger's."""
@@ -119,7 +130,6 @@ class Link(Grid):  # type: ignore[misc]
         store = ObjectStoreFactory().store()
         self.state: Any = _LinkState(NoOpFederationManager(), store)
         self.host, self.port = host, port
-        self._arriving: dict[str, Any] = {}
         for name, key in (keys or {}).items():
             self.state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, 0, name=name)
         self.state.store_fab(Fab(bundle_hash(), bundle(), {}))
@@ -219,16 +229,13 @@ class Link(Grid):  # type: ignore[misc]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the answers to these messages that have arrived whole."""
-        wanted = set(message_ids)
-        for bare in self.state.get_message_res(message_ids=set(wanted), run_id=self.run_id):
-            self._arriving[bare.metadata.reply_to_message_id] = bare
-        arrived = []
-        for message_id in wanted & self._arriving.keys():
-            message = self._inflated(self._arriving[message_id])
-            if message is not None:
-                self.forget([message_id])
-                arrived.append(message)
-        return arrived
+        arrived: dict[str, Message] = {}
+        for bare in self.state.get_message_res(message_ids=set(message_ids), run_id=self.run_id):
+            message_id = bare.metadata.reply_to_message_id
+            if message_id not in arrived and (message := self._inflated(bare)) is not None:
+                arrived[message_id] = message
+        self.forget(arrived)
+        return list(arrived.values())
 
     def _inflated(self, bare: Message) -> Message | None:
         """Return a message with its content; None as long as some of it has not arrived."""
@@ -251,7 +258,6 @@ class Link(Grid):  # type: ignore[misc]
     def forget(self, message_ids: Iterable[str]) -> None:
         """Drop messages, so that no answer to them is accepted any more."""
         for message_id in message_ids:
-            self._arriving.pop(message_id, None)
             self.state.delete_messages({message_id})
             self.state.object_store.delete(message_id)
 
