@@ -250,9 +250,9 @@ def join(
     from ..flower.keys import read_credentials
     from ..flower.node import SiteNode
 
-    cache = opened(str(site.cache))
+    cache, output = opened(str(site.cache)), Output(form.format)
     if site.dry_run:
-        _print_dry_run(site, compute.device, Output(form.format))
+        _print_dry_run(site, compute.device, output)
         return
     credentials = None
     if site.insecure:
@@ -274,11 +274,11 @@ def join(
         allow_class_means=site.allow_class_means,
     )
     _quiet()
-    print(
+    output.note(
         f"client     {cache.client}, {len(cache.labels):,} rows, {len(cache.class_names)} classes"
     )
     if site.allow_class_means:
-        print(
+        output.note(
             "reveals    to a server that asks, the sum and the number of training features of each "
             "class; of a class with one sample that is its feature"
         )
@@ -288,7 +288,7 @@ def join(
             node.serve()
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
-    print("done       the run is over")
+    output.note("done       the run is over")
 
 
 @dataclass(frozen=True)

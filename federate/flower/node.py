@@ -60,7 +60,7 @@ from ...cache.common.progress import Progress, no_progress
 from .bundle import bundle_hash
 from .client_app import app, opened, restore
 from .keys import Credentials
-from .messages import END, ROUND
+from .messages import DESCRIBE, END, ROUND
 from .server_app import fingerprint
 from .site import settings_of
 
@@ -320,7 +320,8 @@ class SiteNode:
             if computes:
                 self._show(message, "waiting for the others")
         except FedclipError as error:
-            logger.warning("%s", error)
+            if message.metadata.message_type != DESCRIBE:  # else the server sends it back
+                logger.warning("%s", error)
             return Message(
                 Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error)), reply_to=message
             )

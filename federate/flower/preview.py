@@ -1,5 +1,6 @@
 """What a site would send, field by field, without sending it."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -76,6 +77,8 @@ def fields_of(record: RecordDict) -> Iterator[tuple[str, str, int]]:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, float) and math.isnan(value):
+        return "nan, for none"
     text = ", ".join(value) if isinstance(value, list) else str(value)
     return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 3]}..."
 

@@ -12,7 +12,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -201,6 +201,9 @@ class Driver:
 
     def _show(self, number: int, detail: str = "") -> None:
         self.progress("federation", number, self.plan.settings.rounds, "rounds", detail)
+
+    def _show_awaited(self, names: Collection[str]) -> None:
+        self._show(self._state.number if self._state else 0, f"waiting for {shown(names)}")
 
     def _traffic_since(self, before: tuple[int, int]) -> tuple[int | None, int | None]:
         if self.traffic is None:
@@ -485,7 +488,7 @@ class Driver:
         contents = {
             name: (self.nodes[name].node_id, order.to_record()) for name, order in orders.items()
         }
-        for name, reply in self._exchange(ROUND, contents, self.plan.timeout):
+        for name, reply in self._exchange(ROUND, contents, self.plan.timeout, self._show_awaited):
             if isinstance(reply, str):
                 yield name, reply
                 continue
@@ -508,9 +511,17 @@ class Driver:
         return answer
 
     def _exchange(
-        self, kind: str, contents: Mapping[str, tuple[int, RecordDict]], seconds: float
+        self,
+        kind: str,
+        contents: Mapping[str, tuple[int, RecordDict]],
+        seconds: float,
+        show: Callable[[Collection[str]], None] = lambda names: None,
     ) -> Iterator[tuple[str, RecordDict | str]]:
-        """Send a message to each, and yield its answer, or why there is none."""
+        """Send a message to each, and yield its answer, or why there is none.
+
+        `show` gets the names of those that are awaited after half a second, and whenever the time
+        waited has doubled.
+        """
         waiting: dict[str, str] = {}
         for name, (node_id, content) in contents.items():
             number = content["config"].get("number", "")
@@ -520,7 +531,7 @@ class Driver:
                 waiting[ids[0]] = name
             else:
                 yield name, _GONE
-        start = time.monotonic()
+        start, due = time.monotonic(), LOOK
         while waiting:
             here = {
                 reply.metadata.reply_to_message_id: reply
@@ -535,6 +546,9 @@ class Driver:
                     yield name, f"did not answer within {seconds:g} s"
                 self._forget(waiting)
                 return
+            if waiting and waited > due:
+                show(waiting.values())
+                due = 2 * waited
             if waiting:
                 time.sleep(min(LOOK, max(POLL, waited / 20)))
 

@@ -194,6 +194,17 @@ def test_an_invalid_answer_is_left_out_of_its_round_and_named(
     assert [line["left_out"] for line in lines(record)] == [{}, {"b": reason}, {}]
 
 
+def test_progress_names_the_sites_that_a_round_waits_for(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedclip.federate.flower.server_app.LOOK", 0.01)
+    place.grid.tamper["b"] = lambda number, record: record if number != 2 else None
+    shown = []
+    place.drive(place.plan(timeout=0.2), progress=lambda *call: shown.append(call))
+    assert ("federation", 1, 3, "rounds", "waiting for b") in shown
+    assert {call[1] for call in shown if "waiting" in call[-1]} == {1}
+
+
 def without_parameters(record: Any) -> Any:
     del record["parameters"]
     return record
