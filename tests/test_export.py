@@ -72,6 +72,7 @@ def use(demo: Demo) -> ImageClassifier:
     return load_classifier("demo", target="sketch", runs_dir=demo.place / "runs", device="cpu")
 
 
+@pytest.mark.slow
 def test_the_whole_classifier_gives_the_same_classes_on_all_images_in_onnxruntime(
     demo: Demo, use: ImageClassifier, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -49,6 +49,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_links_inside_the_site_lead_somewhere_and_nothing_is_loaded_from_elsewhere(
     site: Path,
 ) -> None:

@@ -297,7 +297,8 @@ class Hub:
 def hub() -> Iterator[Hub]:
     """Serve an empty hub on loopback."""
     hub = Hub()
-    thread = threading.Thread(target=hub.server.serve_forever, daemon=True)
+    # The server looks as often whether it is to end.
+    thread = threading.Thread(target=hub.server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield hub
     hub.server.shutdown()
