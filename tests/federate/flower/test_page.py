@@ -1,7 +1,9 @@
 """docs/federate-across-sites.md, followed as written, with this machine as the server."""
 
+import json
 import re
 import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -38,8 +40,10 @@ def test_the_page_leads_to_a_result(
     place = loopback([make_features(site, 60) for site in SITES], fresh=True)
     lines = [line for block in blocks(PAGE.read_text().partition(HEADING)[0]) for line in block]
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("fedclip ")]
-    keys, serve, dry, join, resume = commands
-    assert [each[0] for each in commands] == ["keys", "serve", "join", "join", "serve"]
+    keys, serve, dry, join, resume, predict = commands
+    assert [each[0] for each in commands] == [
+        *("keys", "serve", "join", "join", "serve", "predict")
+    ]
     made = place.start("keys", *keys)
     assert made.wait() == 0, made.output
     server = place.start("server", *serve, "--host", "127.0.0.1")
@@ -58,6 +62,13 @@ def test_the_page_leads_to_a_result(
     assert [site.wait() for site in sites] == [0, 0, 0]
     assert "accuracy in %" in again.output
     assert (run / "adapter.safetensors").is_file()
+    site_run = json.loads((run / "config.json").read_text())["deployment"]["run"]
+    adapter = re.sub("hospital-a-[0-9a-f]{16}", f"hospital-a-{site_run}", predict[2])
+    extracted = place.folder / "caches" / "scans" / "one"
+    extracted.mkdir(parents=True)
+    shutil.copy(place.folder / "hospital-a.h5", extracted)
+    used = place.start("use", *predict[:2], adapter, "--cache", "scans")
+    assert used.wait() == 0, used.output
 
 
 def test_flowers_own_programs_train_what_the_simulation_trains(
@@ -103,7 +114,12 @@ def test_flowers_own_programs_train_what_the_simulation_trains(
     assert place.result()["personal"] == best.server.best.round.personal
     for client, own in best.best_own.items():
         (path,) = place.folder.glob(f"joined/{client}-*/personal.safetensors")
-        kept = {name.partition("/")[2]: tensor for name, tensor in load_file(path).items()}
+        prefix = f"{client}/"
+        kept = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in load_file(path).items()
+            if name.startswith(prefix)
+        }
         assert distance(kept, own) <= 1e-5
     for each in (sites[1], server):
         each.stop(signal.SIGINT)
