@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from fedclip.cache import FeatureCache, write_cache
 from fedclip.federate.data.federation import build_federation
 from fedclip.federate.settings import Settings
-from fedclip.federate.simulation import Run, simulate
+from fedclip.federate.simulation import Callback, Run, simulate
 from fedclip.federate.training.tasks import Parameters
 
 # A guard against hanging, not a measure.
@@ -241,8 +241,14 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 def simulated() -> Callable[..., Run]:
     """Give a function that does the same run in this process."""
 
-    def run(caches: Sequence[FeatureCache], settings: Settings, target: str | None = None) -> Run:
-        made = Run(build_federation(caches, settings, target, torch.device("cpu")), settings)
+    def run(
+        caches: Sequence[FeatureCache],
+        settings: Settings,
+        *callbacks: Callback,
+        target: str | None = None,
+    ) -> Run:
+        federation = build_federation(caches, settings, target, torch.device("cpu"))
+        made = Run(federation, settings, callbacks=callbacks)
         simulate([made])
         return made
 

@@ -90,7 +90,7 @@ def test_flowers_simulation_trains_what_ours_trains(
     )
     assert done.wait() == 0, done.output
     settings = Settings.preset("paper", {**CHANGES, "strategy": "ditto"})
-    run = simulated(caches, settings, "hospital-b")
+    run = simulated(caches, settings, target="hospital-b")
     best = run.state.server.best
     saved = place.adapter()
     assert [*saved.pop(CLASS_TEXTS).shape] == [len(caches[0].class_names), caches[0].embed_dim]

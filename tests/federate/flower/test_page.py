@@ -14,7 +14,9 @@ import pytest
 from safetensors.torch import load_file
 
 from fedclip.cache import FeatureCache
+from fedclip.federate.server import Round
 from fedclip.federate.settings import Settings
+from fedclip.federate.simulation import Callback, Run
 
 pytest.importorskip("flwr", reason="flwr is not installed: CONTRIBUTING.md")
 pytestmark = [pytest.mark.flower, pytest.mark.long]
@@ -71,10 +73,20 @@ def test_the_page_leads_to_a_result(
     assert used.wait() == 0, used.output
 
 
+class History(Callback):
+    """Keeps all rounds of a run."""
+
+    def __init__(self) -> None:
+        self.rounds: list[Round] = []
+
+    def on_round(self, run: Run, current: Round) -> None:
+        self.rounds.append(current)
+
+
 def test_flowers_own_programs_train_what_the_simulation_trains(
     make_features: Callable[..., FeatureCache], loopback: Any, simulated: Any, distance: Any
 ) -> None:
-    # Site a joins with fedclip, site b with Flower's SuperNode.
+    # Site a joins with fedclip, site b with Flower's SuperNode, which is killed and started again.
     caches = [make_features(site, 60) for site in SITES[:2]]
     place = loopback(caches, fresh=True)
     section = PAGE.read_text().partition(HEADING)[2].partition("\n## ")[0]
@@ -92,7 +104,17 @@ def test_flowers_own_programs_train_what_the_simulation_trains(
         script = "\n".join(lines).replace("--preset tuned --rounds 50", options)
         return place.start(name, script, code=SHELL, **environment)
 
-    options = "--rounds 2 --lr 0.01 --weight-decay 0 --strategy ditto --name run"
+    def supernode(name: str) -> Any:
+        """Start Flower's SuperNode until it is let in, when a killed one has been missed."""
+        tries = 0
+        while True:
+            tries += 1
+            node = shell(f"{name}-{tries}", [f"exec {at_site[1]}"])
+            place.until(lambda node=node: node.over or "Received successfully" in node.output)
+            if not node.over:
+                return node
+
+    options = "--rounds 4 --lr 0.01 --weight-decay 0 --strategy ditto --name run"
     prepared = shell("prepare", prepare)
     assert prepared.wait() == 0, prepared.output
     server = shell("superlink", [f"exec {superlink}"])
@@ -103,13 +125,21 @@ def test_flowers_own_programs_train_what_the_simulation_trains(
     (home / "config.toml").write_text(where)
     registered = shell("register", register[:2])
     assert registered.wait() == 0, registered.output
-    sites = [shell(site, [f"exec {line}"]) for site, line in zip(SITES, at_site, strict=False)]
+    site = shell(SITES[0], [f"exec {at_site[0]}"])
     started = shell("run", register[2:])
+    victim = supernode(SITES[1])
+    place.until(lambda: len(place.rounds()) == 1)
+    victim.stop(signal.SIGKILL)
+    again = supernode("again")
     assert started.wait() == 0, started.output
     place.until(lambda: (place.run_folder / "result.json").is_file())
-    assert sites[0].wait() == 0, sites[0].output
+    assert site.wait() == 0, site.output
     place.until(lambda: len([*place.folder.glob("joined/*/personal.safetensors")]) == 2)
-    best = simulated(caches, Settings.preset("paper", {**changes, "rounds": 2})).state
+    history = History()
+    best = simulated(caches, Settings.preset("paper", {**changes, "rounds": 4}), history).state
+    for line, current in zip(place.rounds(), history.rounds, strict=True):
+        assert line["train_loss"] == pytest.approx(current.train_loss, rel=1e-5)
+        assert line["personal"] == current.personal
     assert distance(place.adapter(), best.server.best.parameters) <= 1e-5
     assert place.result()["personal"] == best.server.best.round.personal
     for client, own in best.best_own.items():
@@ -121,5 +151,5 @@ def test_flowers_own_programs_train_what_the_simulation_trains(
             if name.startswith(prefix)
         }
         assert distance(kept, own) <= 1e-5
-    for each in (sites[1], server):
+    for each in (again, server):
         each.stop(signal.SIGINT)

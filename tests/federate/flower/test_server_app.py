@@ -99,7 +99,7 @@ def test_a_target_is_tested_and_does_not_train(
     place: Place, caches: list[FeatureCache], simulated: Any
 ) -> None:
     _, result = place.drive(place.plan(target="b"))
-    run = simulated(caches, place.plan().settings, "b")
+    run = simulated(caches, place.plan().settings, target="b")
     best = run.state.server.best.round
     assert result.target == "b"
     assert result.accuracy == best.test
