@@ -385,3 +385,63 @@ class Nodes:
 def nodes() -> type[Nodes]:
     """Give the class of the grid in this process."""
     return Nodes
+
+
+class InProcess:
+    """A server in this process with its sites.
+
+    Args:
+        folder: For files and runs.
+        caches: The sites' files.
+        options: More of each site's configuration.
+    """
+
+    def __init__(self, folder: Path, caches: Sequence[FeatureCache], **options: Any) -> None:
+        self.folder = folder
+        files = [folder / f"{cache.client}.h5" for cache in caches]
+        for cache, path in zip(caches, files, strict=True):
+            write_cache(cache, path)
+        self.grid = Nodes(files)
+        for context in self.grid.contexts.values():
+            context.node_config.update(options)
+
+    def plan(
+        self,
+        expected: int = 3,
+        timeout: float = 30.0,
+        target: str = "",
+        minimum: int = 1,
+        **changes: Any,
+    ) -> Any:
+        from fedclip.federate.flower.record import Plan
+
+        values = {"rounds": 3, "lr": 0.01, "weight_decay": 0.0, **changes}
+        settings = Settings.preset("paper", values)
+        return Plan(settings, "paper", expected, minimum, timeout, target)
+
+    def record(self, plan: Any) -> Any:
+        from fedclip.federate.flower.record import Record
+
+        record = Record(self.folder / "runs" / "run", plan)
+        record.begin(overwrite=False)
+        return record
+
+    def drive(self, plan: Any, progress: Any = lambda *_: None) -> tuple[Any, Any]:
+        from fedclip.federate.flower.server_app import Driver
+
+        record = self.record(plan)
+        try:
+            driver = Driver(self.grid, record, authenticated=True, progress=progress)
+            return record, driver.drive()
+        finally:
+            record.close()
+
+    def sent(self, kind: str) -> list[tuple[str, Any]]:
+        """Return what was sent of a kind of message, with the client."""
+        return [(client, record) for each, client, record in self.grid.wire if each == kind]
+
+
+@pytest.fixture
+def server_in_process() -> type[InProcess]:
+    """Give the class of a server in this process with its sites."""
+    return InProcess

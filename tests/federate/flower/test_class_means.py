@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ pytest.importorskip("flwr", reason="flwr is not installed: CONTRIBUTING.md")
 from safetensors.torch import load, load_file
 
 from fedclip.federate.flower.messages import CLASS_SUMS, ClassSums, SiteFacts, pack
-from fedclip.federate.flower.record import MEANS_FILE, Plan, Record
+from fedclip.federate.flower.record import MEANS_FILE, Record
 from fedclip.federate.flower.server_app import Driver
 from fedclip.federate.flower.site import Site
 
@@ -39,50 +39,24 @@ def caches(make_features: MakeFeatures) -> list[FeatureCache]:
     ]
 
 
-class Place:
-    """A server in this process with sites that allow class means, but for some."""
-
-    def __init__(self, folder: Path, nodes: Any, caches: list[FeatureCache]) -> None:
-        self.folder = folder
-        files = [folder / f"{cache.client}.h5" for cache in caches]
-        for cache, path in zip(caches, files, strict=True):
-            write_cache(cache, path)
-        self.grid = nodes(files)
-        for context in self.grid.contexts.values():
-            context.node_config["allow-class-means"] = True
-
-    def plan(self, kind: str | None, expected: int = 3, target: str = "", **changes: Any) -> Plan:
-        values = {"rounds": 3, "lr": 0.01, "weight_decay": 0.0, **changes}
-        if kind is not None:
-            values["class_vectors"] = kind
-        settings = Settings.preset("paper", values)
-        return Plan(settings, "paper", expected, 1, 30.0, target)
-
-    def drive(self, plan: Plan, progress: Any = lambda *_: None) -> tuple[Record, Any]:
-        record = Record(self.folder / "runs" / "run", plan)
-        record.begin(overwrite=False)
-        try:
-            driver = Driver(self.grid, record, authenticated=True, progress=progress)
-            return record, driver.drive()
-        finally:
-            record.close()
-
-    def sent(self, kind: str) -> list[tuple[str, Any]]:
-        """Return what was sent of a kind of message, with the client."""
-        return [(client, record) for each, client, record in self.grid.wire if each == kind]
-
-    def means(self) -> list[tuple[str, torch.Tensor]]:
-        """Return the class means that the server sent in rounds, with the client."""
-        return [
-            (client, load(record["class_means"]["safetensors"].data)["parameters/means"])
-            for client, record in self.sent("train")
-            if "class_means" in record
-        ]
+def means_of(place: Any) -> list[tuple[str, torch.Tensor]]:
+    """Return the class means that the server sent in rounds, with the client."""
+    return [
+        (client, load(record["class_means"]["safetensors"].data)["parameters/means"])
+        for client, record in place.sent("train")
+        if "class_means" in record
+    ]
 
 
 @pytest.fixture
-def place(tmp_path: Path, nodes: Any, caches: list[FeatureCache]) -> Place:
-    return Place(tmp_path, nodes, caches)
+def willing(tmp_path: Path, server_in_process: Any) -> Callable[[Sequence[FeatureCache]], Any]:
+    """Give a function that makes a server with sites that allow class means."""
+    return lambda caches: server_in_process(tmp_path, caches, **{"allow-class-means": True})
+
+
+@pytest.fixture
+def place(willing: Any, caches: list[FeatureCache]) -> Any:
+    return willing(caches)
 
 
 @pytest.mark.parametrize(
@@ -98,19 +72,18 @@ def test_sites_train_with_the_vectors_of_the_simulation(
     kind: str,
     strategy: str,
     target: str,
-    tmp_path: Path,
-    nodes: Any,
+    willing: Any,
     make_features: MakeFeatures,
     simulated: Any,
     distance: Any,
 ) -> None:
     caches = [make_features(client, rows) for client, rows in {"a": 40, "b": 50, "c": 60}.items()]
-    place = Place(tmp_path, nodes, caches)
-    plan = place.plan(kind, target=target, strategy=strategy)
+    place = willing(caches)
+    plan = place.plan(class_vectors=kind, target=target, strategy=strategy)
     record, result = place.drive(plan)
-    run = simulated(caches, plan.settings, target or None)
+    run = simulated(caches, plan.settings, target=target or None)
     best = run.state.server.best
-    for _, means in place.means():
+    for _, means in means_of(place):
         torch.testing.assert_close(means, run.federation.text, rtol=0, atol=1e-6)
     assert result.accuracy == best.round.test
     assert result.personal == best.round.personal
@@ -123,65 +96,65 @@ def test_sites_train_with_the_vectors_of_the_simulation(
 
 
 def test_each_site_is_asked_for_sums_once_and_gets_the_means_once(
-    place: Place, caches: list[FeatureCache], simulated: Any
+    place: Any, caches: list[FeatureCache], simulated: Any
 ) -> None:
-    plan = place.plan("means")
+    plan = place.plan(class_vectors="means")
     record, result = place.drive(plan)
     assert result.status == "finished"
     assert sorted(client for client, _ in place.sent("query.sums")) == ["a", "b", "c"]
-    assert sorted(client for client, _ in place.means()) == ["a", "b", "c"]
+    assert sorted(client for client, _ in means_of(place)) == ["a", "b", "c"]
     run = simulated(caches, plan.settings)
-    for _, means in place.means():  # of sites that lack a class each
+    for _, means in means_of(place):  # of sites that lack a class each
         torch.testing.assert_close(means, run.federation.text, rtol=0, atol=1e-6)
     assert result.accuracy == run.state.server.best.round.test
     assert not (record.path / MEANS_FILE).exists()
 
 
 def test_a_cache_without_class_texts_is_trained_with_means_by_default(
-    tmp_path: Path, nodes: Any, make_features: MakeFeatures, simulated: Any
+    willing: Any, make_features: MakeFeatures, simulated: Any
 ) -> None:
     caches = [
         make_features(client, 40, templates=(), logit_scale=1.0) for client in ("a", "b", "c")
     ]
-    place = Place(tmp_path, nodes, caches)
-    plan = place.plan(None)
+    place = willing(caches)
+    plan = place.plan()
     _, result = place.drive(plan)
     assert result.accuracy == simulated(caches, plan.settings).state.server.best.round.test
 
 
-def test_class_texts_ask_for_no_sums(place: Place) -> None:
-    place.drive(place.plan(None))
+def test_class_texts_ask_for_no_sums(place: Any) -> None:
+    place.drive(place.plan())
     assert not place.sent("query.sums")
-    assert not place.means()
+    assert not means_of(place)
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "scaffold"])
 def test_a_server_that_is_resumed_keeps_the_means(
-    strategy: str, place: Place, caches: list[FeatureCache], simulated: Any
+    strategy: str, place: Any, caches: list[FeatureCache], simulated: Any
 ) -> None:
     def stop(task: str, done: int, *_: Any) -> None:
         if done == 2:
             raise KeyboardInterrupt
 
-    plan = place.plan("means", strategy=strategy, rounds=5)
+    plan = place.plan(class_vectors="means", strategy=strategy, rounds=5)
     record, _ = place.drive(plan, stop)
     kept = load_file(record.path / MEANS_FILE)["means"]
     again = Record.resume(record.path)
     result = Driver(place.grid, again, authenticated=True).drive()
     again.close()
     assert len(place.sent("query.sums")) == 3
-    assert sorted(client for client, _ in place.means()) == ["a", "a", "b", "b", "c", "c"]
-    assert all(torch.equal(means, kept) for _, means in place.means())
+    assert sorted(client for client, _ in means_of(place)) == ["a", "a", "b", "b", "c", "c"]
+    assert all(torch.equal(means, kept) for _, means in means_of(place))
     best = simulated(caches, plan.settings).state.server.best
     assert (result.status, result.rounds) == ("finished", 5)
     assert result.accuracy == best.round.test
 
 
-def test_damaged_means_are_refused_by_name(place: Place) -> None:
+def test_damaged_means_are_refused_by_name(place: Any) -> None:
     def stop(task: str, done: int, *_: Any) -> None:
         raise KeyboardInterrupt
 
-    record, _ = place.drive(place.plan("means"), stop)
+    record, _ = place.drive(place.plan(class_vectors="means"), stop)
     path = record.path / MEANS_FILE
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(FedclipError, match=rf"{MEANS_FILE}: is damaged \("):
@@ -189,7 +162,7 @@ def test_damaged_means_are_refused_by_name(place: Place) -> None:
 
 
 def test_a_site_that_comes_late_trains_with_the_means_that_training_began_with(
-    place: Place, make_features: MakeFeatures
+    place: Any,
 ) -> None:
     place.grid.online = {100, 101}
 
@@ -197,10 +170,10 @@ def test_a_site_that_comes_late_trains_with_the_means_that_training_began_with(
         if done == 1:
             place.grid.online = {100, 101, 102}
 
-    record, result = place.drive(place.plan("means", expected=2, rounds=6), change)
+    record, result = place.drive(place.plan(class_vectors="means", expected=2, rounds=6), change)
     assert result.status == "finished"
     assert [client for client, _ in place.sent("query.sums")] == ["a", "b"]
-    means = place.means()
+    means = means_of(place)
     assert [client for client, _ in means] == ["a", "b", "c"]
     assert all(torch.equal(each, means[0][1]) for _, each in means)
     last = json.loads((record.path / "sites.jsonl").read_text().splitlines()[-1])
@@ -208,26 +181,26 @@ def test_a_site_that_comes_late_trains_with_the_means_that_training_began_with(
 
 
 def test_a_site_that_was_restarted_and_lost_what_it_kept_gets_the_means_again(
-    place: Place,
+    place: Any,
 ) -> None:
     def change(task: str, done: int, *_: Any) -> None:
         if done == 2:
             place.grid.contexts[101].state.clear()
 
-    record, result = place.drive(place.plan("means", rounds=5), change)
+    record, result = place.drive(place.plan(class_vectors="means", rounds=5), change)
     lines = [json.loads(line) for line in (record.path / "sites.jsonl").read_text().splitlines()]
     assert result.status == "finished"
     assert [line["took_part"] for line in lines][2:] == [[*"abc"], ["a", "c"], [*"abc"]]
     assert lines[3]["left_out"] == {"b": "has not received the class means yet"}
-    assert [client for client, _ in place.means()].count("b") == 2
+    assert [client for client, _ in means_of(place)].count("b") == 2
 
 
 def test_a_site_that_does_not_allow_class_means_is_turned_away_and_sends_none(
-    place: Place, caplog: pytest.LogCaptureFixture
+    place: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "fedclip")
     place.grid.contexts[102].node_config["allow-class-means"] = False
-    record, _ = place.drive(place.plan("head", expected=2))
+    record, _ = place.drive(place.plan(class_vectors="head", expected=2))
     assert [*record.members] == ["a", "b"]
     (line,) = [each for each in caplog.messages if each.startswith("turned a site away")]
     reason = (
@@ -241,20 +214,20 @@ def test_a_site_that_does_not_allow_class_means_is_turned_away_and_sends_none(
     assert not [client for client, _ in place.sent("query.sums answer") if client == "c"]
 
 
-def test_a_target_sends_no_sums_and_needs_not_allow_them(place: Place) -> None:
+def test_a_target_sends_no_sums_and_needs_not_allow_them(place: Any) -> None:
     place.grid.contexts[101].node_config["allow-class-means"] = False
     labels = {"a", "c"}
-    _, result = place.drive(place.plan("means", target="b"))
+    _, result = place.drive(place.plan(class_vectors="means", target="b"))
     assert result.target == "b"
     assert {client for client, _ in place.sent("query.sums")} == labels
 
 
 def test_a_class_that_no_site_has_ends_the_run_with_a_line_on_both_sides(
-    tmp_path: Path, nodes: Any, caches: list[FeatureCache]
+    willing: Any, caches: list[FeatureCache]
 ) -> None:
-    place = Place(tmp_path, nodes, caches[:1])
+    place = willing(caches[:1])
     with pytest.raises(FedclipError) as error:
-        place.drive(place.plan("means", expected=1))
+        place.drive(place.plan(class_vectors="means", expected=1))
     assert str(error.value) == (
         "--class-vectors: no client has a training sample of fish, so none has a mean; choose "
         "another --target, or remove the class"
@@ -281,20 +254,20 @@ def test_a_site_says_which_samples_its_sums_reveal(make_features: MakeFeatures) 
 
 def test_a_site_sends_one_set_of_sums_however_often_it_is_asked(
     tmp_path: Path,
-    nodes: Any,
+    willing: Any,
     caches: list[FeatureCache],
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     caplog.set_level(logging.INFO, "fedclip")
-    place = Place(tmp_path, nodes, caches)
-    place.drive(place.plan("means", rounds=1))
-    again = Record(tmp_path / "runs" / "again", place.plan("head", rounds=2))
+    place = willing(caches)
+    place.drive(place.plan(class_vectors="means", rounds=1))
+    again = Record(tmp_path / "runs" / "again", place.plan(class_vectors="head", rounds=2))
     again.begin(overwrite=False)
     Driver(place.grid, again, authenticated=True).drive()
     again.close()
     assert len(place.sent("query.sums answer")) == 6
-    plan = replace(place.plan("means", rounds=1, seed=1), timeout=0.1)
+    plan = replace(place.plan(class_vectors="means", rounds=1, seed=1), timeout=0.1)
     other = Record(tmp_path / "runs" / "other", plan)
     other.begin(overwrite=False)
 
@@ -314,11 +287,11 @@ def test_a_site_sends_one_set_of_sums_however_often_it_is_asked(
 
 @pytest.mark.parametrize(("kind", "target"), [("text", ""), ("means", "a")])
 def test_sums_are_not_sent_for_a_run_that_needs_none_of_the_site(
-    kind: str, target: str, place: Place
+    kind: str, target: str, place: Any
 ) -> None:
     from flwr.app import ConfigRecord, Message, RecordDict
 
-    settings = json.dumps(place.plan(kind).settings.to_json())
+    settings = json.dumps(place.plan(class_vectors=kind).settings.to_json())
     config = ConfigRecord({"format": 1, "settings": settings, "target": target})
     message = Message(RecordDict({"config": config}), 100, "query.sums")
     (number,) = place.grid.push_messages([message])
@@ -369,9 +342,9 @@ def sums_of(**changes: Any) -> Callable[[Any], Any]:
     ],
 )
 def test_sums_that_cannot_be_are_refused(
-    wrong: Callable[[Any], Any], reason: str, place: Place
+    wrong: Callable[[Any], Any], reason: str, place: Any
 ) -> None:
-    place.drive(place.plan("means", rounds=1))
+    place.drive(place.plan(class_vectors="means", rounds=1))
     answers = [dict(place.sent(f"query.{kind} answer"))["a"] for kind in ("describe", "sums")]
     facts, record = SiteFacts.of_record(answers[0]), answers[1]
     assert ClassSums.of_record(record, facts).counts.sum() == facts.train
@@ -381,12 +354,12 @@ def test_sums_that_cannot_be_are_refused(
 
 
 def test_what_leaves_a_site_is_listed_and_only_sums_have_the_size_of_features(
-    tmp_path: Path, nodes: Any, make_features: MakeFeatures
+    willing: Any, make_features: MakeFeatures
 ) -> None:
     width = 256
     caches = [make_features(client, 60, width=width) for client in ("a", "b", "c")]
-    place = Place(tmp_path, nodes, caches)
-    place.drive(place.plan("means", rounds=2))
+    place = willing(caches)
+    place.drive(place.plan(class_vectors="means", rounds=2))
     page = (DOCS / "federate-across-sites.md").read_text()
     table = page.partition("## What leaves a site")[2].partition("\n## ")[0]
     listed = {line.split("`")[1] for line in table.splitlines() if line.startswith("| `")}

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from fedclip.cache import EncoderFacts, FeatureCache, FedclipError, write_cache
+from fedclip.cache import EncoderFacts, FeatureCache, FedclipError
 from fedclip.federate.settings import Settings
 
 pytest.importorskip("flwr", reason="flwr is not installed: CONTRIBUTING.md")
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
 
 from fedclip.federate.flower.messages import pack
-from fedclip.federate.flower.record import Plan, Record
+from fedclip.federate.flower.record import Record
 from fedclip.federate.flower.server_app import Driver
 
 pytestmark = pytest.mark.flower
@@ -31,41 +31,9 @@ def caches(make_features: MakeFeatures) -> list[FeatureCache]:
     return [make_features(client, rows) for client, rows in SITES.items()]
 
 
-class Place:
-    """A server in this process with its sites."""
-
-    def __init__(self, folder: Path, nodes: Any, caches: list[FeatureCache]) -> None:
-        self.folder = folder
-        files = [folder / f"{cache.client}.h5" for cache in caches]
-        for cache, path in zip(caches, files, strict=True):
-            write_cache(cache, path)
-        self.grid = nodes(files)
-
-    def plan(
-        self, expected: int = 3, timeout: float = 30.0, target: str = "", **changes: Any
-    ) -> Plan:
-        values = {"rounds": 3, "lr": 0.01, "weight_decay": 0.0}
-        minimum = changes.pop("minimum", 1)
-        settings = Settings.preset("paper", {**values, **changes})
-        return Plan(settings, "paper", expected, minimum, timeout, target)
-
-    def record(self, plan: Plan) -> Record:
-        record = Record(self.folder / "runs" / "run", plan)
-        record.begin(overwrite=False)
-        return record
-
-    def drive(self, plan: Plan, progress: Any = lambda *_: None) -> tuple[Record, Any]:
-        record = self.record(plan)
-        try:
-            driver = Driver(self.grid, record, authenticated=True, progress=progress)
-            return record, driver.drive()
-        finally:
-            record.close()
-
-
 @pytest.fixture
-def place(tmp_path: Path, nodes: Any, caches: list[FeatureCache]) -> Place:
-    return Place(tmp_path, nodes, caches)
+def place(tmp_path: Path, server_in_process: Any, caches: list[FeatureCache]) -> Any:
+    return server_in_process(tmp_path, caches)
 
 
 def lines(record: Record, name: str = "sites.jsonl") -> list[Any]:
@@ -78,7 +46,7 @@ def lines(record: Record, name: str = "sites.jsonl") -> list[Any]:
     "strategy", ["fedavg", "fedprox", "fedadam", "scaffold", "ditto", "fedrep", "local"]
 )
 def test_every_strategy_trains_what_the_simulation_trains(
-    strategy: str, place: Place, caches: list[FeatureCache], simulated: Any, distance: Any
+    strategy: str, place: Any, caches: list[FeatureCache], simulated: Any, distance: Any
 ) -> None:
     plan = place.plan(strategy=strategy, participation=2, eval_every=2, rounds=5)
     record, result = place.drive(plan)
@@ -96,7 +64,7 @@ def test_every_strategy_trains_what_the_simulation_trains(
 
 
 def test_a_target_is_tested_and_does_not_train(
-    place: Place, caches: list[FeatureCache], simulated: Any
+    place: Any, caches: list[FeatureCache], simulated: Any
 ) -> None:
     _, result = place.drive(place.plan(target="b"))
     run = simulated(caches, place.plan().settings, target="b")
@@ -107,7 +75,7 @@ def test_a_target_is_tested_and_does_not_train(
     assert [*result.validation] == ["a", "c"]
 
 
-def test_centralized_is_refused_with_the_reason(make_features: MakeFeatures) -> None:
+def test_centralized_is_refused_with_the_reason() -> None:
     from fedclip.federate.flower.site import check_deployable
 
     with pytest.raises(FedclipError, match=r"^--strategy centralized: trains on all samples"):
@@ -185,7 +153,7 @@ def with_metrics(**changes: Any) -> Callable[[Any], Any]:
     ],
 )
 def test_an_invalid_answer_is_left_out_of_its_round_and_named(
-    wrong: Callable[[Any], Any], reason: str, place: Place
+    wrong: Callable[[Any], Any], reason: str, place: Any
 ) -> None:
     place.grid.tamper["b"] = lambda number, record: wrong(record) if number == 2 else record
     record, result = place.drive(place.plan(timeout=0.5))
@@ -195,7 +163,7 @@ def test_an_invalid_answer_is_left_out_of_its_round_and_named(
 
 
 def test_progress_names_the_sites_that_a_round_waits_for(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    place: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fedclip.federate.flower.server_app.LOOK", 0.01)
     place.grid.tamper["b"] = lambda number, record: record if number != 2 else None
@@ -228,7 +196,7 @@ def unreadable(record: Any) -> Any:
     ],
 )
 def test_another_site_is_asked_if_the_first_sends_no_valid_initial_parameters(
-    wrong: Callable[[Any], Any], reason: str, place: Place, caplog: pytest.LogCaptureFixture
+    wrong: Callable[[Any], Any], reason: str, place: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     place.grid.initial["a"] = wrong
     record, result = place.drive(place.plan())
@@ -237,14 +205,14 @@ def test_another_site_is_asked_if_the_first_sends_no_valid_initial_parameters(
     assert reason in caplog.text
 
 
-def test_a_run_in_which_everyone_diverges_fails_as_a_simulated_one(place: Place) -> None:
+def test_a_run_in_which_everyone_diverges_fails_as_a_simulated_one(place: Any) -> None:
     place.grid.tamper |= {client: lambda _, record: not_a_number(record) for client in SITES}
     _, result = place.drive(place.plan())
     assert (result.status, result.rounds) == ("failed", 1)
 
 
 def test_a_round_waits_for_enough_updates_and_says_for_whom(
-    place: Place, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    place: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, "fedclip")
     monkeypatch.setattr("fedclip.federate.flower.server_app.LOOK", 0.01)
@@ -263,7 +231,7 @@ def test_a_round_waits_for_enough_updates_and_says_for_whom(
     assert (second["took_part"], [*second["left_out"]]) == (["a", "b"], ["c"])
 
 
-def test_sites_may_come_late_and_leave(place: Place) -> None:
+def test_sites_may_come_late_and_leave(place: Any) -> None:
     place.grid.online = {100, 101}
 
     def change(task: str, done: int, *_: Any) -> None:
@@ -290,7 +258,7 @@ def test_sites_may_come_late_and_leave(place: Place) -> None:
 
 @pytest.mark.parametrize("strategy", ["fedavg", "scaffold", "ditto"])
 def test_an_interrupted_run_is_resumed_as_if_nothing_had_been(
-    strategy: str, place: Place, caches: list[FeatureCache], simulated: Any
+    strategy: str, place: Any, caches: list[FeatureCache], simulated: Any
 ) -> None:
     def stop(task: str, done: int, *_: Any) -> None:
         if done == 2:
@@ -313,7 +281,7 @@ def test_an_interrupted_run_is_resumed_as_if_nothing_had_been(
 
 
 def test_flwr_run_takes_the_words_of_serve(
-    place: Place,
+    place: Any,
     caches: list[FeatureCache],
     simulated: Any,
     monkeypatch: pytest.MonkeyPatch,
@@ -365,14 +333,14 @@ def test_a_site_that_differs_is_turned_away_with_a_reason_on_both_sides(
     changes: Any,
     reason: str,
     tmp_path: Path,
-    nodes: Any,
+    server_in_process: Any,
     make_features: MakeFeatures,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, "fedclip")
     values = {"rows": 60, **changes}
     caches = [make_features("a", 40), make_features("b", 50), make_features("c", **values)]
-    place = Place(tmp_path, nodes, caches)
+    place = server_in_process(tmp_path, caches)
     record, _ = place.drive(place.plan(expected=2))
     assert [*record.members] == ["a", "b"]
     (line,) = [each for each in caplog.messages if each.startswith("turned a site away")]
@@ -381,7 +349,7 @@ def test_a_site_that_differs_is_turned_away_with_a_reason_on_both_sides(
     assert reason in told[0]["config"]["reason"]
 
 
-def test_what_a_site_sends_is_what_the_docs_list(place: Place, caches: list[FeatureCache]) -> None:
+def test_what_a_site_sends_is_what_the_docs_list(place: Any, caches: list[FeatureCache]) -> None:
     place.drive(place.plan(strategy="ditto"))
     sent = {
         f"{part}.{name}"
@@ -406,7 +374,7 @@ def test_what_a_site_sends_is_what_the_docs_list(place: Place, caches: list[Feat
 
 
 def test_a_site_refuses_methods_that_are_not_part_of_fedclip(
-    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from fedclip.federate.flower.site import settings_of
 
