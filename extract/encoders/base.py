@@ -9,7 +9,7 @@ import hashlib
 import logging
 import string
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -46,6 +46,9 @@ _PROBE = (
 
 
 _SHOWN = 3
+
+# Tensors in files of earlier versions of transformers, which computes them from the config now.
+_CONSTANTS = (".position_ids", ".masked_bias", ".inv_freq")
 
 
 class Encoder(Protocol):
@@ -289,6 +292,31 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
     bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if bad:
         raise FedclipError(f"has NaN or Inf in {some(bad)}")
+
+
+def check_unused(model: nn.Module, unused: Iterable[str], prefix: str = "") -> None:
+    """Refuse weights of a larger network, such as one of more layers.
+
+    Args:
+        model: The network that was loaded from them.
+        unused: The tensors that it has no place for. Those of other parts, such as a head of a
+            classifier, are left alone, and so are constants that libraries used to save.
+        prefix: Name of the network within larger ones.
+
+    Raises:
+        FedclipError: one belongs to a part of the network; the message follows "it".
+    """
+    parts, constants = dict(model.named_children()), dict(model.named_buffers())
+    names = {each: each.removeprefix(f"{prefix}.") for each in sorted(unused)}
+    surplus = [
+        each
+        for each, name in names.items()
+        if name.partition(".")[0] in parts
+        and name not in constants
+        and not name.endswith(_CONSTANTS)
+    ]
+    if surplus:
+        raise FedclipError(f"has {some(surplus)}, which the architecture lacks")
 
 
 def some(names: Sequence[object]) -> str:

@@ -34,7 +34,16 @@ from ...cache.common.fields import suggest
 from ...cache.common.progress import Progress, no_progress
 from ...cache.key import EncoderFacts, file_sha256
 from ..hub import MODEL, Repository, download, look_up, remember
-from .base import DTYPES, Launched, Launcher, check_finite, compiled, facts_of, quiet
+from .base import (
+    DTYPES,
+    Launched,
+    Launcher,
+    check_finite,
+    check_unused,
+    compiled,
+    facts_of,
+    quiet,
+)
 from .spec import HF_HUB, LOCAL_DIR, RANDOM, TIMM, EncoderName, is_file
 from .transforms import Decoder, PillowDecoder, Transform
 
@@ -376,10 +385,15 @@ def _build(name: EncoderName, place: _Place) -> nn.Module:
             return random
         # timm strips the prefixes of training wrappers, and converts other layouts of the same
         # architecture.
-        model = _create(place, load_state_dict(str(place.weights), weights_only=True))
+        weights = load_state_dict(str(place.weights), weights_only=True)
+        model = _create(place, weights)
         if missing := _unchanged(model, random):
             raise ValueError(f"they lack {missing[0]} and {len(missing) - 1} more")
         check_finite(model.state_dict())
+        if model.state_dict().keys() <= weights.keys():  # they are of timm's own layout
+            heads = _heads(model)
+            unused = weights.keys() - model.state_dict().keys()
+            check_unused(model, [each for each in unused if not each.startswith(heads)])
     except Exception as error:
         raise FedclipError(
             f"{place.weights or name.model}: cannot be loaded as weights of {name.model} "
@@ -405,6 +419,12 @@ def _create(place: _Place, weights: Mapping[str, Any] | None) -> nn.Module:
         pretrained=weights is not None,
         pretrained_cfg_overlay=overlay,
     )
+
+
+def _heads(model: Any) -> tuple[str, ...]:
+    """Return how the names of a classifier's weights begin, with what surrounds its last layer."""
+    names = model.pretrained_cfg.get("classifier") or ()
+    return tuple(each.split(".")[0] for each in ([names] if isinstance(names, str) else names))
 
 
 def _unchanged(model: nn.Module, random: nn.Module) -> list[str]:

@@ -34,6 +34,7 @@ from .base import (
     Launcher,
     Vectors,
     check_finite,
+    check_unused,
     compiled,
     facts_of,
     pad_batch,
@@ -378,6 +379,10 @@ def _build(name: EncoderName, folder: Path) -> nn.Module:
             + (f" and {len(missing) - 1} more" if missing[1:] else "")
             + f"; get them again, or pass --pretrained {RANDOM}"
         )
+    try:
+        check_unused(model, report["unexpected_keys"], model.base_model_prefix)
+    except FedclipError as error:
+        raise FedclipError(f"{folder}: {error}; get {CONFIG_FILE} and weights again") from None
     return model  # type: ignore[no-any-return]
 
 

@@ -184,6 +184,11 @@ def test_a_folder_s_weights_are_its_safetensors_or_its_only_file(tmp_path: Path)
         ({**CONFIG, "model_args": [1]}, "and model_args an object"),
         ({**CONFIG, "architecture": "test_vitt"}, "did you mean timm:test_vit"),
         ({**CONFIG, "model_args": {"depth": 3}}, "cannot be loaded as weights"),
+        (
+            {**CONFIG, "model_args": {"depth": 1}},
+            "(has blocks.1.attn.proj.bias, blocks.1.attn.proj.weight, blocks.1.attn.qkv.bias and 9 "
+            "more, which the architecture lacks)",
+        ),
         ({**CONFIG, "model_args": {"features_only": True}}, "cannot be loaded as weights"),
         ({"architecture": "test_vit", "crop_pct": 0, "input_size": [3, 96, 96]}, "cannot be"),
         ({**CONFIG, "pretrained_cfg": {"mean": [0, 0, "a"]}}, "check input_size, mean, std"),

@@ -384,6 +384,40 @@ def test_weights_of_another_architecture_are_refused(
     assert "lack" in refusal(changed({"config.json": {**config, "num_hidden_layers": 3}}))
 
 
+@pytest.mark.parametrize("prefix", ["", "bert."])
+def test_weights_of_more_layers_than_the_config_has_are_refused(
+    bert: Path, changed: Callable[..., Path], prefix: str
+) -> None:
+    config = json.loads((bert / "config.json").read_text())
+    folder = changed({"config.json": {**config, "num_hidden_layers": 1}})
+    file = folder / "model.safetensors"
+    tensors = {f"{prefix}{name}": tensor for name, tensor in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+    layer = f"{prefix}encoder.layer.1.attention"
+    assert refusal(folder) == (
+        f"{folder}: has {layer}.output.LayerNorm.bias, {layer}.output.LayerNorm.weight, "
+        f"{layer}.output.dense.bias and 13 more, which the architecture lacks; get config.json and "
+        "weights again"
+    )
+
+
+def test_heads_and_constants_beside_the_network_s_own_weights_are_left_alone(
+    bert: Path, changed: Callable[..., Path]
+) -> None:
+    file = changed({}) / "model.safetensors"
+    tensors = load_file(file)
+    others = {
+        "pooler.dense.weight": torch.ones(16, 16),
+        "classifier.weight": torch.ones(2, 16),
+        "cls.predictions.bias": torch.ones(11),
+        "embeddings.position_ids": torch.arange(64)[None],
+        "encoder.layer.0.attention.self.masked_bias": torch.tensor(-1e4),
+    }
+    save_file({**tensors, **others}, file, metadata={"format": "pt"})
+    expected = load(bert).encode_texts(TEXTS)
+    np.testing.assert_array_equal(load(file.parent).encode_texts(TEXTS), expected)
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
