@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from .common.errors import CacheError
+from .common.files import regular
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +100,7 @@ def text_key(
 
 def file_sha256(path: Path) -> str:
     """Hash a file, such as an encoder's weights: SHA-256, 64 hex digits."""
-    with path.open("rb") as file:
+    with regular(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

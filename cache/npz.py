@@ -16,7 +16,7 @@ from numpy.lib.format import MAGIC_PREFIX
 
 from .common.errors import CacheError, FedclipError
 from .common.fields import suggest
-from .common.files import check_name, client_name, replacing_folder
+from .common.files import check_name, client_name, regular, replacing_folder
 from .common.limits import check_unpacked
 from .common.text import check_utf8, counted, near_twins, nfc
 from .key import EncoderFacts
@@ -114,7 +114,7 @@ def import_npz(path: Path, cache_dir: Path, name: str) -> Import:
 
 
 def _load(path: Path) -> tuple[dict[str, npt.NDArray[Any]], tuple[str, ...]]:
-    if not path.is_file():
+    if not regular(path).is_file():
         reason = (
             "is a folder; pass the .npz file" if path.is_dir() else "file not found; check the path"
         )

@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 
 from .common.errors import CacheError, FedclipError
+from .common.files import regular
 from .key import EncoderFacts
 from .schema import (
     ATTRIBUTES,
@@ -39,6 +40,7 @@ def read_cache(path: Path) -> FeatureCache:
             truncated or altered, or its parts contradict each other. The message
             names the file.
     """
+    regular(path)
     try:
         with path.open("rb") as raw:
             return _parse(raw, _checked_version(raw))

@@ -41,7 +41,9 @@ class CacheFolder:
     @property
     def files(self) -> list[Path]:
         """The clients' files, in alphabetical order."""
-        return sorted(path for path in self.path.glob(f"[!.]*{SUFFIX}") if path.is_file())
+        return sorted(
+            path for path in self.path.glob(f"[!.]*{SUFFIX}") if path.exists() and not path.is_dir()
+        )
 
     @property
     def bytes(self) -> int:

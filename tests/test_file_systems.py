@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import socket
 import stat
 import subprocess
 import sys
@@ -221,6 +222,45 @@ def test_output_for_which_there_is_no_room_is_one_line(
             2,
             "error: standard output: No space left on device; free some space and run this again\n",
         )
+
+
+@pytest.mark.parametrize(
+    ("command", "file"),
+    [
+        ("federate", "caches/tiny/drawn/photo.h5"),
+        ("ablate own.toml", "own.toml"),
+        ("cache import own.npz --name own", "own.npz"),
+        ("cache show tiny", "caches/tiny/drawn/photo.h5"),
+        ("extract --dataset own.csv", "own.csv"),
+        ("extract --dataset pets --class-names @names.txt", "names.txt"),
+        ("extract --dataset pets --model local-dir:clip", "clip/open_clip_config.json"),
+        ("extract --dataset pets --model timm:local-dir:clip", "clip/config.json"),
+        ("extract --dataset pets --pretrained own.pt", "own.pt"),
+    ],
+)
+def test_a_file_that_may_have_no_end_is_refused_in_a_line(
+    make_cache: MakeCache,
+    make_images: MakeImages,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    file: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEDCLIP_DATA_DIR", ".")
+    make_cache({"photo": 8, "sketch": 8})
+    make_images("pets")
+    place = Path(file)
+    place.parent.mkdir(exist_ok=True)
+    place.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as listening:  # opening it fails; a pipe would be waited for
+        listening.bind(file)
+    line = f"{file}: is not a regular file; save its content as one, and pass that"
+    capsys.readouterr()
+    assert run(command.split()) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last in (f"error: {line}", f"error: {tmp_path}/{line}")
 
 
 ASCII = (

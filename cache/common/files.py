@@ -155,6 +155,21 @@ def slug(text: str) -> str:
     return name.encode()[:MAX_SLUG_BYTES].decode(errors="ignore")
 
 
+def regular(path: Path) -> Path:
+    """Return the path of a file that is about to be read, or of none or a folder.
+
+    Raises:
+        FedclipError: it is a pipe, a socket or a device, which may have no end.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # opening it says why
+        return path
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise FedclipError(f"{path}: is not a regular file; save its content as one, and pass that")
+    return path
+
+
 def sync(handle: int) -> None:
     """Fsync a file or a folder, where the file system can."""
     try:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ...cache import FedclipError
 from ...cache.common.fields import listed, suggest
-from ...cache.common.files import client_name, slug
+from ...cache.common.files import client_name, regular, slug
 from ...cache.common.text import check_utf8, nfc
 from ...cache.labels import name_labels
 from .base import FileSource, ImageDataset, Source, TextSource, gather
@@ -48,7 +48,7 @@ _LONGEST = 2**30
 
 def is_list(dataset: str) -> bool:
     """Return whether a dataset's name is that of a list's file."""
-    return Path(dataset).suffix.lower() in _READERS and Path(dataset).is_file()
+    return Path(dataset).suffix.lower() in _READERS and regular(Path(dataset)).is_file()
 
 
 def open_list(
@@ -177,7 +177,7 @@ def read_list(file: Path) -> _List:
     Raises:
         FedclipError: the list is missing, of another kind, or cannot be read.
     """
-    if not file.is_file():
+    if not regular(file).is_file():
         raise FedclipError(f"{file}: file not found; pass a .csv, .tsv or .parquet list")
     if file.suffix.lower() not in _READERS:
         raise FedclipError(f"{file}: is not a list; pass a .csv, .tsv or .parquet file")

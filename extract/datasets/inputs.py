@@ -22,7 +22,7 @@ import PIL.Image
 from ...cache import FedclipError
 from ...cache.common.errors import first_line
 from ...cache.common.fields import listed
-from ...cache.common.files import client_name, slug
+from ...cache.common.files import client_name, regular, slug
 from ...cache.common.progress import Progress, no_progress
 from ...cache.common.text import match_names, nfc
 from ...cache.labels import name_labels
@@ -139,7 +139,7 @@ def _find(
     path = Path(place)
     if place and path.is_dir():
         return _in_folder(path, class_names, samples)
-    if path.is_file():
+    if regular(path).is_file():
         if path.suffix.lower() in LISTS:
             return _in_list(path, class_names, data_dir, samples)
         return [_image(path, path.name)]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ...cache import FedclipError
 from ...cache.common.fields import suggest
+from ...cache.common.files import regular
 from ...cache.common.text import flaw, nfc
 from ..datasets.registry import SampleKind
 
@@ -75,7 +76,7 @@ def parse_class_names(text: str | None) -> tuple[str, ...]:
         return ()
     if text.startswith("@"):
         try:
-            parts = Path(text[1:]).read_text(encoding="utf-8-sig").splitlines()
+            parts = regular(Path(text[1:])).read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError:
             raise FedclipError(f"--class-names {text}: is not UTF-8; save it as UTF-8") from None
         except OSError as error:

@@ -10,9 +10,10 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, NamedTuple, cast
 
+from ...cache.common.files import regular
 from ...cache.common.progress import Progress, no_progress
 from ..datasets.registry import SampleKind
-from .spec import TIMM, TRANSFORMERS, EncoderName
+from .spec import TIMM, TRANSFORMERS, EncoderName, folder_of
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -78,6 +79,7 @@ def load_encoder(
     from ..hub import offline
 
     for each in name.each:
+        _check_files(each)
         _module(each).fetch_encoder(each, progress)
     with offline(True):
         towers = [
@@ -88,6 +90,17 @@ def load_encoder(
     from .towers import join
 
     return join(name, towers)
+
+
+def _check_files(name: EncoderName) -> None:
+    """Refuse pipes and the like, which libraries would wait for, among an encoder's own files.
+
+    Raises:
+        FedclipError: there is one.
+    """
+    if folder := folder_of(name.model):
+        for path in (*folder.glob("*"), *folder.glob("*/config.json")):
+            regular(path)
 
 
 def _module(name: EncoderName) -> ModuleType:

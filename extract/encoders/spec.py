@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from ...cache import FedclipError
 from ...cache.common.fields import suggest
-from ...cache.common.files import slug
+from ...cache.common.files import regular, slug
 from ...cache.common.text import check_utf8
 from ..datasets.registry import DEMO
 
@@ -204,7 +204,7 @@ def in_folder(model: str, folder: str) -> str:
 
 def is_file(pretrained: str) -> bool:
     """Return whether `pretrained` is an existing checkpoint file, as opposed to a tag."""
-    return _names_file(pretrained) and Path(pretrained).is_file()
+    return _names_file(pretrained) and regular(Path(pretrained)).is_file()
 
 
 def _names_file(pretrained: str) -> bool:

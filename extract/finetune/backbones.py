@@ -17,6 +17,7 @@ from torchvision.models import AlexNet_Weights, alexnet
 
 from ...cache import FedclipError
 from ...cache.common.errors import first_line
+from ...cache.common.files import regular
 from ..encoders.base import check_finite
 from ..encoders.checkpoint import Checkpoint, read_checkpoint
 from ..encoders.openclip import OpenClipEncoder
@@ -148,7 +149,7 @@ def _download() -> dict[str, Tensor]:
 
 
 def _load(path: Path) -> Checkpoint:
-    if not path.is_file():
+    if not regular(path).is_file():
         raise FedclipError(
             f"--alexnet-weights {path}: file not found; pass a file, {IMAGENET} or {RANDOM}"
         )

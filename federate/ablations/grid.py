@@ -10,6 +10,7 @@ from typing import Any
 
 from ...cache import FedclipError
 from ...cache.common.fields import suggest
+from ...cache.common.files import regular
 from ...cache.common.text import short_exponent
 from .grids import NAMES as GRIDS
 
@@ -139,7 +140,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         FedclipError: the file is missing or not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(regular(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FedclipError(
             f"{path}: is neither a file nor a grid of the package{suggest(str(path), GRIDS)}"

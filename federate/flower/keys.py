@@ -21,7 +21,7 @@ from cryptography.x509.oid import NameOID
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from ...cache import FedclipError
-from ...cache.common.files import check_name
+from ...cache.common.files import check_name, regular
 
 AUTHORITY, AUTHORITY_KEY = "ca.crt", "ca.key"
 CERTIFICATE, CERTIFICATE_KEY = "server.crt", "server.key"
@@ -115,7 +115,7 @@ def read_sites(folder: Path) -> dict[str, bytes]:
     found = {}
     for path in sorted((folder / SITES).glob(f"*{PUBLIC}")):
         try:
-            key = serialization.load_ssh_public_key(path.read_bytes())
+            key = serialization.load_ssh_public_key(regular(path).read_bytes())
         except (ValueError, UnsupportedAlgorithm) as error:
             raise FedclipError(f"{path}: is not a public key ({error})") from None
         if not isinstance(key, ec.EllipticCurvePublicKey):
@@ -138,7 +138,7 @@ def read_certificate(folder: Path) -> tuple[Path, Path]:
     """
     paths = folder / CERTIFICATE, folder / CERTIFICATE_KEY
     for path in paths:
-        if not path.is_file():
+        if not regular(path).is_file():
             raise FedclipError(f"{path}: is missing; make it with fedclip keys, or ask for it")
     try:
         certificate = x509.load_pem_x509_certificate(paths[0].read_bytes())
@@ -163,12 +163,12 @@ def read_credentials(folder: Path) -> Credentials:
             f"--keys {folder}: needs exactly one private key (*{PRIVATE}), and has {found}"
         )
     authority = folder / AUTHORITY
-    if not authority.is_file():
+    if not regular(authority).is_file():
         raise FedclipError(f"{authority}: is missing; ask the server's operator for it")
     if keys[0].stat().st_mode & 0o077:
         raise FedclipError(f"{keys[0]}: others may read this private key; run chmod 600 {keys[0]}")
     try:
-        key = serialization.load_ssh_private_key(keys[0].read_bytes(), None)
+        key = serialization.load_ssh_private_key(regular(keys[0]).read_bytes(), None)
     except (ValueError, UnsupportedAlgorithm) as error:
         raise FedclipError(f"{keys[0]}: is not a private key ({error})") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
@@ -247,7 +247,7 @@ def _private(key: Any) -> bytes:
 
 def _load(path: Path) -> Any:
     try:
-        return serialization.load_pem_private_key(path.read_bytes(), None)
+        return serialization.load_pem_private_key(regular(path).read_bytes(), None)
     except (ValueError, UnsupportedAlgorithm) as error:
         raise FedclipError(f"{path}: is not a private key ({error})") from None
 

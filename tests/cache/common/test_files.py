@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import re
+import socket
 import stat
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from fedclip.cache.common.files import (
     check_name,
     check_writable,
     lock,
+    regular,
     replacing,
     replacing_folder,
     slug,
@@ -86,6 +88,25 @@ def test_a_slug_is_a_safe_name_or_empty(text: str) -> None:
 
 def test_a_slug_keeps_what_can_be_read() -> None:
     assert slug("  Office Home (2017)/v1.0 ") == "Office-Home-2017-v1.0"
+
+
+def test_what_may_have_no_end_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    Path("linked").symlink_to("pipe")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("socket")
+    for name in ("pipe", "linked", "socket", "/dev/null"):
+        with pytest.raises(FedclipError) as caught:
+            regular(Path(name))
+        assert str(caught.value) == (
+            f"{name}: is not a regular file; save its content as one, and pass that"
+        )
+    Path("file").touch()
+    for name in ("file", ".", "absent", "a\0b"):
+        assert regular(Path(name)) == Path(name)
 
 
 def test_a_file_is_replaced_when_the_new_one_is_done(tmp_path: Path) -> None:

@@ -91,10 +91,15 @@ def test_lists_that_cannot_be_read_are_refused(content: str | bytes, problem: st
     assert len(str(refused.value)) < 300
 
 
-@pytest.mark.parametrize("place", ["", "nowhere", "/dev/zero", "a\0b", "\udcff.png"])
+@pytest.mark.parametrize("place", ["", "nowhere", "a\0b", "\udcff.png"])
 def test_places_that_are_not_there_are_refused(place: str) -> None:
     with pytest.raises(FedclipError, match="no such image, folder or list"):
         found(place)
+
+
+def test_a_device_is_no_place_of_images() -> None:
+    with pytest.raises(FedclipError, match=r"^/dev/zero: is not a regular file; "):
+        found("/dev/zero")
 
 
 def test_standard_input_stands_alone_and_an_empty_folder_has_nothing() -> None:
