@@ -377,4 +377,4 @@ def _experiment(
         device=resolve_device(device),
         runs_dir=Path(runs_dir),
         engine=engine,
-    )
+    ).checked()

@@ -192,7 +192,7 @@ def ablate(
             engine=compute.engine,
             keep=kept.keep,
             loggers=save.loggers,
-        )
+        ).checked()
         entries.setdefault(experiment.folder, Entry(values, experiment))
     runs = list(entries.values())
     if grid_options.figure == "generalization" and runs[0].experiment.targets == (None,):

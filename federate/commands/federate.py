@@ -80,7 +80,7 @@ def federate(
             overwrite=run.overwrite,
             engine=compute.engine,
             keep=kept.keep,
-        )
+        ).checked()
 
     latest = data.cache is None and run.resume is None
     output = Output(form.format)

@@ -250,6 +250,29 @@ def class_vectors_of(client: Described, settings: Settings) -> str:
     return settings.class_vectors or (TEXT if client.templates else MEANS)
 
 
+def check_class_vectors(cache: FeatureCache, settings: Settings) -> None:
+    """Check that a client has the class texts that are asked for, and uses those that are chosen.
+
+    Raises:
+        FedclipError: it has none, lacks a template, or a template is chosen where classes have
+            no texts.
+    """
+    kind = class_vectors_of(cache, settings)
+    if kind == TEXT:
+        check_comparable(cache)
+        chosen_templates(cache, settings.prompts)
+    elif settings.prompts:
+        reason = f"with --class-vectors {kind}" if cache.templates else "without class texts"
+        raise FedclipError(
+            f"--prompt {settings.prompts[0]!r}: has no effect {reason}; leave out --prompt"
+            + (
+                ""
+                if cache.templates
+                else ", or extract the dataset with a model that encodes texts too, such as CLIP"
+            )
+        )
+
+
 def logit_scale_of(client: Described, settings: Settings) -> float:
     """Return the factor on similarities: the settings', the encoder's, or CLIP's if it has none."""
     if settings.logit_scale is not None:

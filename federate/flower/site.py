@@ -18,7 +18,7 @@ from ... import __version__
 from ...cache import FeatureCache, FedclipError
 from ...cache.common.fields import listed
 from ...cache.common.text import counted
-from ..data.federation import Client, FeaturePool, class_sums, class_vectors_of
+from ..data.federation import Client, FeaturePool, check_class_vectors, class_sums, class_vectors_of
 from ..server import Pending, Round, ServerState
 from ..settings import MEANS, REGISTRIES, TEXT, Settings
 from ..simulation import Run
@@ -110,6 +110,7 @@ class Site:
         self.settings = settings
         self.target = target
         self.engine = engine
+        check_class_vectors(cache, settings)
         self.has_texts = class_vectors_of(cache, settings) == TEXT
         if not (self.has_texts or target or allow_class_means):
             raise FedclipError(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from ...cache.common.files import check_name
 from ...cache.compatibility import Described
 from ...cache.key import canonical_json, image_key
 from ..data.federation import (
+    check_class_vectors,
     chosen_templates,
     class_texts,
     class_vectors_of,
@@ -71,6 +72,15 @@ class Experiment:
     engine: str = AUTO
     keep: str = KEEP_ALL
     loggers: Sequence[MakeLogger] = ()
+
+    def checked(self) -> Self:
+        """Return itself if the settings fit the cache; an earlier version's may not.
+
+        Raises:
+            FedclipError: they do not.
+        """
+        check_class_vectors(self.clients[0], self.settings)
+        return self
 
     @property
     def folder(self) -> Path:

@@ -119,3 +119,55 @@ def test_a_report_says_that_zero_shot_is_not_defined() -> None:
     assert "Without zero-shot there is nothing to compare with" in text
     assert "points over zero-shot" not in text
     assert "nan" not in text.lower().split("<script")[0]
+
+
+LEAVE_OUT = "leave out --prompt, or extract the dataset with a model that encodes texts too, such"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "templates", "line"),
+    [
+        (
+            ["--prompt", "a {}"],
+            (),
+            f"--prompt 'a {{}}': has no effect without class texts; {LEAVE_OUT} as CLIP",
+        ),
+        (
+            ["--prompt", "all", "--class-vectors", "head"],
+            (),
+            f"--prompt 'all': has no effect without class texts; {LEAVE_OUT} as CLIP",
+        ),
+        (
+            ["--prompt", "all", "--class-vectors", "means"],
+            ("a {}",),
+            "--prompt 'all': has no effect with --class-vectors means; leave out --prompt",
+        ),
+        (
+            ["--class-vectors", "text"],
+            (),
+            "art: has no class texts to compare its images with; extract it with a model that "
+            "encodes texts too, such as CLIP, or use --class-vectors means",
+        ),
+        (
+            ["--prompt", "the {}"],
+            ("a {}",),
+            "--prompt 'the {}': is not cached; choose 'a {}' or all, or add it with fedclip "
+            "extract --template",
+        ),
+    ],
+)
+@pytest.mark.parametrize("command", [["federate", "--name", "run"], ["ablate", "--seeds", "2"]])
+def test_class_texts_that_a_cache_lacks_are_refused_before_anything_is_printed(
+    make_cache: MakeCache,
+    make_features: MakeFeatures,
+    empty_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: list[str],
+    arguments: list[str],
+    templates: tuple[str, ...],
+    line: str,
+) -> None:
+    make_cache([make_features(name, templates=templates) for name in ("art", "photo")])
+    assert run([*command, "--rounds", "1", *arguments]) == 2
+    assert capsys.readouterr() == ("", f"error: {line}\n")
+    assert not Path("runs").exists()
