@@ -81,7 +81,8 @@ def check_root(cache_dir: Path, dataset: ImageDataset) -> None:
     """Refuse to keep caches of two folders under one name; separate sites have one folder each.
 
     Raises:
-        FedclipError: a cache of this name was made from another folder that still exists.
+        FedclipError: a cache of this name was made from another folder that still exists, and
+            from none of these samples: a folder that was moved has the same ones.
     """
     for folder in variants(cache_dir, dataset.name):
         manifest = folder.read_manifest()
@@ -93,7 +94,12 @@ def check_root(cache_dir: Path, dataset: ImageDataset) -> None:
             ours = dataset.clients[0].name
             roots = {ours: roots.get(ours, str(dataset.root))}
         for root in roots.values():
-            if root != str(dataset.root) and _may_differ(root) and not _published(dataset, root):
+            if (
+                root != str(dataset.root)
+                and _may_differ(root)
+                and not _published(dataset, root)
+                and not _moved(manifest, dataset)
+            ):
                 raise FedclipError(
                     f"{dataset.root}: the caches of {dataset.name!r} were made from {root}; "
                     "choose another name for this folder with --name"
@@ -102,6 +108,12 @@ def check_root(cache_dir: Path, dataset: ImageDataset) -> None:
 
 def _may_differ(root: str) -> bool:
     return root.startswith(HF) or Path(root).exists()
+
+
+def _moved(manifest: Mapping[str, Any], dataset: ImageDataset) -> bool:
+    """Return whether a cache was made from a client's very samples, wherever they were then."""
+    entries = ((images, client_entry(manifest, images.name)) for images in dataset.clients)
+    return any(entry and entry.listing == listing(images) for images, entry in entries)
 
 
 def _published(dataset: ImageDataset, root: str) -> bool:

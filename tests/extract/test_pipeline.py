@@ -664,6 +664,20 @@ def test_a_name_is_not_shared_by_two_folders_that_both_exist(
     assert file_bytes(run(root)) == before
 
 
+def test_a_data_set_that_moved_is_taken_for_itself_though_another_is_in_its_old_place(
+    run: Extract, make_images: MakeImages, tmp_path: Path
+) -> None:
+    root = make_images()
+    before = file_bytes(run(root))
+    moved = root.rename(tmp_path / "moved")
+    other = make_images()
+    draw(moved / "photo" / "cat" / "new.png", seed=1000)
+    result = run(moved, name="pets")
+    assert encoded(result) == {"photo": 1, "sketch": 0}
+    assert result.folder.file("sketch").read_bytes() == before["sketch.h5"]
+    assert refusal(run, other).startswith(f"{other}: the caches of 'pets' were made from {moved};")
+
+
 @pytest.mark.parametrize("keep_times", [True, False])
 def test_a_data_set_that_moved_is_not_encoded_again(
     run: Extract, make_images: MakeImages, tmp_path: Path, keep_times: bool
