@@ -75,6 +75,9 @@ class ImageClassifier:
         self._place = model, pretrained
         self._device = device
 
+    def __repr__(self) -> str:
+        return f"<classifier of {self.samples} by {self.classifier}>"
+
     @property
     def class_names(self) -> tuple[str, ...]:
         """The classes."""

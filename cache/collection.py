@@ -11,6 +11,7 @@ import numpy as np
 from .common.errors import CacheError
 from .common.extras import load_extra
 from .common.fields import suggest
+from .common.text import counted
 from .schema import FeatureCache
 from .store import CacheFolder, latest_cache, resolve_cache
 from .store import load_cache as load_clients
@@ -35,6 +36,10 @@ class Tensors(NamedTuple):
     labels: Tensor
     clients: Tensor
     texts: Tensor
+
+    def __repr__(self) -> str:
+        shapes = (f"{name} {tuple(getattr(self, name).shape)}" for name in self._fields)
+        return f"<tensors on {self.features.device}: {', '.join(shapes)}>"
 
 
 class Cache(Mapping[str, FeatureCache]):
@@ -143,8 +148,9 @@ class Cache(Mapping[str, FeatureCache]):
     def __repr__(self) -> str:
         rows = sum(len(each.labels) for each in self.values())
         return (
-            f"<cache {self.name}: {len(self)} clients ({', '.join(self.clients)}), {rows} rows of "
-            f"{self._first.embed_dim} features, {len(self.class_names)} classes>"
+            f"<cache {self.name}: {counted(len(self), 'client')} ({', '.join(self.clients)}), "
+            f"{counted(rows, 'row')} of {counted(self._first.embed_dim, 'feature')}, "
+            f"{counted(len(self.class_names), 'class', 'classes')}>"
         )
 
 

@@ -122,7 +122,7 @@ def unpack_block(block: bytes) -> tuple[int, bytes]:
     return version, bytes(sha256)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FeatureCache:
     """One client's features, which stage one writes and stage two reads.
 
@@ -172,6 +172,13 @@ class FeatureCache:
             object.__setattr__(self, name, value)
         self._check_shapes()
         self._check_values()
+
+    def __repr__(self) -> str:
+        return (
+            f"<features of {self.dataset}, client {self.client}: "
+            f"{counted(len(self.labels), 'row')} of {counted(self.embed_dim, 'feature')}, "
+            f"{counted(len(self.class_names), 'class', 'classes')}>"
+        )
 
     @property
     def embed_dim(self) -> int:

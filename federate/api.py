@@ -14,6 +14,7 @@ from ..cache.collection import Cache, load_cache
 from ..cache.common.device import resolve_device
 from ..cache.common.extras import data_frame, load_extra
 from ..cache.common.progress import showing
+from ..cache.common.text import counted
 from .ablations.runner import Entry
 from .ablations.runner import run_ablation as run_entries
 from .report.charts import by_client, by_round, by_setting
@@ -231,7 +232,7 @@ class Ablation:
         return chart
 
     def __repr__(self) -> str:
-        return f"<ablation of {len(self.entries)} runs over {', '.join(self.names)}>"
+        return f"<ablation of {counted(len(self.entries), 'run')} over {', '.join(self.names)}>"
 
 
 def _drawn(spec: Spec) -> Any:

@@ -94,6 +94,34 @@ def test_a_cache_is_sliced_by_client_and_given_as_tensors_and_tables(
         cache["phto"]
 
 
+def test_what_holds_arrays_is_shown_in_a_line(make_cache: MakeCache) -> None:
+    make_cache({"art": 12, "photo": 20})
+    cache = fedclip.load_cache("tiny")
+    assert repr(cache["art"]) == (
+        "<features of tiny, client art: 12 rows of 8 features, 3 classes>"
+    )
+    assert repr(cache["art",]) == (
+        "<cache tiny/drawn: 1 client (art), 12 rows of 8 features, 3 classes>"
+    )
+    assert repr(cache.tensors()) == (
+        "<tensors on cpu: features (32, 8), labels (32,), clients (32,), texts (3, 1, 8)>"
+    )
+    runs: list[Run] = []
+    options: dict[str, Any] = {"target": "photo", "rounds": 1}
+    saved = fedclip.run_federation(
+        cache, callbacks=[lambda run, _: runs.append(run)], name="one", **options
+    )
+    federation = runs[0].federation
+    assert repr(federation.participants[0].train.domain) == "<domain art: 12 rows>"
+    assert repr(federation.together.train) == "<7 rows of art>"
+    assert "train=<7 rows of art>" in repr(federation)
+    assert len(repr(federation)) < 400
+    classifier = fedclip.load_classifier(saved)
+    adapter = "<adapter attention for tiny: 8 features, 3 classes>"
+    assert repr(classifier.classifier) == adapter
+    assert repr(fedclip.run_ablation(cache, **options)) == "<ablation of 1 run over seed>"
+
+
 def test_a_federation_calls_back_and_is_that_of_the_command(make_cache: MakeCache) -> None:
     caches = make_cache({"art": 30, "photo": 40})
     rounds: list[int] = []

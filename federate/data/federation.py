@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -61,7 +61,7 @@ class Federation:
 
     participants: tuple[Client, ...]
     target: Client | None
-    text: Tensor
+    text: Tensor = field(repr=False)
     logit_scale: float
     zero_shot: bool = True
     dropped: tuple[tuple[str, int], ...] = ()

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from ...cache import FeatureCache
+from ...cache.common.fields import listed
+from ...cache.common.text import counted
 
 Rows = npt.NDArray[np.intp]
 
@@ -22,7 +24,7 @@ class Inputs(Protocol):
         """Gather (b, ...) rows for (b,) int64 row indices, on the device where they are used."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Domain:
     """A domain's rows on the device where they are used, shared by all who hold some of them.
 
@@ -40,6 +42,9 @@ class Domain:
     order: Rows
     inputs: Inputs
 
+    def __repr__(self) -> str:
+        return f"<domain {self.name}: {counted(len(self.labels), 'row')}>"
+
     @property
     def name(self) -> str:
         """What it is called."""
@@ -51,7 +56,7 @@ class Domain:
         return Samples(self, index.to(self.labels.device))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Samples:
     """Some rows of a domain: a view that is gathered when it is asked for.
 
@@ -62,6 +67,9 @@ class Samples:
 
     domain: Domain
     rows: Tensor
+
+    def __repr__(self) -> str:
+        return f"<{counted(len(self), 'row')} of {self.domain.name}>"
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -87,7 +95,7 @@ class Samples:
         return self.domain.labels[self.rows]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class JoinedSamples(Samples):
     """Samples of several domains' features as one, copied only when they are asked for.
 
@@ -98,6 +106,10 @@ class JoinedSamples(Samples):
     """
 
     parts: tuple[Samples, ...]
+
+    def __repr__(self) -> str:
+        names = listed([part.domain.name for part in self.parts], "and")
+        return f"<{counted(len(self), 'row')} of {names}>"
 
     @classmethod
     def of(cls, parts: Sequence[Samples]) -> Self:

@@ -23,6 +23,7 @@ from torch import Tensor
 from ...cache import CacheError, EncoderFacts, FedclipError, image_key
 from ...cache.common.errors import first_line
 from ...cache.common.files import replacing
+from ...cache.common.text import counted
 from ...cache.key import canonical_json
 from ..settings import CLASS_VECTORS, HEAD, TEXT
 from .adapters import ADAPTERS, Adapter
@@ -136,7 +137,7 @@ class Ranked:
         return [[*zip(classes, shares, strict=True)] for classes, shares in ranked]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Classifier:
     """A trained adapter with the class vectors.
 
@@ -149,6 +150,12 @@ class Classifier:
     network: Network
     texts: Tensor
     facts: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        return (
+            f"<adapter {self.facts['adapter']} for {self.facts['dataset']}: {self.texts.shape[1]} "
+            f"features, {counted(len(self.class_names), 'class', 'classes')}>"
+        )
 
     @property
     def class_names(self) -> tuple[str, ...]:
