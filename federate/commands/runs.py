@@ -248,6 +248,7 @@ def report(
 
     The page is one file that needs no network. It needs the extra report.
     """
+    from ...cache.common.text import counted
     from ..report.collect import collect
     from ..report.page import write_figures, write_page
 
@@ -257,10 +258,13 @@ def report(
     if page.figures is not None:
         for path in write_figures(page.figures, collection, cache_dir):
             print(f"figure     {path}")
-        return
-    if page.out.is_dir():
-        raise typer.BadParameter(f"--out {page.out}: is a folder; choose a file")
-    write_page(page.out, collection, cache_dir)
-    print(f"report     {page.out}")
-    if page.open:
+    else:
+        if page.out.is_dir():
+            raise typer.BadParameter(f"--out {page.out}: is a folder; choose a file")
+        write_page(page.out, collection, cache_dir)
+        print(f"report     {page.out}")
+    if not names:
+        count = counted(len(collection.runs), "run")
+        print(f"runs       {count}, all in {runs.runs_dir}; name some to report on these alone")
+    if page.open and page.figures is None:
         typer.launch(page.out.resolve().as_uri())

@@ -167,6 +167,21 @@ def test_a_page_names_no_address_that_a_browser_would_load() -> None:
     assert "default-src 'none'" in text
 
 
+def test_a_report_of_all_runs_says_how_many_they_are_and_from_where(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("golden-f86c2b6e-seed3", "golden-2107be8e-seed3"):
+        shutil.copytree(GOLDEN / "runs" / name, Path("runs") / name)
+    capsys.readouterr()
+    all_runs = "runs       2 runs, all in runs; name some to report on these alone\n"
+    assert run(["report"]) == 0
+    assert capsys.readouterr().out == f"report     report.html\n{all_runs}"
+    assert run(["report", "--figures", "figures"]) == 0
+    assert capsys.readouterr().out.endswith(f".pdf\n{all_runs}")
+    assert run(["report", "golden-f86c2b6e-seed3"]) == 0
+    assert capsys.readouterr().out == "report     report.html\n"
+
+
 def test_old_runs_are_shown_without_what_they_lack(page: Page) -> None:
     shutil.copytree(GOLDEN / "runs", "runs")
     assert run(["report"]) == 0
