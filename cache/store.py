@@ -6,16 +6,15 @@ reading the files does not need it.
 """
 
 import json
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from .common.errors import BusyError, CacheError
 from .common.fields import listed, suggest
-from .common.files import TEMPORARY_PREFIX, lock, path_for, write_json
+from .common.files import TEMPORARY_PREFIX, holding, path_for, write_json
 from .common.text import nfc
 from .compatibility import check_compatible
 from .parts import find_parts, remove_parts
@@ -182,36 +181,20 @@ def verify_cache(folder: CacheFolder) -> list[CacheError]:
 def writing(folder: CacheFolder) -> Iterator[None]:
     """Create a cache's folder and lock it against other writers; remove it if it stays empty.
 
-    The operating system releases the lock when its holder ends, even if it is killed.
-
     Raises:
         BusyError: another process is writing this cache.
     """
     folder.path.mkdir(parents=True, exist_ok=True)
-    path = folder.path / LOCK
-    with path.open("w") as file:
-        if not _locked(file, path):
-            raise BusyError(
-                f"{folder.path}: another extraction is writing this cache; wait until it is done"
-            )
-        for leftover in folder.path.glob(f"{TEMPORARY_PREFIX}*"):  # left by a killed writer
-            leftover.unlink()
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-            _remove_empty(folder)
-
-
-def _locked(file: TextIO, path: Path) -> bool:
+    busy = BusyError(
+        f"{folder.path}: another extraction is writing this cache; wait until it is done"
+    )
     try:
-        # The previous holder may have removed the file after it was opened here.
-        return (
-            lock(file.fileno(), path.parent)
-            and path.stat().st_ino == os.fstat(file.fileno()).st_ino
-        )
-    except FileNotFoundError:
-        return False
+        with holding(folder.path / LOCK, busy):
+            for leftover in folder.path.glob(f"{TEMPORARY_PREFIX}*"):  # left by a killed writer
+                leftover.unlink()
+            yield
+    finally:
+        _remove_empty(folder)
 
 
 def remove_cache(folder: CacheFolder) -> None:
@@ -224,5 +207,5 @@ def remove_cache(folder: CacheFolder) -> None:
 
 def _remove_empty(folder: CacheFolder) -> None:
     for path in (folder.path, folder.path.parent):
-        if path.is_dir() and not any(path.iterdir()):
+        with suppress(OSError):  # it is not empty, or gone
             path.rmdir()

@@ -63,7 +63,11 @@ def usage(error: Any) -> str:
     if name:
         return f"{name}: {error.message.removeprefix(f'Option {name!r} ').rstrip('.')}"
     if hasattr(error, "param_type") and error.param:
-        return f"{error.param.get_error_hint().strip(chr(39))}: is missing"
+        is_option = error.param.param_type_name == "option"
+        name = (
+            error.param.opts[-1] if is_option else error.param.metavar or error.param.name.upper()
+        )
+        return f"{name}: is missing"
     return str(error.format_message().removeprefix("Invalid value: "))
 
 
@@ -78,6 +82,11 @@ class Output:
 
     def __init__(self, form: str) -> None:
         self._write = WRITERS.get(form)
+
+    @property
+    def for_people(self) -> bool:
+        """Whether the table is laid out to be read, and not to be processed."""
+        return self._write is None
 
     def note(self, text: str, *, whole: bool = False) -> None:
         """Print a line, which a terminal gets wrapped between words.

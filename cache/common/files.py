@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .errors import FedclipError
 from .text import nfc
@@ -209,6 +209,35 @@ def lock(handle: int, path: Path) -> bool:
             raise
         _warn_of_no_locks(path, os.fstat(handle).st_dev, str(error.strerror))
     return True
+
+
+@contextmanager
+def holding(path: Path, busy: FedclipError) -> Iterator[None]:
+    """Hold the lock file `path`, which is removed in the end.
+
+    The operating system releases the lock when its holder ends, even if it is killed.
+
+    Raises:
+        FedclipError: another process holds it: `busy`.
+    """
+    with path.open("w") as file:
+        if not _held(file, path):
+            raise busy
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _held(file: IO[str], path: Path) -> bool:
+    try:
+        # The previous holder may have removed the file after it was opened here.
+        return (
+            lock(file.fileno(), path.parent)
+            and path.stat().st_ino == os.fstat(file.fileno()).st_ino
+        )
+    except FileNotFoundError:
+        return False
 
 
 _without_locks: set[int] = set()
