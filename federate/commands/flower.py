@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
@@ -20,9 +21,10 @@ import typer
 from ...cache import FedclipError
 from ...cache.common.console import FAILED, INTERRUPTED, Output, complain
 from ...cache.common.fields import option
-from ...cache.common.files import check_name
+from ...cache.common.files import check_name, check_writable
 from ...cache.common.options import DeviceOptions, FormatOptions, flag, given, with_options
 from ...cache.common.tables import Column, Table, thousands
+from ...cache.common.text import counted
 from .options import Given, NamedRun, settings_of
 
 if TYPE_CHECKING:
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
     from ..runs.results import RunResult
 
 PORT = 9092
+
+# Longer values are cut in a table to be read.
+WIDTH = 60
 
 DIVERGED = "training diverged (NaN or Inf); try a lower --lr"
 
@@ -99,8 +104,8 @@ class JoinOptions:
     allow_class_means: bool = option(
         False,
         help="Send a server that trains with --class-vectors means or head the sum and the number "
-        "of this site's training features of each class, once; of a class with one sample that is "
-        "its feature. Without this option such a server is refused.",
+        "of this site's training features of each class, once. If a class has only one sample, the "
+        "sum is that sample's feature. Without this option such a server is refused.",
     )
     dry_run: bool = option(False, help="Show what would be sent, with sizes, and join nothing.")
 
@@ -127,6 +132,8 @@ def serve(
 
     certificate, keys = None, None
     if listen.insecure:
+        if listen.tls_dir is not None:
+            raise typer.BadParameter("--insecure cannot be combined with --tls-dir; leave out one")
         _check_loopback(listen.host, "--host")
         shout()
     elif listen.tls_dir is None:
@@ -138,12 +145,17 @@ def serve(
         certificate, keys = read_certificate(listen.tls_dir), read_sites(listen.tls_dir)
 
     record = record_of(context, chosen, sites, run)
+    if keys is not None and len(keys) < record.plan.expected:
+        raise FedclipError(
+            f"--clients-expected {record.plan.expected}: {listen.tls_dir} has the keys of only "
+            f"{counted(len(keys), 'site')}; put those of the others into its folder sites"
+        )
     link = Link(listen.host, listen.port, certificate, keys)
     try:
         link.start()
         if run.resume is None:
             record.begin(overwrite=run.overwrite)
-        _drive(record, link, Output(form.format), authenticated=keys is not None)
+        _drive(record, link, Output(form.format), listen)
     finally:
         link.stop()
         record.close()
@@ -179,20 +191,20 @@ def record_of(context: typer.Context, chosen: Given, sites: ServeOptions, run: N
     return Record(run.runs_dir / check_name(run.name or plan.name, "run"), plan)
 
 
-def _drive(record: Record, link: Link, output: Output, *, authenticated: bool) -> None:
+def _drive(record: Record, link: Link, output: Output, listen: ListenOptions) -> None:
     from ...cache.common.progress import show_progress
     from ..flower.server_app import Driver
 
     _quiet()
     print_plan(record, output)
-    secured = "TLS" if authenticated else "PLAIN TEXT"
+    secured = "PLAIN TEXT" if listen.insecure else "TLS"
     output.note(f"listening  {link.host}:{link.port}, {secured}")
     result: RunResult | None = None
     with show_progress() as progress, _stoppable():
         driver = Driver(
             link,
             record,
-            authenticated=authenticated,
+            authenticated=not listen.insecure,
             traffic=lambda: link.traffic,
             progress=progress,
         )
@@ -201,8 +213,10 @@ def _drive(record: Record, link: Link, output: Output, *, authenticated: bool) -
     if result is not None:
         print_result(result, record, output)
     if result is None or result.status == "interrupted":
-        resume = f"resume     fedclip serve --resume {shlex.quote(str(record.path))}"
-        output.note(resume, whole=True)
+        where = ["--host", listen.host, "--port", str(link.port)]
+        where += ["--insecure"] if listen.insecure else ["--tls-dir", str(listen.tls_dir)]
+        line = shlex.join(["fedclip", "serve", "--resume", str(record.path), *where])
+        output.note(f"resume     {line}", whole=True)
         raise typer.Exit(INTERRUPTED)
     if result.status == "failed":
         complain(DIVERGED)
@@ -245,18 +259,26 @@ def join(
     check_flower()
     host, port = _address(server)
 
+    from ...cache.common.device import resolve_device
     from ...cache.common.progress import show_progress
     from ..flower.client_app import opened
     from ..flower.keys import read_credentials
     from ..flower.node import SiteNode
 
+    if not site.cache.is_file():
+        raise FedclipError(
+            f"--cache {site.cache}: no such file; pass the .h5 file that fedclip extract wrote"
+        )
     cache, output = opened(str(site.cache)), Output(form.format)
     if site.dry_run:
         _print_dry_run(site, compute.device, output)
         return
     credentials = None
     if site.insecure:
+        if site.keys is not None:
+            raise typer.BadParameter("--insecure cannot be combined with --keys; leave out one")
         _check_loopback(host, "SERVER")
+        os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"  # plain text stays on this machine
         shout()
     elif site.keys is None:
         raise typer.BadParameter(
@@ -265,6 +287,8 @@ def join(
         )
     else:
         credentials = read_credentials(site.keys)
+    resolve_device(compute.device)
+    check_writable(site.state_dir, f"--state-dir {site.state_dir}")
     node = SiteNode(
         f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
         site.cache,
@@ -280,7 +304,7 @@ def join(
     if site.allow_class_means:
         output.note(
             "reveals    to a server that asks, the sum and the number of training features of each "
-            "class; of a class with one sample that is its feature"
+            "class; if a class has only one sample, the sum is that sample's feature"
         )
     with show_progress() as progress, _stoppable():
         node.progress = progress
@@ -324,21 +348,31 @@ def keys(made: KeysOptions) -> None:
     check_flower()
     if not made.hosts and not made.sites:
         raise typer.BadParameter("needs --host for a certificate, --site for a key pair, or both")
+    for host in made.hosts:
+        _check_host(host, f"--host {host}")
 
     import shutil
 
     from ..flower.keys import AUTHORITY, PUBLIC, SITES, make_server, make_site
 
-    server = made.directory / "server"
-    for name in made.sites:
+    server, sites = made.directory / "server", [*dict.fromkeys(made.sites)]
+    for name in sites:
+        if made.directory / name == server:
+            raise FedclipError(f"--site {name}: is the server's folder; choose another name")
         if (made.directory / name).exists():
             raise FedclipError(
-                f"{made.directory / name}: exists, and keys are never overwritten; move it away"
+                f"{made.directory / name}: exists, and keys are never overwritten; move it away "
+                "first"
+            )
+        registered = server / SITES / f"{name}{PUBLIC}"
+        if registered.exists():
+            raise FedclipError(
+                f"{registered}: exists, and keys are never overwritten; move it away first"
             )
     if made.hosts:
         for path in make_server(server, made.hosts, made.days):
             print(path)
-    for name in made.sites:
+    for name in sites:
         folder = made.directory / name
         for path in make_site(folder, name):
             print(path)
@@ -352,6 +386,11 @@ def _print_dry_run(site: JoinOptions, device: str, output: Output) -> None:
     from ..flower.preview import preview
 
     rows = preview(site.cache, device, allow_class_means=site.allow_class_means)
+    if output.for_people:
+        rows = [
+            (kind, name, value if len(value) <= WIDTH else f"{value[: WIDTH - 3]}...", size)
+            for kind, name, value, size in rows
+        ]
     output.note(f"With the default settings a site with {site.cache} sends this, and nothing else:")
     columns = [
         Column("message"),
@@ -406,9 +445,24 @@ def shout() -> None:
 
 def _address(server: str) -> tuple[str, int]:
     host, colon, port = server.rpartition(":")
-    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
+    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise FedclipError(f"SERVER {server}: is not an address; pass it as host:port")
+    _check_host(host.strip("[]"), f"SERVER {server}")
     return host.strip("[]"), int(port)
+
+
+def _check_host(host: str, what: str) -> None:
+    """Refuse what is no name or IP address of a machine, such as a URL."""
+    labels = host.removeprefix("*.").split(".")
+    if all(re.fullmatch(r"[\w-]{1,63}", label, re.ASCII) for label in labels):
+        return
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        raise FedclipError(
+            f"{what}: {host} is not a name or an IP address of a machine; pass it as "
+            "server.example.org or 10.0.0.1, without https://"
+        ) from None
 
 
 def _quiet() -> None:

@@ -8,7 +8,7 @@ those of Flower's own programs: PEM certificates, OpenSSH keys on the curve P-38
 import datetime
 import ipaddress
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from cryptography.x509.oid import NameOID
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from ...cache import FedclipError
+from ...cache.common.errors import first_line
 from ...cache.common.files import check_name, regular
 
 AUTHORITY, AUTHORITY_KEY = "ca.crt", "ca.key"
@@ -30,6 +31,9 @@ CERTIFICATE, CERTIFICATE_KEY = "server.crt", "server.key"
 SITES = "sites"
 
 PRIVATE, PUBLIC = ".key", ".pub"
+
+# Characters of a certificate's common name, by its standard (X.520).
+_LONGEST = 64
 
 DAY = datetime.timedelta(days=1)
 
@@ -68,8 +72,8 @@ def make_server(folder: Path, hosts: Sequence[str], days: int) -> list[Path]:
         _refuse_existing(folder / name)
     files: dict[Path, bytes] = {}
     if (folder / AUTHORITY).exists() and (folder / AUTHORITY_KEY).exists():
-        authority = x509.load_pem_x509_certificate((folder / AUTHORITY).read_bytes())
-        authority_key = _load(folder / AUTHORITY_KEY)
+        authority = _read_certificate(folder / AUTHORITY)
+        authority_key = _read_key(folder / AUTHORITY_KEY)
     else:
         for name in (AUTHORITY, AUTHORITY_KEY):
             _refuse_existing(folder / name)
@@ -78,7 +82,7 @@ def make_server(folder: Path, hosts: Sequence[str], days: int) -> list[Path]:
         files[folder / AUTHORITY_KEY] = _private(authority_key)
         files[folder / AUTHORITY] = _pem(authority)
     key = ec.generate_private_key(ec.SECP384R1())
-    certificate = _certificate(hosts[0], key, days, (authority, authority_key), hosts)
+    certificate = _certificate(hosts[0][:_LONGEST], key, days, (authority, authority_key), hosts)
     files[folder / CERTIFICATE_KEY] = _private(key)
     files[folder / CERTIFICATE] = _pem(certificate)
     return _write(files)
@@ -112,17 +116,14 @@ def read_sites(folder: Path) -> dict[str, bytes]:
     Raises:
         FedclipError: there are none, or one is damaged.
     """
-    found = {}
+    found: dict[str, bytes] = {}
     for path in sorted((folder / SITES).glob(f"*{PUBLIC}")):
-        try:
-            key = serialization.load_ssh_public_key(regular(path).read_bytes())
-        except (ValueError, UnsupportedAlgorithm) as error:
-            raise FedclipError(f"{path}: is not a public key ({error})") from None
-        if not isinstance(key, ec.EllipticCurvePublicKey):
-            raise FedclipError(
-                f"{path}: is not the key of an elliptic curve; make it with fedclip keys"
-            )
-        found[path.stem] = public_key_to_bytes(key)
+        key = public_key_to_bytes(
+            _read(path, "public key", serialization.load_ssh_public_key, ec.EllipticCurvePublicKey)
+        )
+        if key in found.values():
+            raise FedclipError(f"{path}: is the key of another site, too; each needs its own")
+        found[path.stem] = key
     if not found:
         raise FedclipError(
             f"{folder / SITES}: has no public key of a site (*{PUBLIC}); put those in that may join"
@@ -140,10 +141,8 @@ def read_certificate(folder: Path) -> tuple[Path, Path]:
     for path in paths:
         if not regular(path).is_file():
             raise FedclipError(f"{path}: is missing; make it with fedclip keys, or ask for it")
-    try:
-        certificate = x509.load_pem_x509_certificate(paths[0].read_bytes())
-    except ValueError as error:
-        raise FedclipError(f"{paths[0]}: is not a certificate ({error})") from None
+    certificate = _read_certificate(paths[0])
+    _read_key(paths[1])
     until = certificate.not_valid_after_utc
     if until < datetime.datetime.now(datetime.UTC):
         raise FedclipError(f"{paths[0]}: expired on {until:%Y-%m-%d}; make or ask for another one")
@@ -167,15 +166,13 @@ def read_credentials(folder: Path) -> Credentials:
         raise FedclipError(f"{authority}: is missing; ask the server's operator for it")
     if keys[0].stat().st_mode & 0o077:
         raise FedclipError(f"{keys[0]}: others may read this private key; run chmod 600 {keys[0]}")
-    try:
-        key = serialization.load_ssh_private_key(regular(keys[0]).read_bytes(), None)
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise FedclipError(f"{keys[0]}: is not a private key ({error})") from None
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise FedclipError(
-            f"{keys[0]}: is not the key of an elliptic curve; make it with fedclip keys"
-        )
-    return Credentials(key, authority.read_bytes())
+    key = _read(
+        keys[0],
+        "private key without a passphrase",
+        lambda content: serialization.load_ssh_private_key(content, None),
+        ec.EllipticCurvePrivateKey,
+    )
+    return Credentials(key, _pem(_read_certificate(authority)))
 
 
 def _certificate(
@@ -245,11 +242,34 @@ def _private(key: Any) -> bytes:
     return content
 
 
-def _load(path: Path) -> Any:
+def _read(path: Path, what: str, load: Callable[[bytes], Any], kind: type) -> Any:
+    """Read a key or a certificate.
+
+    Raises:
+        FedclipError: the file has none, or one of another kind.
+    """
     try:
-        return serialization.load_pem_private_key(regular(path).read_bytes(), None)
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise FedclipError(f"{path}: is not a private key ({error})") from None
+        found = load(regular(path).read_bytes())
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise FedclipError(f"{path}: is not a {what} ({first_line(error)})") from None
+    if not isinstance(found, kind):
+        raise FedclipError(
+            f"{path}: is not the key of an elliptic curve; make it with fedclip keys"
+        )
+    return found
+
+
+def _read_certificate(path: Path) -> Any:
+    return _read(path, "certificate", x509.load_pem_x509_certificate, x509.Certificate)
+
+
+def _read_key(path: Path) -> Any:
+    return _read(
+        path,
+        "private key without a passphrase",
+        lambda content: serialization.load_pem_private_key(content, None),
+        object,  # an organization's authority may use RSA
+    )
 
 
 def _refuse_existing(path: Path) -> None:

@@ -15,9 +15,6 @@ from .client_app import opened
 from .messages import CLASS_SUMS, PARAMETERS, Order, pack
 from .site import Memory, Site
 
-# Longer values are cut.
-_WIDTH = 60
-
 # What the parts of a message with tensors are.
 _TENSORS = {
     PARAMETERS: "tensors of the adapter",
@@ -73,14 +70,13 @@ def fields_of(record: RecordDict) -> Iterator[tuple[str, str, int]]:
                 yield f"{part}.{name}", _TENSORS[part], len(array.data)
         else:
             for name, value in content.items():
-                yield f"{part}.{name}", _short(value), _size(value)
+                yield f"{part}.{name}", _shown(value), _size(value)
 
 
-def _short(value: Any) -> str:
+def _shown(value: Any) -> str:
     if isinstance(value, float) and math.isnan(value):
         return "nan, for none"
-    text = ", ".join(value) if isinstance(value, list) else str(value)
-    return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 3]}..."
+    return ", ".join(value) if isinstance(value, list) else str(value)
 
 
 def _size(value: Any) -> int:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 PREDICTIONS = "predictions.npz"
 
+# What a server records of a run across sites, by round.
+SITES = "sites.jsonl"
+
 # Version of the file.
 VERSION = 1
 
@@ -169,6 +172,10 @@ def read_predictions(folder: Path) -> Predictions:
     """
     path = folder / PREDICTIONS
     if not path.is_file():
+        if (folder / SITES).is_file():
+            raise FedclipError(
+                f"{folder}: has no {PREDICTIONS}, as each site of a run across sites keeps its own"
+            )
         raise FedclipError(
             f"{folder}: has no {PREDICTIONS}; it was made by an earlier fedclip or is not over, so "
             "run it again with --overwrite, or resume it"
