@@ -181,6 +181,8 @@ def restore(context: Context) -> None:
         return
     try:
         state = recorddict_from_proto(ProtoRecordDict.FromString(path.read_bytes()))
+        if not state:
+            raise ValueError("it is empty")
         if _FACTS in state:
             recall(state, str(state[_FACTS]["run"]))
     except Exception as error:

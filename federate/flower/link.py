@@ -6,19 +6,26 @@ the port start a run or execute a task are left out, so the only code that runs 
 
 import asyncio
 import logging
+import os
+import socket
 import ssl
 import threading
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from flwr.app import Message, RecordDict
+from flwr.app import Error, Message, RecordDict
 from flwr.app.message import remove_content_from_message
-from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, SUPERLINK_NODE_ID, Status
+from flwr.common.constant import (
+    NOOP_ACCOUNT_NAME,
+    NOOP_FLWR_AID,
+    SUPERLINK_NODE_ID,
+    ErrorCode,
+    Status,
+)
 from flwr.server.superlink.linkstate import InMemoryLinkState
 from flwr.serverapp import Grid
 from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
@@ -75,11 +82,23 @@ class _LinkState(InMemoryLinkState):  # type: ignore[misc]
     def store_message_and_object_tree(
         self, message: Message, object_tree: Any, session_id: str
     ) -> tuple[bool, list[str]]:
-        """Take in a message; not an answer that no site needs so many objects for."""
+        """Take in an answer; no other message, and none that no site needs so many objects for."""
         count = sum(1 for _ in iterate_object_tree(object_tree))
-        if message.metadata.reply_to_message_id and count > _ANSWER_OBJECTS:
+        if not message.metadata.reply_to_message_id:
+            logger.warning("refused a message: it answers none")
+            return False, []
+        if count > _ANSWER_OBJECTS:
             logger.warning("refused an answer: it has %d objects, too many", count)
             return False, []
+        stored: tuple[bool, list[str]] = super().store_message_and_object_tree(
+            message, object_tree, session_id
+        )
+        return stored
+
+    def store_order(
+        self, message: Message, object_tree: Any, session_id: str
+    ) -> tuple[bool, list[str]]:
+        """Take in a message of the server's own."""
         stored: tuple[bool, list[str]] = super().store_message_and_object_tree(
             message, object_tree, session_id
         )
@@ -101,7 +120,7 @@ class _LinkState(InMemoryLinkState):  # type: ignore[misc]
         if found is None:
             logger.warning(
                 "refused a site with an unknown key (%s); to accept it, put its public key into "
-                "the folder sites of --tls-dir and start again",
+                "the folder sites of --tls-dir and start again with --resume",
                 fingerprint(public_key),
             )
         return found
@@ -157,23 +176,29 @@ class Link(Grid):  # type: ignore[misc]
         Raises:
             FedclipError: the port is taken, or the certificate cannot be used.
         """
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        try:
+            self._socket = socket.create_server((self.host, self.port), family=family)
+        except OSError as error:
+            number = error.errno or 0
+            reason = os.strerror(number) if number > 0 else error.strerror
+            raise FedclipError(
+                f"--host {self.host} --port {self.port}: cannot be listened on ({reason}); "
+                "choose an address of this machine, such as 0.0.0.0 for all, and a free port"
+            ) from None
+        self.port = self._socket.getsockname()[1]
         self._thread.start()
         while self._thread.is_alive() and not self._server.started:
             time.sleep(0.01)
-        if not self._server.started:
-            raise FedclipError(
-                f"--port {self.port}: cannot listen on {self.host}; choose another --port"
-            )
-        self.port = self._server.servers[0].sockets[0].getsockname()[1]
 
     def stop(self) -> None:
         """Close all connections."""
         self._server.should_exit = True
-        self._thread.join(timeout=2 * _GRACE)
+        if self._thread.is_alive():
+            self._thread.join(timeout=2 * _GRACE)
 
     def _serve(self) -> None:
-        with suppress(SystemExit):  # uvicorn exits if it cannot listen
-            asyncio.run(self._server.serve())
+        asyncio.run(self._server.serve([self._socket]))
 
     @property
     def traffic(self) -> tuple[int, int]:
@@ -218,9 +243,7 @@ class Link(Grid):  # type: ignore[misc]
             message.metadata.__dict__["_message_id"] = message.object_id
             session = self.state.start_session(self.run_id)
             bare = remove_content_from_message(message)
-            stored, missing = self.state.store_message_and_object_tree(
-                bare, get_object_tree(message), session
-            )
+            stored, missing = self.state.store_order(bare, get_object_tree(message), session)
             objects = get_all_nested_objects(message)
             for each in missing:
                 self.state.store_object(self.run_id, session, each, objects[each].deflate())
@@ -228,11 +251,21 @@ class Link(Grid):  # type: ignore[misc]
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the answers to these messages that have arrived whole."""
+        """Return the answers to these messages that have arrived whole, or cannot be read."""
         arrived: dict[str, Message] = {}
         for bare in self.state.get_message_res(message_ids=set(message_ids), run_id=self.run_id):
             message_id = bare.metadata.reply_to_message_id
-            if message_id not in arrived and (message := self._inflated(bare)) is not None:
+            if message_id in arrived:
+                continue
+            try:
+                message = self._inflated(bare)
+            except Exception as error:  # of many types, as a site may send anything
+                logger.debug("%s", error)
+                order = self.state.message_ins_store[message_id]
+                wrong = Error(ErrorCode.UNKNOWN, "answered with something that cannot be read")
+                message = Message(wrong, reply_to=order)
+                message.metadata.__dict__["_reply_to_message_id"] = message_id
+            if message is not None:
                 arrived[message_id] = message
         self.forget(arrived)
         return list(arrived.values())
@@ -250,16 +283,19 @@ class Link(Grid):  # type: ignore[misc]
         }
         if not all(contents.values()):
             return None
-        message: Message = inflate_object_from_contents(message_id, contents)
+        message = inflate_object_from_contents(message_id, contents)
+        if message.metadata.reply_to_message_id != bare.metadata.reply_to_message_id:
+            raise ValueError(message_id)
         message.metadata.__dict__["_message_id"] = message_id
-        store.delete(message_id)
         return message
 
     def forget(self, message_ids: Iterable[str]) -> None:
-        """Drop messages, so that no answer to them is accepted any more."""
+        """Drop messages and what has arrived in answer; no answer is accepted any more."""
         for message_id in message_ids:
+            answer_id = self.state.message_ins_id_to_message_res_id.get(message_id)
             self.state.delete_messages({message_id})
-            self.state.object_store.delete(message_id)
+            for each in filter(None, (message_id, answer_id)):
+                self.state.object_store.delete(each)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

@@ -86,6 +86,11 @@ class SiteFacts:
     target: bool
 
     @property
+    def rows(self) -> tuple[int, int, int]:
+        """Rows of its training, validation and test part."""
+        return self.train, self.validation, self.test
+
+    @property
     def key(self) -> str:
         """The image key of its encoder."""
         return image_key(self.encoder)
@@ -120,6 +125,9 @@ class SiteFacts:
         try:
             encoder = EncoderFacts.from_groups(json.loads(_value(config, "encoder", str)))
             image_key(encoder)
+            canonical_json(encoder.groups).encode()
+            if not isinstance(encoder.get("parameters"), int | None):
+                raise ValueError("parameters is not a number")
         except (CacheError, ValueError, TypeError, RecursionError) as error:
             raise FedclipError(f"its encoder is described badly ({error})") from None
         counts = [values[name] for name in ("train", "validation", "test", "parameters")]
@@ -130,7 +138,7 @@ class SiteFacts:
             encoder=encoder,
             class_names=_texts(config, "class_names"),
             templates=_texts(config, "templates"),
-            zero_shot=_value(metrics, "zero_shot", float),
+            zero_shot=_accuracy(metrics, "zero_shot"),
         )
 
 
@@ -345,7 +353,7 @@ class Answer:
             trained=trained,
             finite=_value(config, "finite", bool),
             loss=_value(metrics, "loss", float),
-            seconds=_value(metrics, "seconds", float),
+            seconds=_seconds(metrics),
             evaluation=evaluation,
             parameters=parameters,
             extra=extra,
@@ -476,6 +484,13 @@ def _accuracy(metrics: Mapping[str, Any], name: str) -> float:
     value = _value(metrics, name, float)
     if not (math.isnan(value) or 0 <= value <= 1):
         raise FedclipError(f"{name}: is {value}, which is no accuracy")
+    return value
+
+
+def _seconds(metrics: Mapping[str, Any]) -> float:
+    value = _value(metrics, "seconds", float)
+    if not 0 <= value < math.inf:
+        raise FedclipError(f"seconds: is {value}, which is no duration")
     return value
 
 

@@ -6,6 +6,7 @@ often as is worth it, and connects again whenever the server comes back.
 """
 
 import logging
+import re
 import ssl
 import threading
 import time
@@ -45,6 +46,7 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_push_object_fn_protobuf,
 )
 from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPushError,
     inflate_object_from_contents,
     pull_objects,
     push_objects,
@@ -56,6 +58,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from ...cache import FedclipError
 from ...cache.common.errors import first_line
+from ...cache.common.files import file_name, holding
 from ...cache.common.progress import Progress, no_progress
 from .bundle import bundle_hash
 from .client_app import app, opened, restore
@@ -75,6 +78,13 @@ RETRY = 1.0
 
 # Seconds that Flower's server waits for a sign of life before it calls a site gone, halved.
 HEARTBEAT = 10
+
+
+# Dropped connections in a row after which a server is taken for one that does not speak plain text.
+_DROPS = 3
+
+# Characters of a reason that are shown.
+_LONGEST = 1000
 
 
 class _Over(Exception):  # noqa: N818 - not an error
@@ -114,6 +124,8 @@ class SiteNode:
         private = credentials.key if credentials else generate_key_pairs()[0]
         self._keys = private, private.public_key()
         self._connected = False
+        self._state_dir = state_dir
+        self._drops = 0
         self._said = ""
         self._runs: set[int] = set()
         config: UserConfig = {
@@ -130,8 +142,17 @@ class SiteNode:
         """Answer until the run is over; connect again whenever the connection is lost.
 
         Raises:
-            FedclipError: the server cannot be trusted, or turns the site away.
+            FedclipError: the server cannot be trusted, or turns the site away; or another process
+                has joined with the same file and `state_dir`.
         """
+        self._state_dir.mkdir(parents=True, exist_ok=True)
+        busy = FedclipError(
+            f"{self._state_dir}: another process has joined as {self.client_name}; stop it first"
+        )
+        with holding(self._state_dir / f".{file_name(self.client_name)}.lock", busy):
+            self._serve()
+
+    def _serve(self) -> None:
         while True:
             try:
                 with self._client() as client, self._active(client) as node:
@@ -142,6 +163,10 @@ class SiteNode:
                 self._retry(self._refusal(error))
             except httpx.HTTPError as error:
                 self._retry(self._obstacle(error))
+            except FedclipError:
+                raise
+            except Exception as error:  # of many types, as a server may send anything
+                self._retry(f"what it sent cannot be read ({first_line(error)})")
 
     def _retry(self, reason: str) -> None:
         if reason != self._said:
@@ -161,6 +186,7 @@ class SiteNode:
         with FleetHttpClient.from_server_address(
             self.server, authority is None, authority, interceptors
         ) as client:
+            client._client.follow_redirects = False  # to no other server, and never in plain text
             yield client
 
     @contextmanager
@@ -251,12 +277,14 @@ class SiteNode:
                 ) from None
             cause = cause.__cause__ or cause.__context__
         dropped = isinstance(error, httpx.RemoteProtocolError | httpx.ReadError)
-        if dropped and self.credentials is None and not self._connected:
+        self._drops = self._drops + 1 if dropped else 0
+        # One alone may be a server that ends.
+        if self._drops == _DROPS and self.credentials is None and not self._connected:
             raise FedclipError(
                 f"{self.server}: closes connections in plain text; it uses TLS, so pass --keys in "
                 "place of --insecure"
             ) from None
-        return first_line(error)
+        return re.sub(r"^\[Errno -?\d+\] ", "", first_line(error))
 
     # Messages.
 
@@ -274,9 +302,13 @@ class SiteNode:
             over = message.metadata.message_type == END
             reason = str(message.content.get("config", {}).get("reason", "")) if over else ""
             reply = Message(RecordDict(), reply_to=message) if reason else self._answer(message)
-            _push(client, node, reply)
+            # The server that has all of an answer takes none of it again.
+            with suppress(ObjectPushError, *([httpx.HTTPError] if over else [])):
+                _push(client, node, reply)
             if reason:
-                raise FedclipError(f"{self.server}: {reason}")
+                raise FedclipError(f"{self.server}: {reason[:_LONGEST]}")
+            if over and reply.has_error():
+                raise FedclipError(f"{self.server}: ended the run, but {reply.error.reason}")
             if over:
                 raise _Over
             client.ConfirmMessageReceived(
@@ -320,11 +352,12 @@ class SiteNode:
             if computes:
                 self._show(message, "waiting for the others")
         except FedclipError as error:
-            if message.metadata.message_type != DESCRIBE:  # else the server sends it back
-                logger.warning("%s", error)
-            return Message(
-                Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error)), reply_to=message
-            )
+            reason = str(error).encode(errors="replace").decode()
+            if message.metadata.message_type == DESCRIBE:  # the server sends it back
+                reason = f"{self.client_name}: {reason}"
+            else:
+                logger.warning("%s", reason)
+            return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
         except (
             *(LookupError, AttributeError, TypeError, ValueError),
             *(ArithmeticError, RuntimeError),

@@ -27,14 +27,13 @@ from ..runs.checkpoint import write_tensors
 from ..runs.experiment import facts_of
 from ..runs.find import CONFIG, NONE
 from ..runs.folder import RunFolder
+from ..runs.predictions import SITES
 from ..runs.results import Facts, RunResult, Status, finite_or_null, result_of
 from ..server import Round, ServerState
 from ..settings import Settings
 from ..simulation import RunState
 from ..training.tasks import Parameters
 from .messages import ClassSums, SiteFacts
-
-SITES = "sites.jsonl"
 
 # Class means of a run that is not over, with the sites that they are of.
 MEANS_FILE = "class_means.safetensors"
@@ -185,7 +184,10 @@ class Record:
                 f"{path}: was not federated across sites; resume it with fedclip federate --resume"
             )
         if RunFolder(path).result_if_over() is not None:
-            raise FedclipError(f"{path}: is finished")
+            raise FedclipError(
+                f"{path}: is finished; a site that missed the end can use the adapter that any "
+                "other site has in its --state-dir"
+            )
         try:
             deployment = config["deployment"]
             plan = Plan(
@@ -198,7 +200,7 @@ class Record:
                 check_name(str(deployment["run"]), "run"),
             )
             members = {name: Member.from_json(each) for name, each in config["sites"].items()}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise FedclipError(f"{path / CONFIG}: is damaged ({error!r})") from None
         record = cls(path, plan)
         record.members = members
@@ -243,7 +245,7 @@ class Record:
 
     def state(self, begun: ServerState) -> ServerState:
         """Return the state that was saved last, or `begun` if none was."""
-        saved = self.folder.read_state(RunState(begun, self._zero_shot))
+        saved = self.folder.read_state(RunState(begun, {}))
         state = saved.server if saved else begun
         self._seconds = self.folder.keep_rounds(state.number)
         self._keep_attendance(state.number)
@@ -256,7 +258,7 @@ class Record:
         line = finite_or_null({"round": current.number, **asdict(attendance)})
         with (self.path / SITES).open("a", encoding="utf-8") as file:
             file.write(canonical_json(line) + "\n")
-        self.folder.save_state(RunState(state, self._zero_shot))
+        self.folder.save_state(RunState(state, {}))  # sites may join until it is read
 
     def finish(self, state: ServerState, bytes_per_client: int, *, interrupted: bool) -> RunResult:
         """Write the result and the best parameters.
@@ -357,7 +359,7 @@ class Record:
     def _keep_attendance(self, number: int) -> None:
         """Drop the lines after round `number`."""
         path = self.path / SITES
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        lines = path.read_text("utf-8", "replace").splitlines() if path.is_file() else []
         kept = [line for line in lines if _round_of(line) in range(1, number + 1)]
         if kept != lines:
             with replacing(path) as temporary:
@@ -367,7 +369,7 @@ class Record:
 def _round_of(line: str) -> int:
     try:
         return int(json.loads(line)["round"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError):
         return 0
 
 

@@ -13,6 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -63,6 +64,12 @@ LOOK = 0.5
 DESCRIBE_SECONDS = 60.0
 END_SECONDS = 60.0
 
+# Seconds after which it is said again whom a round waits for.
+REPEAT = 60.0
+
+# Characters of a text from a site that are shown.
+_LONGEST = 1000
+
 # What Flower says for a site that has gone.
 _GONE = "is not connected"
 
@@ -104,7 +111,9 @@ class Driver:
         self.progress = progress
         self.nodes: dict[str, _Node] = {}  # by client, of those accepted
         self._seen: set[_Node] = set()
+        self._asked: dict[str, tuple[_Node, float]] = {}  # to describe themselves, and until when
         self._informed: set[_Node] = set()  # those that have the class means
+        self._absent: dict[str, str] = {}  # by client that was left out last time, the reason
         self._settings = canonical_json(self.plan.settings.to_json())
         self._state: ServerState | None = None
 
@@ -238,66 +247,81 @@ class Driver:
             time.sleep(LOOK)
 
     def _admit(self) -> None:
-        """Accept or turn away those who have come since the last look."""
+        """Accept or turn away those who have come and described themselves since the last look."""
         nodes = [
             _Node(
                 int(node.node_id), str(node.last_activated_at), fingerprint(bytes(node.public_key))
             )
             for node in self.grid.get_nodes()
         ]
-        new = [node for node in nodes if node not in self._seen]
+        for node in nodes:
+            if node not in self._seen:
+                message_id = self._send(DESCRIBE, node.node_id, self._question(), DESCRIBE_SECONDS)
+                self._asked[message_id] = node, time.monotonic() + DESCRIBE_SECONDS
         self._seen = {*nodes}
-        if not new:
+        self._asked.pop("", None)  # those that have gone
+        for message_id, reply in self._arrived([*self._asked]).items():
+            node, _ = self._asked.pop(message_id)
+            if (reason := self._accept(node, reply)) is not None:
+                self._turn_away(node, reason)
+        late = [each for each, (_, until) in self._asked.items() if time.monotonic() > until]
+        for message_id in late:
+            node, _ = self._asked.pop(message_id)
+            self._turn_away(node, "cannot take part: did not describe itself")
+        self._forget(late)
+
+    def _accept(self, node: _Node, reply: RecordDict | str) -> str | None:
+        """Accept a site that has described itself, or return why it cannot take part."""
+        if isinstance(reply, str):
+            return f"cannot take part: {reply}"
+        try:
+            facts = SiteFacts.of_record(reply)
+            check_client(facts.client)
+        except FedclipError as error:
+            return str(error)
+        if (reason := self._objection(facts, node)) is not None:
+            return f"{facts.client}: {reason}"
+        known = self.record.members.get(facts.client)
+        self.nodes[facts.client] = node
+        if known is None:
+            self.record.admit(Member(facts, node.key if self.authenticated else ""))
+        logger.info(
+            "%s %s: %d training samples%s",
+            facts.client,
+            "joined" if known is None else "is back",
+            facts.train,
+            ", the target" if facts.target else "",
+        )
+        return None
+
+    def _turn_away(self, node: _Node, reason: str) -> None:
+        if reason.endswith(_GONE):
             return
-        asked = {str(node.node_id): node for node in new}
-        contents = {name: (node.node_id, self._question()) for name, node in asked.items()}
-        turned_away: dict[str, tuple[_Node, str]] = {}
-        for name, reply in self._exchange(DESCRIBE, contents, DESCRIBE_SECONDS):
-            node = asked[name]
-            if isinstance(reply, str):
-                turned_away[name] = node, f"cannot take part: {reply}"
-                continue
-            try:
-                facts = SiteFacts.of_record(reply)
-                check_client(facts.client)
-            except FedclipError as error:
-                turned_away[name] = node, str(error)
-                continue
-            if (reason := self._objection(facts, node)) is not None:
-                turned_away[name] = node, f"{facts.client}: {reason}"
-                continue
-            known = self.record.members.get(facts.client)
-            self.nodes[facts.client] = node
-            if known is None or known.facts != facts:
-                self.record.admit(Member(facts, node.key if self.authenticated else ""))
-            what = "joined" if known is None else "is back"
-            logger.info(
-                "%s %s: %d training samples%s",
-                facts.client,
-                what,
-                facts.train,
-                ", the target" if facts.target else "",
-            )
-        for node, reason in turned_away.values():
-            if reason.endswith(_GONE):
-                continue
-            reason = _printable(reason)
-            logger.warning("turned a site away: %s", reason)
-            self._end([node.node_id], f"the server turned this site away: {reason}")
+        reason = _printable(reason)
+        logger.warning("turned a site away: %s", reason)
+        self._end([node.node_id], f"the server turned this site away: {reason}")
 
     def _objection(self, facts: SiteFacts, node: _Node) -> str | None:
         """Return why a site cannot take part; None if it can."""
         if facts.train < 1 and not facts.target:
             return "has no training samples"
+        if facts.target != (facts.client == self.plan.target):
+            return "is not the target, but says so" if facts.target else "is the target, but trains"
         first, known = self.record.reference, self.record.members.get(facts.client)
-        if known is not None:
-            if self.authenticated and known.key != node.key:
-                return "another site has this name; the key is a different one"
-            if known.facts.train != facts.train or known.facts.test != facts.test:
+        if self.authenticated:
+            names = [name for name, each in self.record.members.items() if each.key == node.key]
+            if names and facts.client not in names:
+                return f"its key is that of {names[0]}; each site needs a key of its own"
+            if known is not None and not names:
                 return (
-                    f"came back with {facts.train} training and {facts.test} test samples, but had "
-                    f"{known.facts.train} and {known.facts.test}"
+                    "another site has this name, with another key; use that key, or extract with "
+                    "another --client"
                 )
+        if known is not None and facts.rows != known.facts.rows:
+            return (
+                f"came back with {facts.rows} training, validation and test samples, but had "
+                f"{known.facts.rows}"
+            )
         if first is None:
             return None
         if facts.key != first.key:
@@ -307,7 +331,10 @@ class Driver:
                 f"{listed(differing, 'and')})"
             )
         if differences := client_differences(first, facts):
-            return f"differs in {' and '.join(differences)}"
+            return (
+                f"differs in {' and '.join(differences)}; extract again with the same --name, "
+                "--class-names and --template"
+            )
         if facts.parameters != first.parameters:
             return f"trains {facts.parameters:,} numbers, the others {first.parameters:,}"
         if facts.fedclip != first.fedclip:
@@ -398,7 +425,7 @@ class Driver:
         everyone = set(self.record.members) if evaluate else set(instructed)
         needed = min(self.plan.minimum, len(instructed) or len(server.samples))
         start = time.perf_counter()
-        said = ""
+        said, repeat = "", 0.0
         while True:
             missing = {
                 name
@@ -457,19 +484,29 @@ class Driver:
             awaited = (set(instructed) or everyone) - enough.keys()
             line = (
                 f"round {state.number + 1}: {len(enough)} of {needed} needed answers, waiting for "
-                f"{shown(awaited)}"
+                + shown(f"{name} ({answers.left_out.get(name, _GONE)})" for name in awaited)
             )
-            if line != said:
+            now = time.monotonic()
+            if line != said or now >= repeat:
                 logger.warning("%s", line)
-                said = line
+                said, repeat = line, now + REPEAT
             self._wait_for(awaited)
         for name in instructed:
             if name not in answers.updates:
                 answers.left_out.setdefault(name, _GONE)
-        for name, why in answers.left_out.items():
-            logger.warning("round %d: left out %s: %s", state.number + 1, name, why)
+        self._report(state.number + 1, answers)
         answers.waiting = time.perf_counter() - start
         return answers
+
+    def _report(self, number: int, answers: "_Answers") -> None:
+        """Say who is left out of a round, and who is back in, unless it was so before."""
+        for name, why in answers.left_out.items():
+            if self._absent.get(name) != why:
+                logger.warning("round %d: left out %s: %s", number, name, why)
+        for name in sorted(self._absent.keys() & answers.updates.keys() - answers.left_out.keys()):
+            logger.info("round %d: %s takes part again", number, name)
+            del self._absent[name]
+        self._absent |= answers.left_out
 
     def _wait_for(self, awaited: set[str]) -> None:
         """Wait until one of those awaited is new here, or long enough to ask them again."""
@@ -504,10 +541,11 @@ class Driver:
             raise FedclipError("did not do what it was asked to do")
         if answer.samples != self.record.members[name].facts.train:
             raise FedclipError(f"reports {answer.samples} training samples")
-        if answer.evaluation is not None and order.train:
-            validation = answer.evaluation.validation
-            if math.isnan(validation) and self.record.members[name].facts.validation:
-                raise FedclipError("its validation accuracy is NaN")
+        if answer.evaluation is not None:
+            facts = self.record.members[name].facts
+            for part in ("validation", "test"):
+                if math.isnan(getattr(answer.evaluation, part)) and getattr(facts, part):
+                    raise FedclipError(f"its {part} accuracy is NaN")
         return answer
 
     def _exchange(
@@ -519,27 +557,19 @@ class Driver:
     ) -> Iterator[tuple[str, RecordDict | str]]:
         """Send a message to each, and yield its answer, or why there is none.
 
-        `show` gets the names of those that are awaited after half a second, and whenever the time
-        waited has doubled.
+        `show` gets the names of those that are awaited after 2 s, and whenever the time waited has
+        doubled.
         """
         waiting: dict[str, str] = {}
         for name, (node_id, content) in contents.items():
-            number = content["config"].get("number", "")
-            message = Message(content, node_id, kind, ttl=seconds + 60.0, group_id=str(number))
-            ids = [each for each in self.grid.push_messages([message]) if each]
-            if ids:
-                waiting[ids[0]] = name
+            if message_id := self._send(kind, node_id, content, seconds):
+                waiting[message_id] = name
             else:
                 yield name, _GONE
-        start, due = time.monotonic(), LOOK
+        start, due = time.monotonic(), 4 * LOOK
         while waiting:
-            here = {
-                reply.metadata.reply_to_message_id: reply
-                for reply in self.grid.pull_messages(list(waiting))
-            }
-            for number in [each for each in waiting if each in here]:
-                reply, name = here[number], waiting.pop(number)
-                yield name, _why(reply) if reply.has_error() else reply.content
+            for message_id, reply in self._arrived([*waiting]).items():
+                yield waiting.pop(message_id), reply
             waited = time.monotonic() - start
             if waiting and waited > seconds:
                 for name in waiting.values():
@@ -552,7 +582,25 @@ class Driver:
             if waiting:
                 time.sleep(min(LOOK, max(POLL, waited / 20)))
 
-    def _forget(self, message_ids: Mapping[str, str]) -> None:
+    def _send(self, kind: str, node_id: int, content: RecordDict, seconds: float) -> str:
+        """Send a message; return its ID, or '' if the site is gone."""
+        number = content["config"].get("number", "")
+        message = Message(content, node_id, kind, ttl=seconds + 60.0, group_id=str(number))
+        return next(iter(self.grid.push_messages([message])), "")
+
+    def _arrived(self, message_ids: Sequence[str]) -> dict[str, RecordDict | str]:
+        """Return the answers that are here, or why there is none, in the order of the messages."""
+        here = {
+            reply.metadata.reply_to_message_id: reply
+            for reply in (self.grid.pull_messages(message_ids) if message_ids else ())
+        }
+        return {
+            each: _why(here[each]) if here[each].has_error() else here[each].content
+            for each in message_ids
+            if each in here
+        }
+
+    def _forget(self, message_ids: Collection[str]) -> None:
         """Let no late answer to these messages come in."""
         forget = getattr(self.grid, "forget", None)
         if forget is not None:
@@ -568,7 +616,8 @@ class Driver:
             state, self.server.bytes_per_client(state), interrupted=interrupted
         )
         if not interrupted:
-            self._end([node.node_id for node in self.nodes.values()], "")
+            with suppress(KeyboardInterrupt):  # the run is over
+                self._end([node.node_id for node in self.nodes.values()], "")
         return result
 
     def _end(self, node_ids: Sequence[int], reason: str) -> None:
@@ -589,8 +638,11 @@ class Driver:
             str(node_id): (node_id, RecordDict({"config": ConfigRecord(config), **result}))
             for node_id in node_ids
         }
-        for _ in self._exchange(END, contents, END_SECONDS):
-            pass
+        names = {node.node_id: name for name, node in self.nodes.items()}
+        for node_id, reply in self._exchange(END, contents, END_SECONDS):
+            if isinstance(reply, str) and not reason:
+                name = names[int(node_id)]
+                logger.warning("%s: did not take the adapter: %s", name, _printable(reply))
 
 
 @dataclass
@@ -614,8 +666,9 @@ def _why(reply: Message) -> str:
 
 
 def _printable(text: str) -> str:
-    """Return a text from a site without anything that a terminal would obey."""
-    return "".join(each if each.isprintable() else " " for each in text)
+    """Return a text from a site without anything that a terminal would obey, cut if it is long."""
+    shown = "".join(each if each.isprintable() else " " for each in text[:_LONGEST])
+    return shown if len(text) <= _LONGEST else f"{shown}..."
 
 
 def fingerprint(public_key: bytes) -> str:

@@ -118,6 +118,11 @@ class Site:
                 "of this site's training features of each class, which it sends only if it was "
                 "started with --allow-class-means"
             )
+        if settings.data_fraction < 1 and not (self.has_texts or target):
+            raise FedclipError(
+                f"--data-fraction {settings.data_fraction:g}: would make sums of few features for "
+                "class means, which tell more about each; leave it out across sites"
+            )
         device = device or torch.device("cpu")
         self._pool = FeaturePool([cache], settings.feature_norm, device, model=settings.model)
         self._means: torch.Tensor | None = None

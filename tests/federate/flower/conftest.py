@@ -310,6 +310,7 @@ class Nodes:
         tamper: By client, a function of the round and the answer's record that returns what is
             sent in its place, or None for no answer at all.
         initial: By client, a function that returns what is sent in place of its initial parameters.
+        facts: By client, a function that returns what is sent in place of its description.
         wire: Every message and answer, as kind, client and record.
     """
 
@@ -326,6 +327,9 @@ class Nodes:
         self.online = set(self.contexts)
         self.tamper: dict[str, Callable[[int, Any], Any]] = {}
         self.initial: dict[str, Callable[[Any], Any]] = {}
+        self.facts: dict[str, Callable[[Any], Any]] = {}
+        self.activated: dict[int, str] = {}  # by node, if it has come back
+        self.keys = {number: path.stem for number, path in enumerate(files, 100)}
         self.wire: list[tuple[str, str, Any]] = []
         self._replies: dict[str, Any] = {}
         self._sent = 0
@@ -335,7 +339,9 @@ class Nodes:
 
         return [
             SimpleNamespace(
-                node_id=number, last_activated_at="", public_key=self.names[number].encode()
+                node_id=number,
+                last_activated_at=self.activated.get(number, ""),
+                public_key=self.keys[number].encode(),
             )
             for number in sorted(self.online)
         ]
@@ -364,8 +370,9 @@ class Nodes:
                 number = message.content["config"]["number"]
                 content = self.tamper[client](number, reply.content)
                 reply = content and Message(content, reply_to=message)
-            if kind == "query.initial" and client in self.initial:
-                reply = Message(self.initial[client](reply.content), reply_to=message)
+            for asked, changes in (("initial", self.initial), ("describe", self.facts)):
+                if kind == f"query.{asked}" and client in changes:
+                    reply = Message(changes[client](reply.content), reply_to=message)
             if reply is not None and reply.has_content():
                 self.wire.append((f"{kind} answer", client, reply.content))
             if reply is not None:

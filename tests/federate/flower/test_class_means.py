@@ -416,9 +416,9 @@ def test_sites_that_allow_it_train_a_head_and_one_that_does_not_is_refused(
     unwilling = place.join("b", name="unwilling")
     assert unwilling.wait() == 2, unwilling.output
     reason = (
-        "the server turned this site away: cannot take part: --class-vectors head: needs the sum "
-        "and the number of this site's training features of each class, which it sends only if it "
-        "was started with --allow-class-means"
+        "the server turned this site away: cannot take part: b: --class-vectors head: needs the "
+        "sum and the number of this site's training features of each class, which it sends only "
+        "if it was started with --allow-class-means"
     )
     assert f"error: {place.server_address}: {reason}" in " ".join(unwilling.output.split())
     sites = [place.join(client, "--allow-class-means") for client in ("a", "b")]

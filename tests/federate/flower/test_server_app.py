@@ -121,6 +121,10 @@ def with_config(**changes: Any) -> Callable[[Any], Any]:
     return change
 
 
+def with_about(about: str) -> Callable[[Any], Any]:
+    return with_config(encoder=f'{{"shared": {{}}, "image": {{}}, "text": {{}}, "about": {about}}}')
+
+
 def with_metrics(**changes: Any) -> Callable[[Any], Any]:
     def change(record: Any) -> Any:
         record["metrics"] = MetricRecord({**record["metrics"], **changes})
@@ -149,15 +153,22 @@ def with_metrics(**changes: Any) -> Callable[[Any], Any]:
             "version on server and sites",
         ),
         (with_metrics(test=1.5), "answered wrongly: test: is 1.5, which is no accuracy"),
+        (with_metrics(test=math.nan), "answered wrongly: its test accuracy is NaN"),
+        (with_metrics(seconds=math.inf), "answered wrongly: seconds: is inf, which is no duration"),
         (lambda record: None, "did not answer within 0.5 s"),
     ],
 )
 def test_an_invalid_answer_is_left_out_of_its_round_and_named(
-    wrong: Callable[[Any], Any], reason: str, place: Any
+    wrong: Callable[[Any], Any], reason: str, place: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "fedclip")
     place.grid.tamper["b"] = lambda number, record: wrong(record) if number == 2 else record
     record, result = place.drive(place.plan(timeout=0.5))
     assert result.status == "finished"
+    assert [each for each in caplog.messages if each.startswith("round ")] == [
+        f"round 2: left out b: {reason}",
+        "round 3: b takes part again",
+    ]
     assert [line["took_part"] for line in lines(record)] == [[*"abc"], ["a", "c"], [*"abc"]]
     assert [line["left_out"] for line in lines(record)] == [{}, {"b": reason}, {}]
 
@@ -226,12 +237,95 @@ def test_a_round_waits_for_enough_updates_and_says_for_whom(
     record, result = place.drive(place.plan(timeout=0.2, minimum=2))
     assert result.status == "finished"
     assert tries == [1, 2, 2, 2, 3, 4]
-    assert "round 2: 1 of 2 needed answers, waiting for b, c" in caplog.messages
+    wrong = "answered wrongly: parameters/attention.0.bias: is missing"
+    assert (
+        f"round 2: 1 of 2 needed answers, waiting for b ({wrong}), c (did not answer within 0.2 s)"
+        in caplog.messages
+    )
     second = lines(record)[1]
     assert (second["took_part"], [*second["left_out"]]) == (["a", "b"], ["c"])
 
 
-def test_sites_may_come_late_and_leave(place: Any) -> None:
+def test_a_run_that_a_site_joined_late_is_resumed(place: Any) -> None:
+    place.grid.online = {100, 101}
+
+    def change(task: str, done: int, *_: Any) -> None:
+        place.grid.online = {100, 101, 102}
+        if done == 2:
+            raise KeyboardInterrupt
+
+    record, result = place.drive(place.plan(expected=2, rounds=5), change)
+    assert (result.status, [*record.members]) == ("interrupted", ["a", "b", "c"])
+    again = Record.resume(record.path)
+    assert Driver(place.grid, again, authenticated=True).drive().rounds == 5
+    again.close()
+    assert [line["round"] for line in lines(record)] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (with_config(target=True), "c: is not the target, but says so"),
+        (with_metrics(zero_shot=7.5), "zero_shot: is 7.5, which is no accuracy"),
+        (with_metrics(zero_shot=math.inf), "zero_shot: is inf, which is no accuracy"),
+        (with_config(client="b"), "b: its key is that of c; each site needs a key of its own"),
+        (
+            with_about('{"model": "\\ud800"}'),
+            "its encoder is described badly ('utf-8' codec can't encode character '\\ud800' in ",
+        ),
+        (
+            with_about('{"parameters": "many"}'),
+            "its encoder is described badly (parameters is not a number)",
+        ),
+    ],
+)
+def test_a_site_that_describes_itself_wrongly_is_turned_away(
+    wrong: Callable[[Any], Any], reason: str, place: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    place.grid.facts["c"] = wrong
+    if "its key" in reason:
+        place.grid.keys[100] = place.grid.keys[102]  # that of the first who came
+        reason = "b: its key is that of a; each site needs a key of its own"
+    record, result = place.drive(place.plan(expected=2))
+    assert result.status == "finished"
+    assert [*record.members] == ["a", "b"]
+    line = next(each for each in caplog.messages if "turned" in each)
+    assert line.startswith(f"turned a site away: {reason}")
+
+
+def test_a_site_that_comes_back_with_other_rows_is_turned_away(
+    place: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def change(task: str, done: int, *_: Any) -> None:
+        if done == 1:
+            place.grid.facts["b"] = with_config(validation=10**9)
+            place.grid.activated[101] = "again"
+
+    record, result = place.drive(place.plan(rounds=4), change)
+    assert result.status == "finished"
+    rows = record.members["b"].facts.rows
+    assert caplog.messages[0] == (
+        f"turned a site away: b: came back with {(rows[0], 10**9, rows[2])} training, validation "
+        f"and test samples, but had {rows}"
+    )
+
+
+def test_a_site_that_does_not_describe_itself_holds_nobody_up(
+    place: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedclip.federate.flower.server_app.DESCRIBE_SECONDS", 0.0)
+    pull = place.grid.pull_messages
+    silent = {"3"}  # the question to the third site
+    monkeypatch.setattr(
+        place.grid, "pull_messages", lambda ids: pull([each for each in ids if each not in silent])
+    )
+    record, result = place.drive(place.plan(expected=2))
+    assert result.status == "finished"
+    assert [line["took_part"] for line in lines(record)] == [["a", "b"]] * 3
+    assert caplog.messages[0] == "turned a site away: cannot take part: did not describe itself"
+
+
+def test_sites_may_come_late_and_leave(place: Any, caplog: pytest.LogCaptureFixture) -> None:
     place.grid.online = {100, 101}
 
     def change(task: str, done: int, *_: Any) -> None:
@@ -251,6 +345,9 @@ def test_sites_may_come_late_and_leave(place: Any) -> None:
         ["a", "c"],
     ]
     assert lines(record)[-1]["left_out"] == {"b": "is not connected"}
+    assert [each for each in caplog.messages if "left out" in each] == [
+        "round 5: left out b: is not connected"
+    ]
     assert [*record.members] == ["a", "b", "c"]
     assert [*result.accuracy] == lines(record)[result.best_round - 1]["evaluated"]
     assert result.mean is not None
@@ -276,7 +373,7 @@ def test_an_interrupted_run_is_resumed_as_if_nothing_had_been(
     assert [line["round"] for line in lines(record)] == [1, 2, 3, 4, 5]
     losses = [line["train_loss"] for line in lines(record, "rounds.jsonl")]
     assert len(losses) == 5
-    with pytest.raises(FedclipError, match=r"is finished$"):
+    with pytest.raises(FedclipError, match=r"is finished; a site that missed the end can use"):
         Record.resume(record.path)
 
 

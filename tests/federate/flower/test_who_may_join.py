@@ -129,6 +129,74 @@ def test_strangers_are_refused_with_one_line_on_either_side(
     assert [site.wait() for site in sites] == [0, 0]
 
 
+def test_two_processes_do_not_join_for_one_site(caches: list[FeatureCache], loopback: Any) -> None:
+    place = loopback(caches)
+    place.keys("hospital-a", "hospital-b")
+    server = place.serve("--clients-expected", 2, "--rounds", 2, "--name", "run")
+    site = place.join("hospital-a")
+    server.shows("hospital-a joined")
+    assert refused(place.join("hospital-a", name="twice")) == (
+        "joined: another process has joined as hospital-a; stop it first"
+    )
+    place.join("hospital-b")
+    assert [server.wait(), site.wait()] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        ("join --cache hospital-a.h5", "SERVER: is missing (see fedclip join --help)"),
+        (
+            "join https://127.0.0.1:9 --cache hospital-a.h5",
+            "SERVER https://127.0.0.1:9: https://127.0.0.1 is not a name or an IP address of a "
+            "machine; pass it as server.example.org or 10.0.0.1, without https://",
+        ),
+        (
+            "join 127.0.0.1:9 --cache other.h5 --insecure",
+            "--cache other.h5: no such file; pass the .h5 file that fedclip extract wrote",
+        ),
+        (
+            "join 127.0.0.1:9 --cache hospital-a.h5 --insecure --device cuda:9",
+            "--device cuda:9: cannot be used here; choose auto or cpu",
+        ),
+        (
+            "join 127.0.0.1:9 --cache hospital-a.h5 --insecure --keys keys/hospital-a",
+            "--insecure cannot be combined with --keys; leave out one (see fedclip join --help)",
+        ),
+        (
+            "serve --insecure --host 127.0.0.1 --tls-dir keys/server",
+            "--insecure cannot be combined with --tls-dir; leave out one (see fedclip serve "
+            "--help)",
+        ),
+        (
+            "serve --tls-dir keys/server --clients-expected 3",
+            "--clients-expected 3: keys/server has the keys of only 1 site; put those of the "
+            "others into its folder sites",
+        ),
+        (
+            "serve --tls-dir keys/server --clients-expected 1 --host 192.0.2.1 --port 0",
+            "--host 192.0.2.1 --port 0: cannot be listened on (Cannot assign requested address); "
+            "choose an address of this machine, such as 0.0.0.0 for all, and a free port",
+        ),
+        (
+            "keys --host a.example:9092",
+            "--host a.example:9092: a.example:9092 is not a name or an IP address of a machine; "
+            "pass it as server.example.org or 10.0.0.1, without https://",
+        ),
+        ("keys --site server", "--site server: is the server's folder; choose another name"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_begun(
+    command: str, line: str, caches: list[FeatureCache], loopback: Any
+) -> None:
+    place = loopback(caches)
+    place.keys("hospital-a")
+    before = sorted(place.folder.rglob("*"))
+    process = place.start("refused", *command.split())
+    assert refused(process) == line
+    assert sorted(place.folder.rglob("*")) == sorted([*before, process.log])
+
+
 def test_a_certificate_that_expired_or_is_for_another_host_is_refused(
     caches: list[FeatureCache], loopback: Any
 ) -> None:
@@ -179,7 +247,7 @@ keys.read_certificate = lambda folder: (folder / "server.crt", folder / "server.
 from fedclip.cli import main
 main()
 """
-    place.serve("--name", "run", code=careless)
+    place.serve("--clients-expected", 1, "--name", "run", code=careless)
     assert refused(place.join("hospital-a")).startswith(
         f"{place.server_address}: its certificate is refused (certificate has expired)"
     )
@@ -211,7 +279,8 @@ def test_the_bundle_is_what_flower_makes_of_the_app() -> None:
     [
         (
             {"classes": ("cat", "dog", "bird")},
-            "differs in class_names (only hospital-a has 'fish', only hospital-b has 'bird')",
+            "differs in class_names (only hospital-a has 'fish', only hospital-b has 'bird'); "
+            "extract again with the same --name, --class-names and --template",
         ),
         (
             {"encoder": EncoderFacts(shared={"library": "other"})},
@@ -254,6 +323,67 @@ def test_what_is_longer_than_any_answer_is_refused_before_it_is_read(
     assert "warning: refused an answer: it has 2" in server.output
     assert place.sites()[0]["took_part"] == ["hospital-a"]
     assert place.sites()[0]["left_out"] == {"hospital-b": "did not answer within 2 s"}
+
+
+# A site whose answers are no messages of Flower's, which sends messages that answer none, and whose
+# first answers are lost.
+HOSTILE = """
+import hashlib, os
+from flwr.app import Message, RecordDict
+from flwr.app.message import remove_content_from_message
+from flwr.common.serde import message_to_proto
+from flwr.proto.fleet_pb2 import PushMessagesRequest
+from flwr.proto.message_pb2 import ObjectTree, PushObjectRequest
+from fedclip.federate.flower import node
+push = node._push
+def hostile(client, at, message):
+    if message.metadata.message_type != os.environ["WHICH"]:
+        return push(client, at, message)
+    content = b"ConfigRecord  3\\x00" + b"\\xff" * 3
+    name = hashlib.sha256(content).hexdigest()
+    proto = message_to_proto(remove_content_from_message(message))
+    proto.metadata.message_id = name
+    tree = ObjectTree(object_id=name)
+    for reply_to in ("", message.metadata.reply_to_message_id):
+        proto.metadata.reply_to_message_id = reply_to
+        answer = client.PushMessages(
+            PushMessagesRequest(
+                node=at,
+                messages_list=[proto],
+                message_object_trees=[tree],
+                clientapp_runtime_list=[0.0],
+            )
+        )
+    client.PushObject(PushObjectRequest(
+        node=at, run_id=message.metadata.run_id, object_id=name, object_content=content,
+        session_id=answer.session_id,
+    ))
+node._push = hostile
+from fedclip.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("which", ["train", "query.describe"])
+def test_what_is_no_message_is_refused_and_the_server_goes_on(
+    which: str, caches: list[FeatureCache], loopback: Any
+) -> None:
+    place = loopback(caches)
+    server = place.serve(
+        *("--insecure", "--clients-expected", 2 if which == "train" else 1, "--rounds", 2),
+        *("--name", "run"),
+    )
+    place.join("hospital-b", "--insecure", code=HOSTILE, WHICH=which)
+    server.shows("refused a message: it answers none" if which != "train" else "joined")
+    place.join("hospital-a", "--insecure")
+    assert server.wait() == 0, server.output
+    assert "refused a message: it answers none" in server.output
+    wrong = "answered with something that cannot be read"
+    if which == "train":
+        assert [line["left_out"] for line in place.sites()] == [{"hospital-b": wrong}] * 2
+    else:
+        assert f"turned a site away: cannot take part: {wrong}" in server.output
+    assert [line["took_part"] for line in place.sites()] == [["hospital-a"]] * 2
 
 
 def test_plain_text_is_for_loopback_only(caches: list[FeatureCache], loopback: Any) -> None:
