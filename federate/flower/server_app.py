@@ -111,7 +111,8 @@ class Driver:
         self.progress = progress
         self.nodes: dict[str, _Node] = {}  # by client, of those accepted
         self._seen: set[_Node] = set()
-        self._asked: dict[str, tuple[_Node, float]] = {}  # to describe themselves, and until when
+        # By message, who is to describe itself, or None for one that was turned away; until when.
+        self._asked: dict[str, tuple[_Node | None, float]] = {}
         self._informed: set[_Node] = set()  # those that have the class means
         self._absent: dict[str, str] = {}  # by client that was left out last time, the reason
         self._settings = canonical_json(self.plan.settings.to_json())
@@ -261,13 +262,14 @@ class Driver:
         self._seen = {*nodes}
         self._asked.pop("", None)  # those that have gone
         for message_id, reply in self._arrived([*self._asked]).items():
-            node, _ = self._asked.pop(message_id)
-            if (reason := self._accept(node, reply)) is not None:
-                self._turn_away(node, reason)
+            newcomer, _ = self._asked.pop(message_id)
+            if newcomer and (reason := self._accept(newcomer, reply)) is not None:
+                self._turn_away(newcomer, reason)
         late = [each for each, (_, until) in self._asked.items() if time.monotonic() > until]
         for message_id in late:
-            node, _ = self._asked.pop(message_id)
-            self._turn_away(node, "cannot take part: did not describe itself")
+            newcomer, _ = self._asked.pop(message_id)
+            if newcomer:
+                self._turn_away(newcomer, "cannot take part: did not describe itself")
         self._forget(late)
 
     def _accept(self, node: _Node, reply: RecordDict | str) -> str | None:
@@ -299,7 +301,9 @@ class Driver:
             return
         reason = _printable(reason)
         logger.warning("turned a site away: %s", reason)
-        self._end([node.node_id], f"the server turned this site away: {reason}")
+        ending = self._ending(f"the server turned this site away: {reason}")
+        message_id = self._send(END, node.node_id, ending, END_SECONDS)
+        self._asked[message_id] = None, time.monotonic() + END_SECONDS
 
     def _objection(self, facts: SiteFacts, node: _Node) -> str | None:
         """Return why a site cannot take part; None if it can."""
@@ -621,7 +625,16 @@ class Driver:
         return result
 
     def _end(self, node_ids: Sequence[int], reason: str) -> None:
-        """Send sites the adapter of a run that is over, or say why they cannot take part."""
+        """Send sites the adapter of a run that is over, or say why there is none, and wait."""
+        contents = {str(node_id): (node_id, self._ending(reason)) for node_id in node_ids}
+        names = {node.node_id: name for name, node in self.nodes.items()}
+        for node_id, reply in self._exchange(END, contents, END_SECONDS):
+            if isinstance(reply, str) and not reason:
+                name = names[int(node_id)]
+                logger.warning("%s: did not take the adapter: %s", name, _printable(reply))
+
+    def _ending(self, reason: str) -> RecordDict:
+        """Make a message that ends a site's part: with the best adapter, or with a reason."""
         best = self._state.best if self._state else None
         config: dict[str, Any] = {
             "format": FORMAT,
@@ -631,18 +644,10 @@ class Driver:
             "best": best.round.number if best else 0,
             "reason": reason,
         }
-        result = {}
+        content = RecordDict({"config": ConfigRecord(config)})
         if best is not None and not reason and self.plan.settings.strategy.shared:
-            result[PARAMETERS] = pack(best.parameters, {})
-        contents = {
-            str(node_id): (node_id, RecordDict({"config": ConfigRecord(config), **result}))
-            for node_id in node_ids
-        }
-        names = {node.node_id: name for name, node in self.nodes.items()}
-        for node_id, reply in self._exchange(END, contents, END_SECONDS):
-            if isinstance(reply, str) and not reason:
-                name = names[int(node_id)]
-                logger.warning("%s: did not take the adapter: %s", name, _printable(reply))
+            content[PARAMETERS] = pack(best.parameters, {})
+        return content
 
 
 @dataclass
