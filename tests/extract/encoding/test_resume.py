@@ -122,7 +122,11 @@ def running(children):
     return all(os.waitid(os.P_PID, child, look) is None for child in children)
 
 def parts(cache_dir):
-    return len(list(cache_dir.glob("*/*/parts/[!.]*.part")))
+    while True:
+        try:
+            return len(list(cache_dir.glob("*/*/parts/[!.]*.part")))
+        except FileNotFoundError:  # the folder was removed while it was listed
+            pass
 
 # A moment is told by what is done, not by a clock that a busy machine would put off.
 def wait_for_a_moment(cache_dir, children, moments):
