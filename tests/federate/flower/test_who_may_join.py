@@ -2,7 +2,9 @@
 
 import datetime
 import stat
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -384,6 +386,65 @@ def test_what_is_no_message_is_refused_and_the_server_goes_on(
     else:
         assert f"turned a site away: cannot take part: {wrong}" in server.output
     assert [line["took_part"] for line in place.sites()] == [["hospital-a"]] * 2
+
+
+class Stranger:
+    """A web server that is not fedclip's, and what it was asked for."""
+
+    def __init__(self, location: str = "") -> None:
+        asked = self.asked = list[str]()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                asked.append(self.path)
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                self.send_response(307 if location else 200)
+                self.send_header("Location", f"{location}{self.path}")
+                self.send_header("Content-Length", "4")
+                self.end_headers()
+                self.wfile.write(b"\xff" * 4)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+        self.port = self._server.server_port
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> "Stranger":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def test_a_site_follows_no_redirect_and_waits_where_something_else_answers(
+    caches: list[FeatureCache], loopback: Any
+) -> None:
+    place = loopback(caches)
+    with Stranger() as elsewhere, Stranger(elsewhere.url) as first:
+        place.port = first.port
+        site = place.join("hospital-a", "--insecure")
+        site.shows(f"waiting for {place.server_address}: it answered 307")
+        assert elsewhere.asked == []
+        place.port = elsewhere.port
+        site = place.join("hospital-b", "--insecure")
+        site.shows(f"waiting for {place.server_address}: what it sent cannot be read (")
+        assert elsewhere.asked
+    assert "Traceback" not in site.output
+
+
+def test_no_proxy_gets_what_is_in_plain_text(caches: list[FeatureCache], loopback: Any) -> None:
+    place = loopback(caches[:1])
+    server = place.serve("--insecure", "--clients-expected", 1, "--rounds", 1, "--name", "run")
+    with Stranger() as proxy:
+        site = place.join("hospital-a", "--insecure", HTTP_PROXY=proxy.url, http_proxy=proxy.url)
+        assert [server.wait(), site.wait()] == [0, 0], site.output
+        assert proxy.asked == []
 
 
 def test_plain_text_is_for_loopback_only(caches: list[FeatureCache], loopback: Any) -> None:
