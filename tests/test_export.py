@@ -193,6 +193,7 @@ def test_other_adapters_and_class_vectors_are_exported(
     same(onnx_program(Path("one.onnx")), [features], use.classifier(cache.image_features))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("to", "suffix"), [("onnx", ".onnx"), ("torch", ".pt2")])
 @pytest.mark.parametrize(
     "models", [["timm:test_vit"], ["timm:test_efficientnet", "local-dir:{tiny_clip}"]]

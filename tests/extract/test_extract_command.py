@@ -329,6 +329,7 @@ def test_bad_input_in_a_process_of_its_own_is_one_line_and_exit_code_2(fedclip: 
     assert only_error(result.stderr).startswith("error: unknown dataset or folder")
 
 
+@pytest.mark.slow
 def test_another_process_makes_the_same_files_byte_for_byte_even_of_random_weights(
     fedclip: Fedclip, extract: Command, make_images: MakeImages, tiny_clip: Path, tmp_path: Path
 ) -> None:

@@ -71,6 +71,7 @@ def test_a_pushed_adapter_predicts_on_a_machine_that_has_nothing_else(
     assert again.stdout == found.stdout
 
 
+@pytest.mark.slow
 def test_an_adapter_from_the_hub_is_exported_and_pushed_again(
     demo: Demo, hub: Hub, at_hub: Path, tmp_path: Path
 ) -> None:

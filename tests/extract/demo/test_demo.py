@@ -124,6 +124,7 @@ def test_the_shipped_model_is_small_and_of_the_config_that_is_trained() -> None:
     assert dtypes == {"F16", "I64"}
 
 
+@pytest.mark.slow
 def test_a_short_pre_training_lowers_the_loss_and_gives_the_same_bytes_again(
     tmp_path: Path,
 ) -> None:
