@@ -353,22 +353,14 @@ def keys(made: KeysOptions) -> None:
 
     import shutil
 
-    from ..flower.keys import AUTHORITY, PUBLIC, SITES, make_server, make_site
+    from ..flower.keys import AUTHORITY, PUBLIC, SITES, make_server, make_site, refuse_existing
 
     server, sites = made.directory / "server", [*dict.fromkeys(made.sites)]
     for name in sites:
         if made.directory / name == server:
             raise FedclipError(f"--site {name}: is the server's folder; choose another name")
-        if (made.directory / name).exists():
-            raise FedclipError(
-                f"{made.directory / name}: exists, and keys are never overwritten; move it away "
-                "first"
-            )
-        registered = server / SITES / f"{name}{PUBLIC}"
-        if registered.exists():
-            raise FedclipError(
-                f"{registered}: exists, and keys are never overwritten; move it away first"
-            )
+        for path in (made.directory / name, server / SITES / f"{name}{PUBLIC}"):
+            refuse_existing(path)
     if made.hosts:
         for path in make_server(server, made.hosts, made.days):
             print(path)

@@ -69,14 +69,14 @@ def make_server(folder: Path, hosts: Sequence[str], days: int) -> list[Path]:
         FedclipError: there is a certificate already.
     """
     for name in (CERTIFICATE, CERTIFICATE_KEY):
-        _refuse_existing(folder / name)
+        refuse_existing(folder / name)
     files: dict[Path, bytes] = {}
     if (folder / AUTHORITY).exists() and (folder / AUTHORITY_KEY).exists():
         authority = _read_certificate(folder / AUTHORITY)
         authority_key = _read_key(folder / AUTHORITY_KEY)
     else:
         for name in (AUTHORITY, AUTHORITY_KEY):
-            _refuse_existing(folder / name)
+            refuse_existing(folder / name)
         authority_key = ec.generate_private_key(ec.SECP384R1())
         authority = _certificate("fedclip authority", authority_key, 10 * 365)
         files[folder / AUTHORITY_KEY] = _private(authority_key)
@@ -97,7 +97,7 @@ def make_site(folder: Path, name: str) -> list[Path]:
     check_name(name, "site")
     private, public = folder / f"{name}{PRIVATE}", folder / f"{name}{PUBLIC}"
     for path in (private, public):
-        _refuse_existing(path)
+        refuse_existing(path)
     key = ec.generate_private_key(ec.SECP384R1())
     line = key.public_key().public_bytes(
         serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
@@ -172,7 +172,8 @@ def read_credentials(folder: Path) -> Credentials:
         lambda content: serialization.load_ssh_private_key(content, None),
         ec.EllipticCurvePrivateKey,
     )
-    return Credentials(key, _pem(_read_certificate(authority)))
+    authorities = _read(authority, "certificate", x509.load_pem_x509_certificates, list)
+    return Credentials(key, b"".join(map(_pem, authorities)))
 
 
 def _certificate(
@@ -272,7 +273,12 @@ def _read_key(path: Path) -> Any:
     )
 
 
-def _refuse_existing(path: Path) -> None:
+def refuse_existing(path: Path) -> None:
+    """Refuse to replace a key or a certificate.
+
+    Raises:
+        FedclipError: there is something at `path`.
+    """
     if path.exists() or path.is_symlink():
         raise FedclipError(f"{path}: exists, and keys are never overwritten; move it away first")
 

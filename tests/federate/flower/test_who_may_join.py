@@ -497,6 +497,25 @@ def test_keys_are_private_and_never_overwritten(caches: list[FeatureCache], loop
     assert (keys / "server" / "sites" / "hospital-b.pub").is_file()
 
 
+def test_a_registered_key_is_not_replaced_and_several_authorities_are_trusted(
+    caches: list[FeatureCache], loopback: Any
+) -> None:
+    from fedclip.federate.flower.keys import read_credentials
+
+    place = loopback(caches)
+    place.keys("hospital-a")
+    keys = place.folder / "keys"
+    (keys / "hospital-a").rename(keys / "elsewhere")
+    assert refused(place.start("again", "keys", "--site", "hospital-a")) == (
+        "keys/server/sites/hospital-a.pub: exists, and keys are never overwritten; move it away "
+        "first"
+    )
+    ours, theirs = keys / "elsewhere" / "ca.crt", keys / "server" / "server.crt"
+    both = ours.read_bytes() + theirs.read_bytes()
+    ours.write_bytes("# Behörde\n".encode() + both)
+    assert read_credentials(keys / "elsewhere").authority == both
+
+
 def test_a_dry_run_shows_what_would_be_sent_and_joins_nothing(
     caches: list[FeatureCache], loopback: Any
 ) -> None:
