@@ -174,7 +174,7 @@ def read_predictions(folder: Path) -> Predictions:
     if not path.is_file():
         if (folder / SITES).is_file():
             raise FedclipError(
-                f"{folder}: has no {PREDICTIONS}, as each site of a run across sites keeps its own"
+                f"{folder}: has no {PREDICTIONS}, as no site of a run across sites sends its own"
             )
         raise FedclipError(
             f"{folder}: has no {PREDICTIONS}; it was made by an earlier fedclip or is not over, so "
